@@ -1,0 +1,5 @@
+import sys
+
+from detectkit.cli import main
+
+sys.exit(main())

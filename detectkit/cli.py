@@ -1,0 +1,85 @@
+"""The `detectkit` command: the argument tree, and from an error to an exit code.
+
+Only the module of the chosen command is imported, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from detectkit import __version__, console
+from detectkit.errors import DetectkitError, OutputError
+
+COMMANDS = {
+    "check": "judge a spec, and count the boxes of its data",
+    "explain": "what a field of the spec means, its default and range",
+    "sample-data": "make a small data set with labels, to try things out",
+    "convert": "KITTI labels to TFRecord shards",
+    "visualize": "what the network sees: augmented images, boxes and targets",
+    "train": "train a detector; goes on where it was stopped",
+    "evaluate": "average precision, precision, recall and latency",
+    "infer": "detect: KITTI label files and annotated images",
+}
+ALIASES = {"dataset_convert": "convert", "inference": "infer"}  # TLT's names
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; gives its exit code (see `detectkit.errors`)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except DetectkitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `detectkit explain | head`
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        print(f"error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
+        return OutputError.exit_code
+
+
+def _run(arguments: list[str]) -> int:
+    parser = _top_parser()
+    chosen = parser.parse_args(arguments[:1]).command
+    name = ALIASES.get(chosen, chosen)
+    module = importlib.import_module(f"detectkit.commands.{name.replace('-', '_')}")
+    command = argparse.ArgumentParser(prog=f"detectkit {chosen}", description=module.__doc__, allow_abbrev=False)
+    module.add_arguments(command)
+    _add_common(command)
+    args = command.parse_args(arguments[1:])
+    console.set_up(verbose=args.verbose)
+    if args.key:
+        console.log.warning("-k: files are not encrypted here, the key is not used")
+    module.run(args)
+    return 0
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    listing = "\n".join(f"  {name.ljust(width)}  {text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="detectkit",
+        description="From a text spec to a trained, measured object detector.",
+        epilog=f"commands:\n{listing}\n\n`detectkit COMMAND --help` shows the options of one.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"detectkit {__version__}")
+    names = [*COMMANDS, *ALIASES]
+    parser.add_argument("command", choices=names, metavar="COMMAND", help="one of the commands below")
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-k", "--key", help="accepted for TLT's command lines: files are not encrypted here")
+    parser.add_argument("-v", "--verbose", action="store_true", help="more log lines")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""Measure a model on the validation images of a spec, or detections in KITTI files on labels, no model needed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detectkit import spec
+from detectkit.commands.devices import add_device_arguments, choose_device
+from detectkit.console import log, progress, say, table
+from detectkit.errors import UsageError
+from detectkit.files import atomic_write, make_directory
+
+if TYPE_CHECKING:
+    from detectkit.evaluation import Evaluation
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-e", "--experiment_spec", required=True, type=Path, metavar="SPEC")
+    parser.add_argument("-m", "--model_path", type=Path, metavar="MODEL", help="a .safetensors model")
+    parser.add_argument("-r", "--results_dir", type=Path, metavar="DIR", help="where results.json and the plot go")
+    parser.add_argument("--use_training_set", action="store_true", help="measure on the training images instead")
+    parser.add_argument("--tune-clustering", action="store_true", help="find the best DBSCAN values for each class")
+    parser.add_argument("--detections", type=Path, metavar="DIR", help="KITTI files to measure instead of a model")
+    parser.add_argument("--labels", type=Path, metavar="DIR", help="KITTI labels that --detections are measured on")
+    parser.add_argument("-f", "--framework", choices=["tlt"], default="tlt", help=argparse.SUPPRESS)
+    add_device_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    from detectkit.evaluation import evaluate_files
+
+    _check_usage(args)
+    experiment = spec.load_experiment(args.experiment_spec)
+    if args.detections:
+        result = evaluate_files(args.detections, args.labels, experiment)
+    else:
+        result = _evaluate_model(args, experiment)
+    _print(result)
+    if args.results_dir:
+        _write(args, result)
+
+
+def _check_usage(args: argparse.Namespace) -> None:
+    if bool(args.model_path) == bool(args.detections):
+        raise UsageError("give a model (-m MODEL), or detections and labels (--detections DIR --labels DIR)")
+    if bool(args.detections) != bool(args.labels):
+        raise UsageError("--detections and --labels belong together")
+    if args.tune_clustering and not args.model_path:
+        raise UsageError("--tune-clustering needs a model (-m MODEL)")
+
+
+def _evaluate_model(args: argparse.Namespace, experiment: spec.Experiment) -> Evaluation:
+    from detectkit.data.dataset import decode_size, frames, loader
+    from detectkit.errors import DataError
+    from detectkit.evaluation import evaluate
+    from detectkit.predict import load_model
+    from detectkit.train.weighting import ObjectiveWeights, validation_cost
+    from detectkit.tune import tune_clustering
+
+    predictor = load_model(args.model_path, choose_device(args), experiment=experiment)
+    training, validation = frames(experiment.dataset_config, predictor.class_names)
+    measured = training if args.use_training_set else validation
+    if measured is None:
+        raise DataError("the spec has no validation_fold or validation_data_source: give --use_training_set")
+    batch_size = experiment.training_config.batch_size_per_gpu
+    batches = loader(
+        measured,
+        batch_size=batch_size,
+        order=range(len(measured)),
+        workers=experiment.training_config.workers,
+        channels=predictor.channels,
+        target_size=decode_size(experiment.augmentation_config),
+    )
+    count = -(-len(measured) // batch_size)
+    predictions = progress(predictor.batches(batches), total=count, label="evaluating", unit="batches")
+    if args.tune_clustering:
+        tuned = tune_clustering(predictions, predictor.head, experiment)
+        say("put this into the spec:\n\n" + spec.dumps(spec.Experiment(postprocessing_config=tuned.postprocessing)))
+        return tuned.evaluation
+    weights = ObjectiveWeights(experiment.cost_function_config)
+    return evaluate(
+        predictions,
+        predictor.class_names,
+        experiment.evaluation_config,
+        cost=lambda predicted: validation_cost(weights, predictor.head, predicted),
+    )
+
+
+def _print(result: Evaluation) -> None:
+    headers = ["class", "AP %", "precision %", "recall %", "F1 %", "at score", "labels", "detections", "correct"]
+    rows = [
+        [
+            item.name,
+            _percent(item.average_precision),
+            _percent(item.precision),
+            _percent(item.recall),
+            _percent(item.f1),
+            f"{item.threshold:.3f}",
+            item.ground_truth,
+            item.detections,
+            item.true_positives,
+        ]
+        for item in result.classes
+    ]
+    table(headers, rows, title=f"{result.images} images (precision, recall and score where F1 is best)")
+    say(f"\nmAP {100 * result.mean_average_precision:.2f} %")
+    for item in result.classes:
+        if item.average_precision is None:
+            log.warning(f"{item.name} has no labelled box here, so it has no AP and does not count for mAP")
+    if result.latency:
+        stages = [f"{name} {1000 * seconds:.1f}" for name, seconds in result.latency._asdict().items()]
+        say(f"median latency, ms an image: {', '.join(stages)}")
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _write(args: argparse.Namespace, result: Evaluation) -> None:
+    from detectkit import draw
+
+    folder = make_directory(args.results_dir)
+    content: dict[str, Any] = {
+        "spec": str(args.experiment_spec),
+        "measured": str(args.model_path or args.detections),
+        "images": result.images,
+        "mean_average_precision": result.mean_average_precision,
+        "classes": {item.name: _without_curves(item._asdict()) for item in result.classes},
+    }
+    if result.cost is not None:
+        content["validation_cost"] = result.cost
+    if result.latency:
+        content["latency_seconds_per_image"] = result.latency._asdict()
+    with atomic_write(folder / "results.json") as path:
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    curves = {item.name: (item.recall_curve, item.precision_curve) for item in result.classes if item.detections}
+    if curves:
+        draw.precision_recall(folder / "precision_recall.png", curves, title=f"mAP {result.mean_average_precision:.3f}")
+    say(f"wrote {folder / 'results.json'}" + (f" and {folder / 'precision_recall.png'}" if curves else ""))
+    if args.model_path:
+        say(f"next: detectkit infer -e {args.experiment_spec} -m {args.model_path} -i IMAGES -r DIR")
+
+
+def _without_curves(item: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in item.items() if not key.endswith("_curve") and key != "name"}

@@ -1,0 +1,38 @@
+"""Train a detector as the spec says. A run that was stopped goes on where it was: give the same command again."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from detectkit import spec
+from detectkit.commands.devices import add_device_arguments, choose_device
+from detectkit.console import duration, log, say
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-e", "--experiment_spec_file", required=True, type=Path, metavar="SPEC")
+    parser.add_argument("-r", "--results_dir", required=True, type=Path, metavar="DIR", help="where results go")
+    parser.add_argument("-n", "--model_name", default="model", metavar="NAME", help="of the model files (model)")
+    add_device_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    from detectkit.train.loop import train
+    from detectkit.train.run import describe, set_up
+
+    experiment = spec.load_experiment(args.experiment_spec_file)
+    device = choose_device(args)
+    start = time.monotonic()
+    training = set_up(experiment, args.results_dir, name=args.model_name, device=device)
+    log.info(describe(training))
+    validation = len(training.validation) if training.validation else 0
+    log.info(f"{len(training.training)} training and {validation} validation images, on {device}")
+    training.status.write("Starting training.", status="STARTED")
+    outcome = train(training)
+    training.status.write("Training complete.", status="SUCCESS")
+    say(f"trained in {duration(time.monotonic() - start)}")
+    say(f"wrote {outcome.last}" + (f" and {outcome.best} (best validation)" if outcome.best else ""))
+    say(f"curves: {args.results_dir / 'cost.png'}, {args.results_dir / 'average_precision.png'}")
+    say(f"next: detectkit evaluate -e {args.experiment_spec_file} -m {outcome.best or outcome.last} -r {args.results_dir}")

@@ -1,0 +1,1 @@
+"""From files on disk to batches: labels, records, conversion, augmentation, loading."""

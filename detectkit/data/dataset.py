@@ -1,0 +1,438 @@
+"""From a dataset_config to batches of decoded images with their boxes. Decoding happens on workers."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from detectkit.data import tfrecord
+from detectkit.errors import DataError
+from detectkit.spec import AugmentationConfig, DatasetConfig, DataSource
+
+IMAGE_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm")
+NAMED_FILES = 3  # how many missing files an error names
+WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # grey with more than 8 bits
+
+
+class Frame(NamedTuple):
+    """An image of a data set, not yet decoded, and its labels. n boxes."""
+
+    frame_id: str
+    path: str  # the image file, or the shard that holds it
+    shard: tfrecord.Shard | None  # set when the image is in a record
+    number: int  # of the record in its shard
+    size: tuple[int, int] | None  # width, height as the record says; None: not known before decoding
+    boxes: NDArray[np.float32]  # [n, 4] x1 y1 x2 y2 in original pixels
+    classes: NDArray[np.int64]  # [n]
+    weight: float  # source_weight
+
+
+class Sample(NamedTuple):
+    """A decoded image and its labels. n boxes."""
+
+    image: NDArray[np.uint8]  # [c, h, w], possibly reduced
+    reduction: int  # original pixels a pixel of `image`, along each axis
+    original_size: tuple[int, int]  # width, height of the image file
+    boxes: NDArray[np.float32]  # [n, 4] x1 y1 x2 y2 in original pixels
+    classes: NDArray[np.int64]  # [n]
+    weight: float
+    frame_id: str
+    image_path: str
+
+
+class Batch(NamedTuple):
+    """Samples stacked. B images, N boxes in all."""
+
+    images: Tensor  # uint8 [B, c, h, w]; right of and below an image: its last pixels once more, then 0
+    sizes: Tensor  # float32 [B, 2] width, height of the image in pixels of `images`
+    original_sizes: Tensor  # float32 [B, 2] width, height of the image file
+    boxes: Tensor  # float32 [N, 4] x1 y1 x2 y2 in original pixels
+    classes: Tensor  # int64 [N]
+    image_index: Tensor  # int64 [N], which of the B images a box is in
+    weights: Tensor  # float32 [B]
+    frame_ids: list[str]
+    image_paths: list[str]
+
+
+class Dataset:
+    """Labelled images; `raw_counts` are the boxes by class name as in the records, before any mapping."""
+
+    def __init__(
+        self, frames: Sequence[Frame], class_names: Sequence[str] = (), raw_counts: Counter[str] | None = None
+    ):
+        self.frames = list(frames)
+        self.class_names = list(class_names)
+        self.raw_counts = Counter() if raw_counts is None else raw_counts
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def sample(self, index: int, *, channels: int, target_size: tuple[int, int] | None = None) -> Sample:
+        """Decode an image to 3 (RGB) or 1 channel; with a `target_size`, reduced towards it, never below.
+
+        Raises:
+            DataError: the image cannot be read, or has not the size that its record says.
+        """
+        frame = self.frames[index]
+        encoded = None
+        if frame.shard is not None:
+            encoded = tfrecord.read_record(frame.shard, frame.number).image
+        with open_image(frame.path if encoded is None else io.BytesIO(encoded), name=_name(frame)) as image:
+            if frame.size is not None and image.size != frame.size:
+                wanted, found = ("x".join(map(str, size)) for size in (frame.size, image.size))
+                raise DataError(
+                    f"{_name(frame)} is {found} pixels, its record says {wanted}: convert the data again"
+                )
+            size = image.size
+            pixels, reduction = decode(image, channels=channels, target_size=target_size, name=_name(frame))
+        return Sample(
+            pixels, reduction, size, frame.boxes, frame.classes, frame.weight, frame.frame_id, frame.path
+        )
+
+
+def frames(config: DatasetConfig, class_names: Sequence[str]) -> tuple[Dataset, Dataset | None]:
+    """Read the records of a spec: the training set, and the validation set if the spec names one.
+
+    `validation_fold` takes the shards with `fold-<3 digits>-of-` in their path out of training, over all sources.
+    Record names are compared in lower case with the keys of `target_class_mapping`, which is applied once; boxes of
+    classes that are not mapped to one of `class_names` are dropped.
+
+    Raises:
+        DataError: no shards for a pattern or fold, a damaged shard, missing images.
+    """
+    mapping = {key.lower(): value for key, value in config.target_class_mapping.items()}
+    numbers = {name: class_names.index(value) for name, value in mapping.items() if value in class_names}
+    training: list[tuple[DataSource, str]] = []
+    validation: list[tuple[DataSource, str]] = []
+    marker = f"fold-{config.validation_fold:03d}-of-" if config.HasField("validation_fold") else None
+    for source in config.data_sources:
+        for shard in _shards(source):
+            held_out = marker is not None and marker in shard
+            (validation if held_out else training).append((source, shard))
+    if config.HasField("validation_data_source"):
+        source = config.validation_data_source
+        validation = [(source, shard) for shard in _shards(source)]
+    elif marker is not None and not validation:
+        raise DataError(
+            f"no file of the data sources is called *{marker}*: change validation_fold, or convert anew"
+        )
+    if not training:
+        raise DataError(f"every file of the data sources is called *{marker}*: nothing is left to train on")
+    read = _Reader(config.image_extension, class_names, numbers)
+    return read(training), read(validation) if validation else None
+
+
+class _Reader:
+    """Reads shards into data sets with one naming of images and classes."""
+
+    def __init__(self, extension: str, class_names: Sequence[str], numbers: dict[str, int]):
+        self.extension = "." + extension.lstrip(".")
+        self.class_names, self.numbers = class_names, numbers
+
+    def __call__(self, shards: Sequence[tuple[DataSource, str]]) -> Dataset:
+        found: list[Frame] = []
+        raw: Counter[str] = Counter()
+        for source, path in shards:
+            shard: tfrecord.Shard | None = None
+            for number, record in enumerate(tfrecord.read_records(path)):
+                if record.image is not None and shard is None:
+                    shard = tfrecord.open_shard(path)
+                raw.update(name.lower() for name in record.names)
+                found.append(
+                    self._frame(record, source, shard if record.image is not None else None, number=number)
+                )
+        if not found:
+            raise DataError(f"there are no records in {', '.join(path for _, path in shards[:NAMED_FILES])}")
+        _require_images(found)
+        return Dataset(found, self.class_names, raw)
+
+    def _frame(
+        self, record: tfrecord.Record, source: DataSource, shard: tfrecord.Shard | None, *, number: int
+    ) -> Frame:
+        classes = np.array([self.numbers.get(name.lower(), -1) for name in record.names], dtype=np.int64)
+        has_area = (record.boxes[:, 2:] > record.boxes[:, :2]).all(axis=1)
+        kept = (classes >= 0) & has_area
+        image = os.path.join(
+            os.path.expanduser(source.image_directory_path), record.frame_id + self.extension
+        )
+        return Frame(
+            frame_id=record.frame_id,
+            path=image if shard is None else shard.path,
+            shard=shard,
+            number=number,
+            size=(record.width, record.height),
+            boxes=record.boxes[kept],
+            classes=classes[kept],
+            weight=source.source_weight or 1.0,
+        )
+
+
+def image_files(path: str | os.PathLike[str]) -> Dataset:
+    """The images of a folder (sorted by name, no sub-folders), or one image, without labels.
+
+    Raises:
+        DataError: there is no such folder or file, or no image in it.
+    """
+    root = Path(path)
+    if not root.exists():
+        raise DataError(f"{root} does not exist: give a folder of images or an image file")
+    files = [root] if root.is_file() else sorted(file for file in root.iterdir() if _is_image(file))
+    if not files:
+        raise DataError(f"there are no images in {root}: files must end in {', '.join(IMAGE_EXTENSIONS)}")
+    boxes, classes = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+    return Dataset([Frame(file.stem, str(file), None, 0, None, boxes, classes, 1.0) for file in files])
+
+
+def class_counts(dataset: Dataset) -> tuple[Counter[str], Counter[str]]:
+    """Boxes by target class (those without a box are there with 0), and by class name as in the records."""
+    classes = np.concatenate([frame.classes for frame in dataset.frames] or [np.zeros(0, np.int64)])
+    totals = np.bincount(classes, minlength=len(dataset.class_names))
+    return Counter(dict(zip(dataset.class_names, totals.tolist()))), dataset.raw_counts
+
+
+def training_order(count: int, batch_size: int, *, seed: int, epoch: int) -> list[int]:
+    """A permutation of range(count) that seed and epoch fix, continued from its start to fill the last batch."""
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    return [int(index) for index in np.resize(order, -(-count // batch_size) * batch_size)]
+
+
+def loader(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    order: Sequence[int],
+    workers: int,
+    channels: int,
+    target_size: tuple[int, int] | None = None,
+) -> Iterator[Batch]:
+    """Decode the images `order` names, in this order, in batches (the last may be short), on `workers` processes.
+
+    With 0 workers decoding happens in the calling process. The batches do not depend on the number of workers, and
+    no global random state is used.
+
+    Args:
+        target_size: see `decode_size`.
+
+    Raises:
+        DataError: an image cannot be used (the text is the same from a worker).
+    """
+    fetch = _Fetch(dataset, channels, target_size)
+    batches = [list(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
+    loaded: DataLoader[Batch | _Failure] = DataLoader(
+        fetch,  # type: ignore[arg-type]  # a batch an index list: no Dataset of torch's
+        sampler=batches,
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        worker_init_fn=_set_up_worker,
+        generator=torch.Generator(),  # else every pass would move the global random state
+        pin_memory=torch.cuda.is_available(),
+    )
+    for item in loaded:
+        if isinstance(item, _Failure):
+            raise DataError(item.text)
+        yield item
+
+
+class _Failure(NamedTuple):
+    text: str
+
+
+class _Fetch:
+    """Decodes and stacks one batch; a failure is handed over as a value (torch would wrap its text in a traceback)."""
+
+    def __init__(self, dataset: Dataset, channels: int, target_size: tuple[int, int] | None):
+        self.dataset, self.channels, self.target_size = dataset, channels, target_size
+
+    def __getitem__(self, indices: list[int]) -> Batch | _Failure:
+        try:
+            return collate(
+                [
+                    self.dataset.sample(i, channels=self.channels, target_size=self.target_size)
+                    for i in indices
+                ]
+            )
+        except DataError as error:
+            return _Failure(str(error))
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _set_up_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples; see `Batch` for how images of different sizes are padded."""
+    height, width = (max(sample.image.shape[axis] for sample in samples) for axis in (1, 2))
+    images = np.zeros((len(samples), samples[0].image.shape[0], height, width), dtype=np.uint8)
+    for target, sample in zip(images, samples):
+        h, w = sample.image.shape[1:]
+        target[:, :h, :w] = sample.image
+        # Bilinear sampling at an image's edge reaches half a pixel over it, and must not find black there.
+        target[:, h : h + 1, :w] = target[:, h - 1 : h, :w]
+        target[:, : h + 1, w : w + 1] = target[:, : h + 1, w - 1 : w]
+    counts = torch.tensor([len(sample.boxes) for sample in samples])
+    original = torch.tensor([sample.original_size for sample in samples], dtype=torch.float32)
+    return Batch(
+        images=torch.from_numpy(images),
+        sizes=original / torch.tensor([[sample.reduction] for sample in samples]),
+        original_sizes=original,
+        boxes=torch.from_numpy(np.concatenate([sample.boxes for sample in samples])),
+        classes=torch.from_numpy(np.concatenate([sample.classes for sample in samples])),
+        image_index=torch.repeat_interleave(torch.arange(len(samples)), counts),
+        weights=torch.tensor([sample.weight for sample in samples], dtype=torch.float32),
+        frame_ids=[sample.frame_id for sample in samples],
+        image_paths=[sample.image_path for sample in samples],
+    )
+
+
+def sample_from_image(
+    image: str | os.PathLike[str] | Image.Image | NDArray[np.uint8],
+    *,
+    channels: int,
+    augmentation: AugmentationConfig,
+) -> Sample:
+    """One image without labels: a file, a PIL image, or a uint8 array [h, w, 3], [h, w, 1] or [h, w].
+
+    Raises:
+        DataError: it cannot be read, or the array is not such an image.
+    """
+    size, name = decode_size(augmentation), "the image"
+    if isinstance(image, np.ndarray):
+        if (
+            image.dtype != np.uint8
+            or image.ndim not in (2, 3)
+            or image.shape[2:] not in ((), (1,), (3,), (4,))
+        ):
+            raise DataError(f"an image array must be uint8 [h, w, 3], not {image.dtype} {list(image.shape)}")
+        image = Image.fromarray(image[:, :, 0] if image.shape[2:] == (1,) else image)
+    if isinstance(image, Image.Image):
+        original = image.size
+        pixels, reduction = decode(image.copy(), channels=channels, target_size=size, name=name)
+    else:
+        name = os.fspath(image)
+        with open_image(name, name=name) as file:
+            original = file.size
+            pixels, reduction = decode(file, channels=channels, target_size=size, name=name)
+    boxes, classes = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+    return Sample(pixels, reduction, original, boxes, classes, 1.0, Path(name).stem, name)
+
+
+def decode_size(config: AugmentationConfig) -> tuple[int, int] | None:
+    """The (width, height) towards which images may be reduced while they are decoded; None: decode them in full.
+
+    An image much larger than the network's input would otherwise be resampled with holes.
+    """
+    pre = config.preprocessing
+    if not pre.enable_auto_resize or has_crop(pre):
+        return None
+    return pre.output_image_width, pre.output_image_height
+
+
+def has_crop(pre: AugmentationConfig.Preprocessing) -> bool:
+    """Whether the spec cuts a rectangle from the image (crop_* all 0: it does not)."""
+    return pre.crop_right > pre.crop_left and pre.crop_bottom > pre.crop_top
+
+
+def open_image(source: str | io.BytesIO, *, name: str) -> Image.Image:
+    """Open an image file and read its header.
+
+    Raises:
+        DataError: there is no such file, or it is no image.
+    """
+    return _readable(lambda: Image.open(source), name)
+
+
+def decode(
+    image: Image.Image, *, channels: int, target_size: tuple[int, int] | None, name: str
+) -> tuple[NDArray[np.uint8], int]:
+    """Pixels [c, h, w] of an opened image, 3 channels (RGB) or 1 (grey), and the factor by which it was reduced.
+
+    16-bit grey is scaled to 8 bits, CMYK and palettes are converted, alpha is dropped. An orientation in the file's
+    EXIF data is ignored: labels are in the stored pixels.
+
+    Args:
+        target_size: reduce by the largest whole factor that leaves at least this (width, height), by averaging.
+
+    Raises:
+        DataError: the file is cut short or damaged.
+    """
+    mode = "L" if channels == 1 else "RGB"
+    width, height = image.size
+    factor = 1 if target_size is None else max(1, min(width // target_size[0], height // target_size[1]))
+    if factor > 1:
+        power = max(power for power in (1, 2, 4, 8) if factor % power == 0)
+        image.draft(mode, (width // power, height // power))  # JPEG decoders do this part almost for free
+    pixels = _readable(lambda: _to_mode(image, mode), name)
+    rest = factor // round(width / pixels.width)
+    if rest > 1:
+        pixels = pixels.reduce(rest)
+    array = np.asarray(pixels)
+    return np.ascontiguousarray(array[None] if channels == 1 else array.transpose(2, 0, 1)), factor
+
+
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode in WIDE_MODES:
+        values = np.asarray(image).astype(np.float64)
+        image = Image.fromarray(np.clip(np.rint(values / 257), 0, 255).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # PIL's way to RGB without its warning about transparency
+    return image.convert(mode)
+
+
+def _readable(read: Callable[[], Image.Image], name: str) -> Image.Image:
+    """Call `read`; what Pillow raises over a damaged file becomes one DataError."""
+    try:
+        return read()
+    except FileNotFoundError as error:
+        raise DataError(f"{name} does not exist") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"cannot read the image {name}: {error}; replace it, or convert the data without it"
+        ) from error
+
+
+def _name(frame: Frame) -> str:
+    return frame.path if frame.shard is None else f"{frame.path} (record {frame.number}, {frame.frame_id})"
+
+
+def _shards(source: DataSource) -> list[str]:
+    shards = tfrecord.find_shards(source.tfrecords_path)
+    if not shards:
+        raise DataError(
+            f"no files match tfrecords_path: {source.tfrecords_path}; correct the pattern, or run detectkit convert"
+        )
+    return shards
+
+
+def _require_images(found: Sequence[Frame]) -> None:
+    """Look for every image once, before any work."""
+    missing = sorted(
+        {frame.path for frame in found if frame.shard is None and not os.path.isfile(frame.path)}
+    )
+    if missing:
+        named = ", ".join(missing[:NAMED_FILES]) + (", …" if len(missing) > NAMED_FILES else "")
+        raise DataError(
+            f"{len(missing)} of {len(found)} images are missing: {named}; "
+            "check image_directory_path and image_extension in dataset_config"
+        )
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file()

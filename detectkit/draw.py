@@ -1,0 +1,149 @@
+"""Pictures for people: boxes and coverage over images, contact sheets, curves."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Color = tuple[int, int, int]
+
+GOLDEN_RATIO = 0.618034  # steps of this size round the colour circle never come close to an earlier one
+FEW = 25  # values of a curve that still get a dot each
+FADED = 0.62  # how opaque full coverage is
+
+
+def class_colors(count: int) -> list[Color]:
+    """Bright colours that are easy to tell apart; the first ones do not depend on `count`."""
+    hues = ((0.33 + index * GOLDEN_RATIO) % 1 for index in range(count))
+    values = (colorsys.hsv_to_rgb(hue, 0.85 if index % 2 else 1.0, 1.0) for index, hue in enumerate(hues))
+    return [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in values]
+
+
+def annotate(
+    image: NDArray[np.uint8],
+    boxes: ArrayLike,
+    *,
+    labels: Sequence[str],
+    colors: Sequence[Color],
+    line_width: int = 2,
+) -> Image.Image:
+    """Draw boxes with their labels on a copy of an image.
+
+    Args:
+        image: [h, w, 3] RGB, or [h, w] or [h, w, 1] grey.
+        boxes: [N, 4] x1 y1 x2 y2 in pixels, edges of the box (its outline lies on the outermost pixels inside).
+        labels: N texts, "" for none.
+        colors: N colours, RGB.
+    """
+    canvas = _picture(image)
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(size=max(10, min(22, canvas.height // 30)))
+    for box, label, color in zip(np.asarray(boxes, dtype=float).reshape(-1, 4), labels, colors, strict=True):
+        left, top = math.floor(box[0]), math.floor(box[1])
+        right, bottom = max(left, math.ceil(box[2]) - 1), max(top, math.ceil(box[3]) - 1)
+        draw.rectangle((left, top, right, bottom), outline=color, width=line_width)
+        if label:
+            _tag(draw, label, position=(left, top), color=color, font=font)
+    return canvas
+
+
+def _picture(image: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(image[:, :, 0] if image.shape[2:] == (1,) else image).convert("RGB")
+
+
+def _tag(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    *,
+    position: tuple[int, int],
+    color: Color,
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+) -> None:
+    """Write text on a plate above the position, or below it where the image ends."""
+    _, _, width, height = (math.ceil(edge) for edge in draw.textbbox((2, 1), text, font=font))
+    left = max(0, min(position[0], round(draw.im.size[0]) - width - 2))
+    top = position[1] - height - 2 if position[1] >= height + 2 else position[1]
+    draw.rectangle((left, top, left + width + 1, top + height + 1), fill=color)
+    luma = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
+    draw.text((left + 2, top + 1), text, fill=(0, 0, 0) if luma > 128 else (255, 255, 255), font=font)
+
+
+def overlay(
+    image: NDArray[np.uint8], coverage: NDArray[np.float32], *, colors: Sequence[Color]
+) -> Image.Image:
+    """Tint an image (as for `annotate`) with coverage maps [C, H, W] in [0, 1] that span it, in C colours.
+
+    Cells stay visible as squares. Where classes overlap, the later one lies on top.
+    """
+    canvas = _picture(image)
+    for values, color in zip(coverage, colors, strict=True):
+        cells = Image.fromarray(np.rint(values.clip(0, 1) * FADED * 255).astype(np.uint8))
+        mask = cells.resize(canvas.size, Image.Resampling.NEAREST)
+        canvas.paste(Image.new("RGB", canvas.size, color), mask=mask)
+    return canvas
+
+
+def sheet(images: Sequence[Image.Image], *, columns: int, gap: int = 4) -> Image.Image:
+    """Put images of one size (that of the first) side by side, in rows, on white."""
+    width, height = images[0].size
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    canvas = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        canvas.paste(image, (column * (width + gap), row * (height + gap)))
+    return canvas
+
+
+def curves(
+    path: str | os.PathLike[str],
+    series: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    y_limits: tuple[float, float] | None = None,
+    logarithmic: bool = False,
+) -> None:
+    """Write a PNG of lines over one pair of axes, one (x values, y values) a name.
+
+    Short series have dots on their values; an axis of whole numbers (epochs) has whole ticks. `logarithmic` is the
+    scale of y.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # heavy, and only needed here
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name, (x, y) in series.items():
+        axes.plot(x, y, label=name, linewidth=1.8, marker="o" if np.size(x) <= FEW else None, markersize=4)
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    if logarithmic:
+        axes.set_yscale("log")
+    if all(np.asarray(x).dtype.kind in "iu" for x, _ in series.values()):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if y_limits is not None:
+        axes.set_ylim(*y_limits)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if series:
+        axes.legend(frameon=False)
+    figure.savefig(path, format="png")
+
+
+def precision_recall(
+    path: str | os.PathLike[str], series: Mapping[str, tuple[ArrayLike, ArrayLike]], *, title: str
+) -> None:
+    """Write a PNG of precision over recall, one (recall values, precision values) a name; see `curves`."""
+    curves(path, series, title=title, x_label="recall", y_label="precision", y_limits=(0, 1.02))

@@ -1,0 +1,47 @@
+"""Writing files so that a reader sees the old one or the new one, never a part of one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from detectkit.errors import OutputError
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside `path`; when the block ends well it is synced and renamed to `path`.
+
+    When the block fails, the temporary file goes and `path` stays as it was.
+
+    Raises:
+        OutputError: the folder or the file cannot be written (no permission, no space).
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def make_directory(path: str | os.PathLike[str]) -> Path:
+    """Create a results folder with its parents; an existing one is fine.
+
+    Raises:
+        OutputError: it cannot be created, or is a file.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot create the folder {path}: {error.strerror or error}") from error
+    return Path(path)

@@ -1,0 +1,338 @@
+"""Model files: safetensors with the spec and the class names in the header, and weights to start from.
+
+A file is data: reading one runs no code. Widths are the shapes of the stored tensors, so a pruned model is a model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors.torch
+import torch
+from google.protobuf import text_format
+from torch import Tensor, nn
+
+from detectkit.errors import ModelError, SpecError
+from detectkit.files import atomic_write
+from detectkit.model.detector import Detector, build
+from detectkit.spec.experiment_pb2 import Experiment
+
+FORMAT = 1
+HEADER = "detectkit"  # one metadata key, so that equal models are equal files
+HEADS = {"output_cov": 1, "output_bbox": 4}  # channels a class
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# What torch.load(weights_only=True) raises on bytes that are not its own, besides refusing code.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+
+
+class Model(NamedTuple):
+    """A loaded model file; the detector is in evaluation mode."""
+
+    detector: Detector
+    spec: Experiment  # as resolved when the model was trained
+    class_names: list[str]  # in the order of the network's outputs
+
+
+class Pretrained(NamedTuple):
+    """What `load_pretrained` did."""
+
+    loaded: list[str]  # tensors taken from the file
+    skipped: list[str]  # tensors that keep their fresh values, in whole or for some classes
+    classes: list[str]  # classes whose heads were copied
+    narrowed: bool  # the file holds a pruned network, and the detector now has its widths
+
+
+def save(
+    path: str | os.PathLike[str], detector: Detector, spec_text: str, class_names: Sequence[str]
+) -> None:
+    """Write a model file; an existing one is replaced at the end or not at all.
+
+    Args:
+        path: by convention *.safetensors.
+        detector: any device; its tensors are written as they are.
+        spec_text: the resolved experiment spec, as protobuf text.
+        class_names: in the order of the outputs.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    header = {
+        "format": FORMAT,
+        "classes": list(class_names),
+        "channels": detector.channels,
+        "spec": spec_text,
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
+    content = safetensors.torch.save(tensors, {HEADER: json.dumps(header)})
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Model:
+    """Read a model file, pruned or not.
+
+    Raises:
+        ModelError: not a detectkit model, truncated, of a newer format, or its tensors do not make a network.
+    """
+    stored = _read(path)
+    try:
+        with torch.device("meta"):
+            detector = build(stored.spec.model_config, stored.classes, stored.channels)
+    except SpecError as error:
+        raise ModelError(f"{path} needs what this detectkit does not have: {error}") from error
+    own = detector.state_dict()
+    _same_names(path, own, stored.tensors, "it does not hold the network that its own spec describes")
+    _check_fits(path, own, stored.tensors)
+    _narrow(detector, stored.tensors)
+    detector.load_state_dict(stored.tensors, assign=True)
+    detector.eval()
+    _check_widths(path, detector, len(stored.classes))
+    return Model(detector.to(device), stored.spec, stored.classes)
+
+
+def load_pretrained(
+    detector: Detector, path: str | os.PathLike[str], class_names: Sequence[str]
+) -> Pretrained:
+    """Start a detector from the weights of a detectkit model or of a torchvision classifier; changes it in place.
+
+    A detectkit model (*.safetensors) gives its normalisation, its widths, its backbone, and the heads of the classes
+    of the same name. A torchvision ResNet file gives its backbone and ImageNet's normalisation; projections that it
+    lacks start as the identity, and its classifier is left out. Optimizers must be made afterwards.
+
+    Args:
+        detector: as `build` made it.
+        path: *.safetensors, or torch.save of a state dict.
+        class_names: of the detector, in the order of its outputs.
+
+    Raises:
+        ModelError: unreadable, or made with other architecture settings.
+    """
+    if Path(path).suffix == ".safetensors":
+        return _from_detectkit(detector, path, class_names)
+    return _from_torchvision(detector, path)
+
+
+class _File(NamedTuple):
+    spec: Experiment
+    classes: list[str]
+    channels: int
+    tensors: dict[str, Tensor]
+
+
+def _read(path: str | os.PathLike[str]) -> _File:
+    try:
+        with open(path, "rb"), safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            # Copies: the file may be replaced or cut while the model is in use.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+    except safetensors.SafetensorError as error:
+        raise ModelError(f"{path} is not a detectkit model, or is cut short ({error})") from error
+    try:
+        header = json.loads(metadata[HEADER])
+        version = int(header["format"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{path} is not a detectkit model: it holds weights without a spec and class names"
+        ) from error
+    if version > FORMAT:
+        raise ModelError(
+            f"{path} was written by a newer detectkit (model format {version}; this one reads up to {FORMAT}): upgrade"
+        )
+    try:
+        experiment = text_format.Parse(str(header["spec"]), Experiment())
+        stored = _File(
+            experiment, [str(name) for name in header["classes"]], int(header["channels"]), tensors
+        )
+    except (KeyError, TypeError, ValueError, text_format.ParseError) as error:
+        raise ModelError(f"{path} is damaged: its description cannot be read ({error})") from error
+    if not stored.classes or stored.channels not in (1, 3):
+        raise ModelError(
+            f"{path} is damaged: {len(stored.classes)} classes, {stored.channels} image channels"
+        )
+    return stored
+
+
+def _same_names(
+    path: str | os.PathLike[str], expected: Iterable[str], found: Iterable[str], fix: str
+) -> None:
+    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or extra:
+        parts = [
+            f"{label} {_few(names)}" for label, names in (("lacks", missing), ("also has", extra)) if names
+        ]
+        raise ModelError(f"{path} {' and '.join(parts)}: {fix}")
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _check_fits(path: str | os.PathLike[str], own: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
+    for name, tensor in own.items():
+        before, after = tensor.shape, new[name].shape
+        kept = len(before) == len(after) and before[2:] == after[2:] and tensor.dtype == new[name].dtype
+        if not kept or any(not 1 <= size <= limit for size, limit in zip(after, before, strict=True)):
+            raise ModelError(
+                f"{path}: {name} is {new[name].dtype} {list(after)}, which is no part of {tensor.dtype} {list(before)}"
+            )
+
+
+def _narrow(network: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+    """Cut every layer down to the widths of `tensors`; what changes shape holds no values yet. True if any did."""
+    changed = {
+        name: own.new_empty(tensors[name].shape)
+        for name, own in network.state_dict().items()
+        if own.shape != tensors[name].shape
+    }
+    for name, tensor in changed.items():
+        _replace(network, name, tensor)
+    return bool(changed)
+
+
+def _replace(network: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor in the place of a parameter or buffer, and keep the layer's own width in step."""
+    owner, _, leaf = name.rpartition(".")
+    layer = network.get_submodule(owner)
+    old = getattr(layer, leaf)
+    if isinstance(old, nn.Parameter):
+        tensor = nn.Parameter(tensor, requires_grad=old.requires_grad)
+    setattr(layer, leaf, tensor)
+    if isinstance(layer, nn.BatchNorm2d):
+        layer.num_features = len(tensor)
+    elif isinstance(layer, nn.Conv2d) and leaf == "weight":
+        if layer.groups > 1:  # depthwise: a group a channel
+            layer.groups = len(tensor)
+        layer.out_channels, layer.in_channels = len(tensor), tensor.shape[1] * layer.groups
+
+
+def _check_widths(path: str | os.PathLike[str], detector: Detector, classes: int) -> None:
+    """Send a tiny image through the network: every layer must take what the one before it gives."""
+    try:
+        with torch.no_grad():
+            coverage, bbox = detector(torch.zeros(1, detector.channels, 32, 32))
+    except RuntimeError as error:
+        raise ModelError(
+            f"{path} is damaged: its layers do not fit together ({str(error).splitlines()[0]})"
+        ) from error
+    if coverage.shape[1] != classes or bbox.shape[1] != 4 * classes:
+        raise ModelError(f"{path} is damaged: its heads are not those of {classes} classes")
+
+
+def _from_detectkit(
+    detector: Detector, path: str | os.PathLike[str], class_names: Sequence[str]
+) -> Pretrained:
+    source = load(path)
+    if source.detector.channels != detector.channels:
+        raise ModelError(
+            f"{path} takes images of {source.detector.channels} channels, the spec has {detector.channels}:"
+            " change output_image_channel"
+        )
+    own, new = detector.state_dict(), source.detector.state_dict()
+    _same_names(path, own, new, f"give model_config its architecture: {_architecture(source.spec)}")
+    heads = [name for name in own if name.partition(".")[0] in HEADS]
+    widths = new | {name: new[name].new_empty(len(own[name]), *new[name].shape[1:]) for name in heads}
+    _check_fits(path, own, widths)
+    narrowed = _narrow(detector, widths)
+    if narrowed:
+        detector.reset_heads()
+    for name, tensor in detector.state_dict().items():
+        if name not in heads:
+            tensor.copy_(new[name])
+    classes = _copy_classes(detector, source, class_names)
+    loaded = [name for name in own if classes or name not in heads]
+    return Pretrained(loaded, heads if len(classes) < len(class_names) else [], classes, narrowed)
+
+
+def _copy_classes(detector: Detector, source: Model, class_names: Sequence[str]) -> list[str]:
+    """Copy the head channels of the classes that both have; gives their names."""
+    same = [name for name in class_names if name in source.class_names]
+    to = [list(class_names).index(name) for name in same]
+    origin = [source.class_names.index(name) for name in same]
+    for head, channels in HEADS.items():
+        for name, tensor in detector.get_submodule(head).state_dict().items():
+            rows = source.detector.get_submodule(head).state_dict()[name].unflatten(0, (-1, channels))
+            tensor.unflatten(0, (-1, channels))[to] = rows[origin].to(tensor.device)
+    return same
+
+
+def _architecture(experiment: Experiment) -> str:
+    model = experiment.model_config
+    fields = ("arch", "num_layers", "use_pooling", "use_batch_norm", "all_projections")
+    return ", ".join(f"{field}: {getattr(model, field)}".lower() for field in fields)
+
+
+def _from_torchvision(detector: Detector, path: str | os.PathLike[str]) -> Pretrained:
+    new = {name: tensor for name, tensor in _state_dict(path).items() if not name.startswith("fc.")}
+    own = detector.backbone.state_dict()
+    # Projections are ours where strides differ; files before torch 0.4 do not count batches.
+    optional = {name for name in own if ".downsample." in name or name.endswith(".num_batches_tracked")}
+    fix = "set model_config.num_layers to the depth of that network, and use_batch_norm: true"
+    _same_names(path, own.keys() - (optional - new.keys()), new, fix)
+    if detector.channels == 1:  # the answer to a grey picture in three channels
+        new["conv1.weight"] = new["conv1.weight"].sum(1, keepdim=True)
+    wrong = [name for name, tensor in new.items() if tensor.shape != own[name].shape]
+    if wrong:
+        raise ModelError(f"{path} has other shapes in {_few(wrong)}: {fix}")
+    for name, layer in detector.backbone.named_modules():
+        if name.endswith("downsample.0") and f"{name}.weight" not in new:
+            nn.init.dirac_(layer.get_parameter("weight"))
+    for name, tensor in new.items():
+        own[name].copy_(tensor)
+    _expect_imagenet(detector)
+    loaded = [f"backbone.{name}" for name in own if name in new]
+    fresh = [name for name in detector.state_dict() if name not in loaded]
+    return Pretrained(loaded, [name for name in fresh if not name.startswith("normalize.")], [], False)
+
+
+def _expect_imagenet(detector: Detector) -> None:
+    """Give the normalisation ImageNet's mean and deviation; for grey images, their average over the colours."""
+    for buffer, values in ((detector.normalize.mean, IMAGENET_MEAN), (detector.normalize.std, IMAGENET_STD)):
+        colours = torch.tensor(values).reshape(-1, 1, 1)
+        buffer.copy_(colours if detector.channels == 3 else colours.mean(0, keepdim=True))
+
+
+def _state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a file of torch.save; only tensors and plain containers are read, never code."""
+    try:
+        file = open(path, "rb")
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        with file, warnings.catch_warnings(action="ignore"):  # the error says it all
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        raise ModelError(
+            f"{path} is not a file of weights, or is cut short, or holds code, which is never run: use a detectkit"
+            " model (.safetensors), or the state dict of a torchvision ResNet written by torch.save (.pth)"
+        ) from error
+    named = isinstance(content, dict) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    )
+    if not named or not content:
+        raise ModelError(f"{path} holds no state dict: save model.state_dict() of a torchvision ResNet")
+    return dict(content)

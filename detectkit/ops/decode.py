@@ -1,0 +1,22 @@
+"""From the network's box distances back to boxes: the inverse of rasterize.Targets.bbox."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def decode(bbox: Tensor, *, stride: int, scale: float, offset: float, width: int, height: int) -> Tensor:
+    """Boxes [B, C, H, W, 4] in network pixels from distances [B, C, 4, H, W], one a cell, cut to the image.
+
+    width, height: size of the network's input in pixels. A box whose right (lower) side lies before its left (upper)
+    one becomes empty, never crossed. Source: TLT DetectNet_v2, bbox objective.
+    """
+    left, top, right, bottom = (bbox * scale).unbind(2)
+    x = torch.arange(bbox.shape[-1], device=bbox.device, dtype=bbox.dtype) * stride + offset
+    y = (torch.arange(bbox.shape[-2], device=bbox.device, dtype=bbox.dtype) * stride + offset)[:, None]
+    x1, y1 = (x - left).clamp(0, width), (y - top).clamp(0, height)
+    x2, y2 = torch.maximum((x + right).clamp(max=width), x1), torch.maximum(
+        (y + bottom).clamp(max=height), y1
+    )
+    return torch.stack((x1, y1, x2, y2), dim=-1)

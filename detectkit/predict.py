@@ -1,0 +1,161 @@
+"""From images to detections with any forward callable: the one path of validation, evaluate, infer and the Python API."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from detectkit.data import augment
+from detectkit.data.augment import Prepared
+from detectkit.data.dataset import Batch, collate, sample_from_image
+from detectkit.errors import ModelError
+from detectkit.heads import GridHead
+from detectkit.model import checkpoint
+from detectkit.ops.boxes import clip, transform
+from detectkit.ops.cluster import Detections
+from detectkit.spec import AugmentationConfig, ClusteringConfig, Experiment, class_names
+
+Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class Latency(NamedTuple):
+    """Seconds an image, of one batch."""
+
+    preprocessing: float
+    network: float
+    clustering: float
+
+
+class Predicted(NamedTuple):
+    """One batch on its way from pixels to detections."""
+
+    batch: Batch
+    prepared: Prepared
+    outputs: tuple[Tensor, Tensor]  # coverage [B, C, h, w] and boxes [B, 4C, h, w]
+    detections: list[Detections]  # one an image, in network pixels
+    latency: Latency
+
+    def in_original_pixels(self) -> list[Detections]:
+        """The detections in the pixels of the image files, clipped to them."""
+        inverse = torch.linalg.inv(self.prepared.matrices.double()).float().cpu()
+        return [
+            found._replace(boxes=clip(transform(found.boxes, matrix.expand(len(found.boxes), 3, 3)), *size.tolist()))
+            for found, matrix, size in zip(self.detections, inverse, self.batch.original_sizes, strict=True)
+        ]
+
+
+class Predictor:
+    """A network with all that stands between image files and detections.
+
+    Args:
+        forward: images [B, c, H, W] in [0, 1] on `device` to coverage and box maps, as `Detector.forward`.
+        head: decoding and clustering.
+        augmentation: of the spec; its preprocessing is applied, its augmentation never.
+        channels: of the images, 1 or 3.
+        device: where preprocessing and `forward` run.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        head: GridHead,
+        *,
+        augmentation: AugmentationConfig,
+        channels: int = 3,
+        device: str | torch.device = "cpu",
+    ):
+        self.forward, self.head, self.augmentation = forward, head, augmentation
+        self.channels, self.device = channels, torch.device(device)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names by the class number of a detection."""
+        return self.head.class_names
+
+    @torch.inference_mode()
+    def batches(self, batches: Iterable[Batch]) -> Iterator[Predicted]:
+        """Run every batch; images an iteration come as the loader gave them, each exactly once."""
+        for batch in batches:
+            start = time.perf_counter()
+            prepared = augment.prepare(batch, self.augmentation, generator=None, device=self.device)
+            prepared_at = self._now()
+            outputs = self.forward(prepared.images.contiguous(memory_format=torch.channels_last))
+            network_at = self._now()
+            detections = self.head.detections(outputs)
+            stages = (prepared_at - start, network_at - prepared_at, self._now() - network_at)
+            latency = Latency(*(seconds / len(batch.images) for seconds in stages))
+            yield Predicted(batch, prepared, outputs, detections, latency)
+
+    def predict(self, images: Sequence[str | os.PathLike[str] | Image.Image | np.ndarray]) -> list[Detections]:
+        """Detect in images: files, PIL images or uint8 arrays [h, w, 3] (RGB).
+
+        Returns:
+            One `Detections` an image: boxes [N, 4] x1 y1 x2 y2 in the pixels of that image, scores [N], classes [N]
+            (see `class_names`), by descending score.
+
+        Raises:
+            DataError: an image that cannot be read.
+        """
+        found: list[Detections] = []
+        for image in images:
+            sample = sample_from_image(image, channels=self.channels, augmentation=self.augmentation)
+            for predicted in self.batches([collate([sample])]):
+                found += predicted.in_original_pixels()
+        return found
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def default_device() -> torch.device:
+    """The first GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    device: str | torch.device | None = None,
+    *,
+    experiment: Experiment | None = None,
+    clustering: Mapping[str, ClusteringConfig] | None = None,
+) -> Predictor:
+    """A model file as a `Predictor`, by default with the preprocessing and clustering it was trained with.
+
+    Args:
+        experiment: take preprocessing and clustering from this spec instead.
+        clustering: by class name, see `GridHead`.
+
+    Raises:
+        ModelError: the file is not a usable model, or not one for the classes and channels of `experiment`.
+    """
+    device = default_device() if device is None else torch.device(device)
+    detector, trained_with, names = checkpoint.load(path, device)
+    detector.to(memory_format=torch.channels_last)
+    if experiment is None:
+        experiment = trained_with
+    _check_fits(path, detector.channels, names, experiment)
+    return Predictor(
+        detector,
+        GridHead(experiment, stride=detector.stride, clustering=clustering),
+        augmentation=experiment.augmentation_config,
+        channels=detector.channels,
+        device=device,
+    )
+
+
+def _check_fits(path: str | os.PathLike[str], channels: int, names: list[str], experiment: Experiment) -> None:
+    wanted = class_names(experiment)
+    if wanted != names:
+        raise ModelError(f"{path} detects {', '.join(names)}; the spec is for {', '.join(wanted)} (in this order)")
+    asked = experiment.augmentation_config.preprocessing.output_image_channel
+    if asked != channels:
+        raise ModelError(f"{path} takes images of {channels} channels; the spec's output_image_channel is {asked}")

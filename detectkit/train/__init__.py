@@ -1,0 +1,1 @@
+"""Training: optimiser and rate, objective weights, the loop and its resumable state."""

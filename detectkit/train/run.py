@@ -1,0 +1,169 @@
+"""Setting up a training run: from a checked spec to data, network and optimiser, fresh or resumed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from google.protobuf import text_format
+from torch import Tensor
+
+from detectkit import spec
+from detectkit.console import StatusLog, log
+from detectkit.data.dataset import Dataset, class_counts, frames
+from detectkit.errors import DataError, UsageError
+from detectkit.files import atomic_write, make_directory
+from detectkit.heads import GridHead
+from detectkit.model import checkpoint
+from detectkit.model.detector import Detector, build, summary
+from detectkit.train import optim, state as states
+from detectkit.train.board import Board
+from detectkit.train.state import State
+from detectkit.train.weighting import ObjectiveWeights
+
+RESUME_FILE = "resume.pt"
+SPEC_FILE = "experiment_spec.txt"
+# Sections that may change between the two halves of a run; any other change makes it another run.
+CHANGEABLE = {"training_config", "evaluation_config", "postprocessing_config"}
+
+
+@dataclass
+class Run:
+    """What a training run is made of; all but `state` stays as it is set up."""
+
+    experiment: spec.Experiment
+    results: Path
+    name: str
+    device: torch.device
+    training: Dataset
+    validation: Dataset | None
+    head: GridHead
+    state: State
+    regularized: list[Tensor]
+    board: Board
+    status: StatusLog
+    saved_at: float
+
+    @property
+    def config(self) -> spec.TrainingConfig:
+        return self.experiment.training_config
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch: the last batch is filled up with images of its beginning."""
+        return -(-len(self.training) // self.config.batch_size_per_gpu)
+
+    @property
+    def channels(self) -> int:
+        return self.state.detector.channels
+
+    def weights_file(self, suffix: str = "") -> Path:
+        return self.results / "weights" / f"{self.name}{suffix}.safetensors"
+
+
+def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: torch.device) -> Run:
+    """Open the data, build or load the network, and take up the state that `results` holds, if any.
+
+    Raises:
+        DataError: no usable data, or a target class without a box to train on.
+        ModelError: the pretrained file or the saved state does not fit.
+        UsageError: `results` holds a run of another spec.
+        OutputError: `results` cannot be written.
+    """
+    make_directory(results)
+    saved = states.read(results / RESUME_FILE) if (results / RESUME_FILE).exists() else None
+    if saved:
+        _check_same_run(text_format.Parse(saved["spec"], spec.Experiment()), experiment, results)
+    torch.manual_seed(experiment.random_seed)
+    class_names = spec.class_names(experiment)
+    training, validation = frames(experiment.dataset_config, class_names)
+    _check_classes(training, class_names)
+    if validation is None:
+        log.warning("no validation_fold or validation_data_source: nothing is measured while training")
+    detector = _network(experiment, class_names, fresh=saved is None).to(device, memory_format=torch.channels_last)
+    state = State(
+        detector,
+        optim.make_optimizer(detector, experiment.training_config.optimizer),
+        ObjectiveWeights(experiment.cost_function_config),
+    )
+    if saved:
+        states.restore(state, saved)
+        log.info(f"resuming after epoch {state.epoch}, step {state.step}, from {results / RESUME_FILE}")
+    _write_spec(results / SPEC_FILE, experiment)
+    return Run(
+        experiment=experiment,
+        results=results,
+        name=name,
+        device=device,
+        training=training,
+        validation=validation,
+        head=GridHead(experiment, stride=detector.stride),
+        state=state,
+        regularized=optim.regularized_weights(detector),
+        board=Board(results / "events", experiment, class_names),
+        status=StatusLog(results / "status.jsonl"),
+        saved_at=time.monotonic(),
+    )
+
+
+def describe(run: Run) -> str:
+    """The network in a line: name, parameters, cost, stride."""
+    model, head = run.experiment.model_config, run.head
+    size = summary(run.state.detector, head.height, head.width)
+    return (
+        f"{model.arch} {model.num_layers}: {size.parameters:,} parameters ({size.trainable:,} trained),"
+        f" {size.gmacs:.2f} GMACs at {head.width}x{head.height}, stride {size.stride}"
+    )
+
+
+def _network(experiment: spec.Experiment, class_names: list[str], *, fresh: bool) -> Detector:
+    model = experiment.model_config
+    channels = experiment.augmentation_config.preprocessing.output_image_channel
+    detector = build(model, class_names, channels)
+    if model.pretrained_model_file:
+        # A resumed run needs the widths of a pruned file too; its values are replaced by the saved ones.
+        found = checkpoint.load_pretrained(detector, model.pretrained_model_file, class_names)
+        if fresh:
+            log.info(f"{model.pretrained_model_file}: {len(found.loaded)} tensors loaded, {len(found.skipped)} fresh")
+    return detector
+
+
+def _check_classes(training: Dataset, class_names: list[str]) -> None:
+    counts, _ = class_counts(training)
+    missing = [name for name in class_names if not counts[name]]
+    if missing:
+        raise DataError(
+            f"no training box of class {', '.join(missing)}: compare target_class_mapping with the classes of the"
+            " records (detectkit check -e SPEC lists them)"
+        )
+
+
+def _check_same_run(before: spec.Experiment, now: spec.Experiment, results: Path) -> None:
+    changed = [
+        field.name
+        for field in spec.Experiment.DESCRIPTOR.fields
+        if _section_text(before, field.name) != _section_text(now, field.name)
+    ]
+    if set(changed) - CHANGEABLE:
+        raise UsageError(
+            f"{results} holds a run of another spec ({', '.join(changed)} differ): use another -r, or delete"
+            f" {results / RESUME_FILE} to start again"
+        )
+    if changed:
+        log.warning(f"resuming with changed {', '.join(changed)}")
+
+
+def _section_text(experiment: spec.Experiment, section: str) -> str:
+    only = spec.Experiment()
+    only.CopyFrom(experiment)
+    for field in spec.Experiment.DESCRIPTOR.fields:
+        if field.name != section:
+            only.ClearField(field.name)
+    return text_format.MessageToString(only)
+
+
+def _write_spec(path: Path, experiment: spec.Experiment) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(spec.dumps(experiment), encoding="utf-8")

@@ -1,0 +1,89 @@
+"""Everything that a run needs to go on where it was cut, in one file that holds data only."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from detectkit.errors import ModelError
+from detectkit.files import atomic_write
+from detectkit.model.detector import Detector
+from detectkit.train.weighting import ObjectiveWeights
+
+FORMAT = 1
+
+
+@dataclass
+class State:
+    """A run in progress: what changes while it trains.
+
+    `epoch` and `step` are the position: epochs done, and steps done of the epoch under way. `history` has one
+    entry an epoch: epoch, cost, learning_rate and, where it was validated, mean_average_precision,
+    average_precision (by class) and validation_cost.
+    """
+
+    detector: Detector
+    optimizer: Optimizer
+    weights: ObjectiveWeights
+    epoch: int = 0
+    step: int = 0
+    cost_sum: Tensor = field(default_factory=lambda: torch.zeros(()))  # over the steps of the epoch under way
+    best: float = -1.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def save(path: Path, state: State, spec_text: str) -> None:
+    """Write the state so that a crash leaves the old file or the new one.
+
+    Raises:
+        OutputError: no space or no permission.
+    """
+    content = {
+        "format": FORMAT,
+        "spec": spec_text,
+        "detector": state.detector.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "weights": state.weights.state(),
+        "random": torch.get_rng_state(),
+        "position": [state.epoch, state.step],
+        "cost_sum": state.cost_sum.cpu(),
+        "best": state.best,
+        "history": state.history,
+    }
+    buffer = io.BytesIO()  # torch.save hides the reason of a failed write; a plain file tells it
+    torch.save(content, buffer)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a state file.
+
+    Raises:
+        ModelError: damaged, or written by another version.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        found = content["format"]
+    except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        raise ModelError(f"{path} is damaged and cannot be resumed from: delete it to start the run again") from error
+    if found != FORMAT:
+        raise ModelError(f"{path} has format {found}, this version reads {FORMAT}: use the version that wrote it")
+    return content
+
+
+def restore(state: State, content: dict[str, Any]) -> None:
+    """Put what `read` gave into a run that was set up from the same spec."""
+    state.detector.load_state_dict(content["detector"])
+    state.optimizer.load_state_dict(content["optimizer"])
+    state.weights.restore(content["weights"])
+    torch.set_rng_state(content["random"])
+    state.epoch, state.step = content["position"]
+    state.cost_sum, state.best, state.history = content["cost_sum"], content["best"], content["history"]

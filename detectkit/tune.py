@@ -1,0 +1,117 @@
+"""Finding the clustering values of each class that give the best average precision on images with labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from detectkit.console import ProgressBar
+from detectkit.evaluation import Evaluation, Scores
+from detectkit.heads import GridHead, clustering_arguments
+from detectkit.ops.cluster import Detections, cluster
+from detectkit.predict import Predicted
+from detectkit.spec import ClusteringConfig, Experiment, PostProcessingConfig, class_names
+
+GRID: dict[str, tuple[float, ...]] = {
+    "coverage_threshold": (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5),
+    "dbscan_eps": (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6),
+    "dbscan_min_samples": (0.01, 0.05, 0.1, 0.2, 0.5, 1.0, 1.5, 2.0),
+}
+ROUNDS = 2  # of going through the values one after the other
+
+
+class Tuned(NamedTuple):
+    """The best values found, and what they measure."""
+
+    postprocessing: PostProcessingConfig
+    evaluation: Evaluation
+
+
+class _Image(NamedTuple):
+    """What clustering needs of one image, and its labels."""
+
+    boxes: list[Tensor]  # for each class, candidates [N, 4]
+    coverage: list[Tensor]  # for each class [N]
+    truth: Tensor  # [M, 4]
+    classes: Tensor  # [M]
+
+
+def tune_clustering(predictions: Iterable[Predicted], head: GridHead, experiment: Experiment) -> Tuned:
+    """Search `coverage_threshold`, `dbscan_eps` and `dbscan_min_samples` for every class by itself.
+
+    One value is changed at a time, from those of the spec, and kept where AP rises; the algorithm is DBSCAN.
+    """
+    images = [image for predicted in predictions for image in _candidates(predicted, head)]
+    best = PostProcessingConfig()
+    best.CopyFrom(experiment.postprocessing_config)
+    names = class_names(experiment)
+    trials = len(names) * ROUNDS * sum(map(len, GRID.values()))
+    with ProgressBar("tuning", total=trials, unit="trials") as bar:
+        for index, name in enumerate(names):
+            config = best.target_class_config[name].clustering_config
+            config.clustering_algorithm = ClusteringConfig.DBSCAN
+            _tune_class(images, index, config, experiment, bar)
+    return Tuned(best, _measure_all(images, best, experiment))
+
+
+def _tune_class(
+    images: list[_Image], index: int, config: ClusteringConfig, experiment: Experiment, bar: ProgressBar
+) -> None:
+    """Change `config` in place to the best values for one class."""
+    score = _measure(images, index, config, experiment)
+    for _ in range(ROUNDS):
+        for field, values in GRID.items():
+            for value in values:
+                trial = ClusteringConfig()
+                trial.CopyFrom(config)
+                setattr(trial, field, value)
+                trial_score = _measure(images, index, trial, experiment)
+                if trial_score > score:
+                    score = trial_score
+                    config.CopyFrom(trial)
+                bar.advance()
+
+
+def _candidates(predicted: Predicted, head: GridHead) -> list[_Image]:
+    boxes, coverage = head.candidates(predicted.outputs)
+    lowest = min(GRID["coverage_threshold"])
+    images = []
+    for image, (cells, values) in enumerate(zip(boxes, coverage, strict=True)):
+        own = predicted.prepared.image_index == image
+        kept = [class_values > lowest for class_values in values]
+        images.append(
+            _Image(
+                [class_cells[mask] for class_cells, mask in zip(cells, kept, strict=True)],
+                [class_values[mask] for class_values, mask in zip(values, kept, strict=True)],
+                predicted.prepared.boxes[own].cpu(),
+                predicted.prepared.classes[own].cpu(),
+            )
+        )
+    return images
+
+
+def _detections(image: _Image, index: int, arguments: dict[str, Any]) -> Detections:
+    boxes, scores = cluster(image.boxes[index], image.coverage[index], **arguments)
+    return Detections(boxes, scores, torch.full((len(scores),), index))
+
+
+def _measure(images: list[_Image], index: int, config: ClusteringConfig, experiment: Experiment) -> float:
+    """AP of one class; 0 where it has no labels."""
+    arguments = clustering_arguments(config)
+    scores = Scores(class_names(experiment), experiment.evaluation_config)
+    for image in images:
+        scores.add(_detections(image, index, arguments), image.truth, image.classes)
+    return scores.results()[index].average_precision or 0.0
+
+
+def _measure_all(images: list[_Image], best: PostProcessingConfig, experiment: Experiment) -> Evaluation:
+    names = class_names(experiment)
+    arguments = [clustering_arguments(best.target_class_config[name].clustering_config) for name in names]
+    scores = Scores(names, experiment.evaluation_config)
+    for image in images:
+        parts = [_detections(image, index, values) for index, values in enumerate(arguments)]
+        scores.add(Detections(*(torch.cat(column) for column in zip(*parts))), image.truth, image.classes)
+    return Evaluation(scores.results(), scores.images, cost=None, latency=None)

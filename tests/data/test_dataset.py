@@ -1,0 +1,406 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from google.protobuf import text_format
+from PIL import Image
+
+from detectkit.data.dataset import (
+    Batch,
+    Dataset,
+    Sample,
+    class_counts,
+    collate,
+    decode_size,
+    frames,
+    image_files,
+    loader,
+    sample_from_image,
+    training_order,
+)
+from detectkit.data.tfrecord import Record, encode, write_shard
+from detectkit.errors import DataError
+from detectkit.spec import AugmentationConfig, DatasetConfig
+
+MAPPING = 'target_class_mapping { key: "car" value: "vehicle" } target_class_mapping { key: "person" value: "person" }'
+CLASSES = ["person", "vehicle"]
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Smooth, so that JPEG keeps it: a gradient with an offset."""
+    x, y = np.meshgrid(np.linspace(0, 200, width), np.linspace(0, 200, height))
+    return Image.fromarray(np.stack([x, y, (x + y) / 2 + seed % 50], axis=2).astype(np.uint8))
+
+
+def record(
+    frame_id: str, *, size: tuple[int, int] = (40, 30), names: tuple[str, ...] = ("car",), **kwargs: object
+) -> Record:
+    boxes = np.array([[1 + i, 2, 11 + i, 22] for i in range(len(names))], dtype=np.float32).reshape(-1, 4)
+    zeros = np.zeros(len(names))
+    return Record(
+        frame_id, *size, list(names), boxes, zeros.astype(np.float32), zeros.astype(np.int64), **kwargs  # type: ignore[arg-type]
+    )
+
+
+def make(root: Path, shards: dict[str, list[Record]], *, images: bool = True) -> Path:
+    """Write shards under root/records and an image for every record that does not embed one."""
+    (root / "records").mkdir(parents=True, exist_ok=True)
+    for name, records in shards.items():
+        write_shard(root / "records" / name, [encode(item) for item in records])
+        for number, item in enumerate(records):
+            path = root / f"{item.frame_id}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if images and item.image is None:
+                picture(item.width, item.height, seed=number).save(path)
+    return root
+
+
+def config(root: Path, rest: str = "", *, pattern: str = "*", mapping: str = MAPPING) -> DatasetConfig:
+    source = f'data_sources {{ tfrecords_path: "{root}/records/{pattern}" image_directory_path: "{root}" }}'
+    return text_format.Parse(f"{source} {mapping} {rest}", DatasetConfig())
+
+
+def load_all(dataset: Dataset, **arguments: object) -> list[Batch]:
+    settings = {"batch_size": 2, "order": range(len(dataset)), "workers": 0, "channels": 3, **arguments}
+    return list(loader(dataset, **settings))  # type: ignore[arg-type]
+
+
+def pixels(path: Path, channels: int = 3) -> np.ndarray:
+    """An image file decoded by the loader, [c, h, w]."""
+    return image_files(path).sample(0, channels=channels).image
+
+
+class TestFrames:
+    def test_records_become_frames(self, tmp_path: Path) -> None:
+        make(
+            tmp_path, {"train": [record("image_2/a", names=("car", "person")), record("image_2/b", names=())]}
+        )
+        training, validation = frames(config(tmp_path), CLASSES)
+        assert validation is None and len(training) == 2
+        sample = training.sample(0, channels=3)
+        assert sample.frame_id == "image_2/a" and sample.original_size == (40, 30)
+        assert sample.boxes.tolist() == [[1, 2, 11, 22], [2, 2, 12, 22]]
+        assert sample.classes.tolist() == [1, 0]
+        assert sample.image.shape == (3, 30, 40)
+        assert np.array_equal(sample.image, np.asarray(picture(40, 30)).transpose(2, 0, 1))
+
+    def test_mapping_is_by_lower_case_and_applied_once(self, tmp_path: Path) -> None:
+        chain = 'target_class_mapping { key: "Car" value: "person" } target_class_mapping { key: "person" value: "vehicle" }'
+        make(tmp_path, {"train": [record("a", names=("CAR", "person", "tram"))]})
+        training, _ = frames(config(tmp_path, mapping=chain), CLASSES)
+        assert training.sample(0, channels=3).classes.tolist() == [
+            0,
+            1,
+        ]  # car -> person, and not on to vehicle
+        targets, raw = class_counts(training)
+        assert targets == {"person": 1, "vehicle": 1}
+        assert raw == {"car": 1, "person": 1, "tram": 1}
+
+    def test_a_target_without_boxes_counts_zero(self, tmp_path: Path) -> None:
+        make(tmp_path, {"train": [record("a"), record("b")]})
+        assert class_counts(frames(config(tmp_path), CLASSES)[0])[0] == {"person": 0, "vehicle": 2}
+
+    def test_boxes_without_area_are_dropped(self, tmp_path: Path) -> None:
+        bad = record("a", names=("car", "car"))
+        bad.boxes[0] = [5, 5, 5, 9]
+        make(tmp_path, {"train": [bad]})
+        assert len(frames(config(tmp_path), CLASSES)[0].sample(0, channels=3).boxes) == 1
+
+    def test_validation_fold_over_all_sources(self, tmp_path: Path) -> None:
+        for source in ("one", "two"):
+            names = [f"k-fold-{fold:03d}-of-002-shard-00000-of-00001" for fold in (0, 1)]
+            make(tmp_path / source, {name: [record(f"{source}{name[9]}")] for name in names})
+        both = config(tmp_path / "one", "validation_fold: 0")
+        both.data_sources.append(config(tmp_path / "two").data_sources[0])
+        training, validation = frames(both, CLASSES)
+        assert validation is not None
+        assert [frame.frame_id for frame in training.frames] == ["one1", "two1"]
+        assert [frame.frame_id for frame in validation.frames] == ["one0", "two0"]
+
+    def test_validation_data_source_trains_on_all_folds(self, tmp_path: Path) -> None:
+        make(tmp_path / "a", {"k-fold-000-of-002": [record("x")], "k-fold-001-of-002": [record("y")]})
+        make(tmp_path / "b", {"v": [record("z")]})
+        paths = f'tfrecords_path: "{tmp_path}/b/records/v" image_directory_path: "{tmp_path}/b"'
+        training, validation = frames(
+            config(tmp_path / "a", f"validation_data_source {{ {paths} }}"), CLASSES
+        )
+        assert len(training) == 2 and validation is not None and validation.frames[0].frame_id == "z"
+
+    @pytest.mark.parametrize("fold, message", [(7, "fold-007-of-"), (0, "nothing is left to train on")])
+    def test_fold_that_takes_nothing_or_everything(self, tmp_path: Path, fold: int, message: str) -> None:
+        make(tmp_path, {"k-fold-000-of-001": [record("a")]})
+        with pytest.raises(DataError, match=message):
+            frames(config(tmp_path, f"validation_fold: {fold}"), CLASSES)
+
+    def test_source_weights(self, tmp_path: Path) -> None:
+        for name in ("one", "two"):
+            make(tmp_path / name, {"t": [record(name)]})
+        both = config(tmp_path / "one")
+        both.data_sources.append(config(tmp_path / "two").data_sources[0])
+        both.data_sources[1].source_weight = 0.25
+        [batch] = load_all(frames(both, CLASSES)[0])
+        assert batch.weights.tolist() == [1, 0.25]
+
+    def test_pattern_without_files(self, tmp_path: Path) -> None:
+        make(tmp_path, {"train": [record("a")]})
+        with pytest.raises(DataError, match="no files match tfrecords_path.*valid\\*"):
+            frames(config(tmp_path, pattern="valid*"), CLASSES)
+
+    def test_shards_without_records(self, tmp_path: Path) -> None:
+        make(tmp_path, {"train": []})
+        with pytest.raises(DataError, match="no records in .*train"):
+            frames(config(tmp_path), CLASSES)
+
+    def test_missing_images_are_found_before_any_work(self, tmp_path: Path) -> None:
+        make(tmp_path, {"train": [record(f"frame{i}") for i in range(6)]})
+        for i in range(5):
+            (tmp_path / f"frame{i}.png").unlink()
+        with pytest.raises(DataError) as caught:
+            frames(config(tmp_path), CLASSES)
+        assert "5 of 6 images are missing" in str(caught.value)
+        assert "frame0.png" in str(caught.value) and "frame3.png" not in str(caught.value)
+
+    @pytest.mark.parametrize("extension", ["jpg", ".jpg"])
+    def test_image_extension_with_or_without_dot(self, tmp_path: Path, extension: str) -> None:
+        make(tmp_path, {"train": [record("a")]}, images=False)
+        picture(40, 30).save(tmp_path / "a.jpg")
+        training, _ = frames(config(tmp_path, f'image_extension: "{extension}"'), CLASSES)
+        assert training.sample(0, channels=3).image_path.endswith("a.jpg")
+
+    def test_embedded_images_need_no_image_files(self, tmp_path: Path) -> None:
+        buffer = io.BytesIO()
+        picture(40, 30).save(buffer, "PNG")
+        plain = record("b")
+        make(tmp_path, {"train": [record("a", image=buffer.getvalue(), image_format="png"), plain]})
+        training, _ = frames(config(tmp_path), CLASSES)
+        first, second = (training.sample(i, channels=3).image for i in (0, 1))
+        assert np.array_equal(first, np.asarray(picture(40, 30)).transpose(2, 0, 1))
+        assert second.shape == first.shape
+
+    def test_damaged_embedded_image_names_shard_and_record(self, tmp_path: Path) -> None:
+        make(tmp_path, {"train": [record("a", image=b"nothing", image_format="png")]})
+        with pytest.raises(DataError, match=r"train \(record 0, a\)"):
+            frames(config(tmp_path), CLASSES)[0].sample(0, channels=3)
+
+    def test_image_of_another_size_than_its_record(self, tmp_path: Path) -> None:
+        make(tmp_path, {"train": [record("a")]}, images=False)
+        picture(41, 30).save(tmp_path / "a.png")
+        with pytest.raises(DataError, match="a.png is 41x30 pixels, its record says 40x30"):
+            frames(config(tmp_path), CLASSES)[0].sample(0, channels=3)
+
+
+class TestDecoding:
+    def test_sixteen_bit_grey_is_scaled(self, tmp_path: Path) -> None:
+        values = np.array([[0, 257, 25700, 65535]], dtype=np.uint16)
+        Image.fromarray(values).save(tmp_path / "a.png")
+        assert pixels(tmp_path / "a.png").tolist() == [[[0, 1, 100, 255]]] * 3
+        assert pixels(tmp_path / "a.png", channels=1).tolist() == [[[0, 1, 100, 255]]]
+
+    def test_grey(self, tmp_path: Path) -> None:
+        Image.fromarray(np.array([[0, 100, 255]], dtype=np.uint8)).save(tmp_path / "a.png")
+        assert pixels(tmp_path / "a.png").tolist() == [[[0, 100, 255]]] * 3
+
+    def test_colour_to_one_channel_is_luma(self, tmp_path: Path) -> None:
+        Image.fromarray(np.array([[[255, 0, 0], [0, 255, 0]]], dtype=np.uint8)).save(tmp_path / "a.png")
+        assert pixels(tmp_path / "a.png", channels=1).tolist() == [[[76, 150]]]  # 0.299, 0.587 of 255
+
+    def test_bilevel(self, tmp_path: Path) -> None:
+        Image.fromarray(np.array([[True, False]])).save(tmp_path / "a.png")
+        assert pixels(tmp_path / "a.png", channels=1).tolist() == [[[255, 0]]]
+
+    def test_cmyk_jpeg(self, tmp_path: Path) -> None:
+        Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=95)
+        red, green, blue = pixels(tmp_path / "a.jpg").mean(axis=(1, 2))
+        assert red > 250 and green < 5 and blue < 5
+
+    @pytest.mark.parametrize("transparency", [None, 1, b"\xff\x80"], ids=["opaque", "index", "table"])
+    def test_palette(self, tmp_path: Path, transparency: object) -> None:
+        image = Image.fromarray(np.array([[0, 1]], dtype=np.uint8))
+        image = image.convert("P")
+        image.putpalette([10, 20, 30, 200, 100, 50])
+        extra = {} if transparency is None else {"transparency": transparency}
+        image.save(tmp_path / "a.png", **extra)
+        assert pixels(tmp_path / "a.png")[:, 0].T.tolist() == [[10, 20, 30], [200, 100, 50]]
+
+    @pytest.mark.parametrize("mode, value", [("RGBA", (10, 20, 30, 0)), ("LA", (77, 128))])
+    def test_alpha_is_dropped(self, tmp_path: Path, mode: str, value: tuple[int, ...]) -> None:
+        Image.new(mode, (2, 2), value).save(tmp_path / "a.png")
+        expected = [10, 20, 30] if mode == "RGBA" else [77] * 3
+        assert pixels(tmp_path / "a.png")[:, 0, 0].tolist() == expected
+
+    def test_exif_orientation_is_ignored(self, tmp_path: Path) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = 6  # turned by a quarter
+        picture(40, 30).save(tmp_path / "a.jpg", exif=exif)
+        assert pixels(tmp_path / "a.jpg").shape == (3, 30, 40)
+
+    @pytest.mark.parametrize("keep", [0, 1, 100, 700], ids=lambda keep: f"{keep} bytes")
+    @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.bmp"])
+    def test_a_file_cut_short(self, tmp_path: Path, name: str, keep: int) -> None:
+        rng = np.random.default_rng(0)
+        Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(tmp_path / name)
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[:keep])
+        with pytest.raises(DataError, match=f"cannot read the image .*{name}"):
+            pixels(tmp_path / name)
+
+    def test_a_text_file(self, tmp_path: Path) -> None:
+        (tmp_path / "a.png").write_text("not an image")
+        with pytest.raises(DataError, match="cannot read the image .*a.png"):
+            pixels(tmp_path / "a.png")
+
+    @pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+    @pytest.mark.parametrize("factor", [2, 3, 4, 6, 12])
+    def test_large_images_are_reduced_by_a_whole_factor(self, tmp_path: Path, name: str, factor: int) -> None:
+        size = (32 * factor + 5, 24 * factor + factor - 1)
+        picture(*size).save(tmp_path / name, quality=95)
+        sample = image_files(tmp_path / name).sample(0, channels=3, target_size=(32, 24))
+        assert sample.reduction == factor and sample.original_size == size
+        assert sample.image.shape[1:] == (-(-size[1] // factor), -(-size[0] // factor))
+        whole = np.asarray(picture(*size)).astype(float)
+        block = whole[factor : 2 * factor, 3 * factor : 4 * factor].mean(
+            axis=(0, 1)
+        )  # pixel (3, 1) averages it
+        assert np.abs(sample.image[:, 1, 3] - block).max() < 6
+        assert collate([sample]).sizes[0].tolist() == pytest.approx([size[0] / factor, size[1] / factor])
+
+    def test_images_up_to_twice_the_size_are_not_reduced(self, tmp_path: Path) -> None:
+        picture(63, 100).save(tmp_path / "a.png")
+        assert image_files(tmp_path / "a.png").sample(0, channels=3, target_size=(32, 24)).reduction == 1
+
+    @pytest.mark.parametrize(
+        "fields, expected",
+        [
+            ("", None),
+            ("enable_auto_resize: true", (64, 32)),
+            ("enable_auto_resize: true crop_right: 9 crop_bottom: 9", None),
+        ],
+    )
+    def test_decode_size(self, fields: str, expected: tuple[int, int] | None) -> None:
+        text = f"preprocessing {{ output_image_width: 64 output_image_height: 32 {fields} }}"
+        assert decode_size(text_format.Parse(text, AugmentationConfig())) == expected
+
+
+class TestImageFiles:
+    def test_folder_sorted_and_only_images(self, tmp_path: Path) -> None:
+        for name in ("b.JPG", "a.png", "c.ppm", "d.bmp", "e.jpeg"):
+            picture(8, 8).save(tmp_path / name)
+        (tmp_path / "notes.txt").write_text("x")
+        (tmp_path / "folder.png").mkdir()
+        dataset = image_files(tmp_path)
+        assert [frame.frame_id for frame in dataset.frames] == ["a", "b", "c", "d", "e"]
+        assert dataset.sample(1, channels=3).original_size == (8, 8)
+
+    def test_nothing_there(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="does not exist"):
+            image_files(tmp_path / "none")
+        with pytest.raises(DataError, match="no images in .*: files must end in .bmp"):
+            image_files(tmp_path)
+
+
+class TestSampleFromImage:
+    SPEC = AugmentationConfig(
+        preprocessing=dict(output_image_width=16, output_image_height=16, enable_auto_resize=True)
+    )
+
+    def test_file_picture_and_array_agree(self, tmp_path: Path) -> None:
+        image = picture(40, 50)
+        image.save(tmp_path / "a.png")
+        array = np.asarray(image)
+        found = [
+            sample_from_image(x, channels=3, augmentation=self.SPEC)
+            for x in (tmp_path / "a.png", image, array)
+        ]
+        for sample in found:
+            assert sample.reduction == 2 and sample.original_size == (40, 50)
+            assert np.array_equal(sample.image, found[0].image)
+        assert image.size == (40, 50)  # the caller's picture is left alone
+
+    def test_arrays_that_are_no_images(self) -> None:
+        for array in (np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8)):
+            with pytest.raises(DataError, match="must be uint8"):
+                sample_from_image(array, channels=3, augmentation=self.SPEC)
+        assert sample_from_image(
+            np.zeros((4, 5, 1), np.uint8), channels=1, augmentation=self.SPEC
+        ).image.shape == (1, 4, 5)
+
+
+class TestCollate:
+    def test_padding_repeats_the_edge_once(self) -> None:
+        empty, none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+        small = np.arange(1, 7, dtype=np.uint8).reshape(1, 2, 3)
+        large = np.full((1, 4, 5), 9, dtype=np.uint8)
+        samples = [
+            Sample(image, 1, (image.shape[2], image.shape[1]), empty, none, 1.0, "", "")
+            for image in (small, large)
+        ]
+        batch = collate(samples)
+        assert batch.images[0, 0].tolist() == [[1, 2, 3, 3, 0], [4, 5, 6, 6, 0], [4, 5, 6, 6, 0], [0] * 5]
+        assert batch.sizes.tolist() == [[3, 2], [5, 4]]
+        assert batch.boxes.shape == (0, 4) and batch.image_index.dtype == torch.int64
+
+    def test_boxes_know_their_image(self, tmp_path: Path) -> None:
+        make(tmp_path, {"t": [record("a", names=("car", "person")), record("b", names=()), record("c")]})
+        [batch] = load_all(frames(config(tmp_path), CLASSES)[0], batch_size=4)
+        assert batch.image_index.tolist() == [0, 0, 2]
+        assert batch.classes.tolist() == [1, 0, 1]
+        assert batch.frame_ids == ["a", "b", "c"]
+
+
+class TestLoader:
+    @pytest.fixture
+    def dataset(self, tmp_path: Path) -> Dataset:
+        sizes = [(40, 30), (36, 34), (20, 20), (40, 30), (50, 10)]
+        make(tmp_path, {"t": [record(f"f{i}", size=size) for i, size in enumerate(sizes)]})
+        return frames(config(tmp_path), CLASSES)[0]
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_workers_give_what_the_caller_would(self, dataset: Dataset, workers: int) -> None:
+        order = [4, 0, 3, 1, 2, 4, 0]
+        alone, helped = (load_all(dataset, order=order, workers=count) for count in (0, workers))
+        assert [batch.frame_ids for batch in helped] == [["f4", "f0"], ["f3", "f1"], ["f2", "f4"], ["f0"]]
+        for one, other in zip(alone, helped, strict=True):
+            for name, value in one._asdict().items():
+                theirs = getattr(other, name)
+                assert torch.equal(value, theirs) if isinstance(value, torch.Tensor) else value == theirs
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_an_error_keeps_its_own_text(self, dataset: Dataset, workers: int) -> None:
+        Path(dataset.frames[2].path).write_bytes(b"")
+        with pytest.raises(DataError) as caught:
+            load_all(dataset, workers=workers)
+        assert str(caught.value).startswith("cannot read the image ") and "Traceback" not in str(caught.value)
+
+    def test_global_random_state_stays(self, dataset: Dataset) -> None:
+        before = torch.get_rng_state()
+        load_all(dataset, workers=1)
+        assert torch.equal(before, torch.get_rng_state())
+
+    def test_stopping_early(self, dataset: Dataset) -> None:
+        batches = loader(dataset, batch_size=1, order=range(5), workers=1, channels=3)
+        assert next(batches).frame_ids == ["f0"]
+        batches.close()  # type: ignore[attr-defined]
+
+    def test_grey(self, dataset: Dataset) -> None:
+        assert load_all(dataset, channels=1)[0].images.shape == (2, 1, 34, 40)
+
+
+class TestTrainingOrder:
+    def test_every_index_once_then_wrap_around(self) -> None:
+        order = training_order(10, 4, seed=1, epoch=0)
+        assert len(order) == 12 and sorted(order[:10]) == list(range(10)) and order[10:] == order[:2]
+
+    def test_fewer_images_than_a_batch(self) -> None:
+        order = training_order(3, 8, seed=1, epoch=0)
+        assert len(order) == 8 and order[3:6] == order[:3] and order[6:] == order[:2]
+
+    def test_seed_and_epoch_decide(self) -> None:
+        first = training_order(50, 5, seed=1, epoch=0)
+        assert first == training_order(50, 5, seed=1, epoch=0)
+        assert first != training_order(50, 5, seed=1, epoch=1) and first != training_order(
+            50, 5, seed=2, epoch=0
+        )

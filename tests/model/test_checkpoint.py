@@ -1,0 +1,538 @@
+"""Model files: what is written is what is read, and a bad file is one clear error."""
+
+import json
+import os
+import pickle
+import resource
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+import torchvision
+from google.protobuf import text_format
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from detectkit.errors import ModelError, OutputError
+from detectkit.model import checkpoint
+from detectkit.model.detector import Detector, build
+from detectkit.spec.experiment_pb2 import Experiment
+from detectkit.spec.model_pb2 import ModelConfig
+
+CLASSES = ["car", "person", "sign"]
+SAME_FILE = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def config(**changes: Any) -> ModelConfig:
+    return ModelConfig(**{"arch": "resnet", "num_layers": 10, "use_batch_norm": True} | changes)
+
+
+def detector(classes: list[str] = CLASSES, channels: int = 3, seed: int = 0, **changes: Any) -> Detector:
+    """A network whose tensors, statistics too, are all random."""
+    torch.manual_seed(seed)
+    network = build(config(**changes), classes, channels)
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.running_mean)  # type: ignore[arg-type]
+            nn.init.uniform_(layer.running_var, 0.5, 2)  # type: ignore[arg-type]
+            layer.num_batches_tracked.fill_(seed + 7)  # type: ignore[union-attr]
+    return network
+
+
+def spec_text(**changes: Any) -> str:
+    return text_format.MessageToString(Experiment(random_seed=42, model_config=config(**changes)))
+
+
+def pruned(network: Detector, width: int) -> dict[str, Tensor]:
+    """The first `width` channels of every layer but the outputs and the image."""
+    tensors = {}
+    for name, tensor in network.state_dict().items():
+        if name.startswith("backbone") and tensor.dim():
+            tensor = tensor[:width]
+        if tensor.dim() == 4 and name != "backbone.conv1.weight":
+            tensor = tensor[:, :width]
+        tensors[name] = tensor.clone()
+    return tensors
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], **changes: Any) -> Path:
+    """A model file with any tensors and any header."""
+    header = {"format": 1, "classes": CLASSES, "channels": 3, "spec": spec_text()} | changes
+    path.write_bytes(safetensors.torch.save(dict(tensors), {"detectkit": json.dumps(header)}))
+    return path
+
+
+def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    return write(tmp_path / "small.safetensors", pruned(detector(), 4))
+
+
+@pytest.fixture(scope="module")
+def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(5)
+    path = tmp_path_factory.mktemp("torchvision") / "resnet18.pth"
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[int], None]]:
+    """Call it with the number of bytes after which a file can grow no more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# --- save and load
+
+
+@pytest.mark.parametrize(
+    ("changes", "channels"),
+    [({}, 3), ({"use_batch_norm": False}, 1), ({"all_projections": True, "use_pooling": True}, 3)],
+)
+def test_a_model_comes_back_bit_for_bit(tmp_path: Path, changes: dict[str, Any], channels: int) -> None:
+    network = detector(channels=channels, **changes)
+    checkpoint.save(tmp_path / "m.safetensors", network, spec_text(**changes), CLASSES)
+    model = checkpoint.load(tmp_path / "m.safetensors")
+    assert equal(model.detector.state_dict(), network.state_dict())
+    assert model.class_names == CLASSES
+    assert model.spec == Experiment(random_seed=42, model_config=config(**changes))
+    assert model.detector.channels == channels and not model.detector.training
+    images = torch.rand(1, channels, 32, 48)
+    with torch.no_grad():
+        assert torch.equal(model.detector(images)[1], network.eval()(images)[1])
+    assert os.listdir(tmp_path) == ["m.safetensors"]
+
+
+def test_equal_models_are_equal_files(tmp_path: Path, small: Path) -> None:
+    model = checkpoint.load(small)
+    for name in ("one", "two"):
+        checkpoint.save(tmp_path / name, model.detector, spec_text(), model.class_names)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_class_names_and_spec_may_be_any_text(tmp_path: Path) -> None:
+    names = ["voiture à quai", "人", 'a "b"\n']
+    checkpoint.save(tmp_path / "m", detector(names), spec_text(), names)
+    assert checkpoint.load(tmp_path / "m").class_names == names
+
+
+def test_freezing_settings_survive(tmp_path: Path) -> None:
+    changes = {"freeze_bn": True, "freeze_blocks": [0]}
+    checkpoint.save(tmp_path / "m", detector(**changes), spec_text(**changes), CLASSES)
+    loaded = checkpoint.load(tmp_path / "m").detector
+    assert loaded.freeze_bn and not loaded.backbone.conv1.weight.requires_grad
+    assert loaded.output_cov.weight.requires_grad
+
+
+def test_a_pruned_model_is_a_model(tmp_path: Path) -> None:
+    tensors = pruned(detector(), 5)
+    model = checkpoint.load(write(tmp_path / "m.safetensors", tensors))
+    assert equal(model.detector.state_dict(), tensors)
+    convolution = model.detector.get_submodule("backbone.layer2.0.conv1")
+    assert (convolution.in_channels, convolution.out_channels) == (5, 5)
+    assert model.detector.backbone.bn1.num_features == 5
+    coverage, bbox = model.detector.train()(torch.rand(2, 3, 32, 32))
+    (coverage.sum() + bbox.sum()).backward()
+    checkpoint.save(tmp_path / "again.safetensors", model.detector, spec_text(), CLASSES)
+    assert checkpoint.load(tmp_path / "again.safetensors").detector.backbone.bn1.num_features == 5
+
+
+def test_narrowing_keeps_a_depthwise_convolution_depthwise() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8))
+    tensors = {name: tensor[:6] if tensor.dim() else tensor for name, tensor in network.state_dict().items()}
+    assert checkpoint._narrow(network, tensors)
+    network.load_state_dict(tensors)
+    assert network[1].groups == network[1].in_channels == 6
+    assert network(torch.rand(2, 3, 8, 8)).shape == (2, 6, 8, 8)
+    assert not checkpoint._narrow(network, tensors)
+
+
+# --- bad model files
+
+
+def refused(path: Path, *words: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        checkpoint.load(path)
+    message = str(caught.value)
+    assert str(path) in message and message.count("\n") == 0
+    assert all(word in message for word in words), message
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    refused(tmp_path / "none.safetensors", "No such file")
+    refused(tmp_path, "Is a directory")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 100, b"random_seed: 42\n", b"\xff" * 64, b"PK\x03\x04" + b"x" * 99]
+)
+def test_not_a_model(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m.safetensors").write_bytes(content)
+    refused(tmp_path / "m.safetensors", "is not a detectkit model")
+
+
+def test_weights_of_another_program(tmp_path: Path) -> None:
+    safetensors.torch.save_file({"weight": torch.zeros(2)}, tmp_path / "m.safetensors", {"format": "pt"})
+    refused(tmp_path / "m.safetensors", "without a spec and class names")
+
+
+@SAME_FILE
+@given(share=st.floats(0, 1, exclude_max=True), tail=st.integers(0, 20))
+def test_cut_short_anywhere(small: Path, share: float, tail: int) -> None:
+    content = small.read_bytes()
+    cut = small.with_name("cut.safetensors")
+    for length in (int(len(content) * share), len(content) - 1 - tail):
+        cut.write_bytes(content[:length])
+        refused(cut, "is not a detectkit model, or is cut short")
+
+
+@SAME_FILE
+@given(position=st.integers(0, 8000), byte=st.integers(0, 255))
+def test_a_changed_byte_is_a_model_error_or_a_model(small: Path, position: int, byte: int) -> None:
+    content = bytearray(small.read_bytes())
+    content[position] = byte
+    small.with_name("changed").write_bytes(content)
+    try:
+        checkpoint.load(small.with_name("changed"))
+    except ModelError as error:
+        assert "changed" in str(error)
+
+
+def test_a_newer_format(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.safetensors", {"anything": torch.zeros(1)}, format=2)
+    refused(path, "newer detectkit", "model format 2", "upgrade")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"spec": "model_config {"}, "description"),
+        ({"spec": "no_such_field: 1"}, "no_such_field"),
+        ({"spec": 3}, "description"),
+        ({"spec": 'model_config { arch: "vgg" num_layers: 16 }'}, "vgg"),
+        (
+            {"spec": 'model_config { arch: "resnet" num_layers: 34 use_batch_norm: true }'},
+            "lacks backbone.layer1.1",
+        ),
+        ({"classes": 3}, "description"),
+        ({"classes": []}, "0 classes"),
+        ({"classes": ["car", "person"]}, "[2, 512, 1, 1]"),
+        ({"classes": ["a", "b", "c", "d"]}, "heads are not those of 4 classes"),
+        ({"channels": -1}, "-1 image channels"),
+        ({"channels": 1}, "normalize.mean"),
+        ({"format": "newest"}, "is not a detectkit model"),
+    ],
+)
+def test_a_header_that_does_not_fit(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    refused(write(tmp_path / "m.safetensors", pruned(detector(), 4), **changes), words)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("backbone.bn1.bias", lambda tensor: None, "lacks backbone.bn1.bias"),
+        ("extra", lambda tensor: torch.zeros(1), "also has extra"),
+        ("backbone.conv1.weight", lambda tensor: tensor[:3], "do not fit together"),
+        ("backbone.bn1.running_var", lambda tensor: tensor[:3], "do not fit together"),
+        ("backbone.conv1.weight", lambda tensor: tensor[:, :, :5, :5], "[4, 3, 5, 5]"),
+        ("backbone.conv1.weight", lambda tensor: torch.zeros(65, 3, 7, 7), "[65, 3, 7, 7]"),
+        ("backbone.conv1.weight", lambda tensor: tensor[:0], "[0, 3, 7, 7]"),
+        ("backbone.conv1.weight", lambda tensor: tensor.half(), "torch.float16"),
+        ("backbone.bn1.weight", lambda tensor: tensor.reshape(2, 2), "[2, 2]"),
+        ("output_cov.bias", lambda tensor: tensor[:2], "do not fit together"),
+    ],
+)
+def test_tensors_that_do_not_fit(
+    tmp_path: Path, name: str, change: Callable[[Tensor | None], Tensor | None], words: str
+) -> None:
+    tensors = pruned(detector(), 4)
+    new = change(tensors.pop(name, None))
+    if new is not None:
+        tensors[name] = new.contiguous()
+    refused(write(tmp_path / "m.safetensors", tensors), words)
+
+
+# --- writing
+
+
+@pytest.mark.parametrize("room", [0, 1000, 100_000])
+def test_a_full_disk_leaves_nothing_behind(
+    tmp_path: Path, full_disk: Callable[[int], None], room: int
+) -> None:
+    network = detector()
+    full_disk(room)
+    with pytest.raises(OutputError, match="cannot write .*m.safetensors"):
+        checkpoint.save(tmp_path / "m.safetensors", network, spec_text(), CLASSES)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_leaves_the_old_model_as_it_was(tmp_path: Path, full_disk: Callable[[int], None]) -> None:
+    old = detector()
+    checkpoint.save(tmp_path / "m.safetensors", old, spec_text(), CLASSES)
+    content = (tmp_path / "m.safetensors").read_bytes()
+    full_disk(len(content) // 2)
+    with pytest.raises(OutputError):
+        checkpoint.save(tmp_path / "m.safetensors", detector(seed=1), spec_text(), CLASSES)
+    assert os.listdir(tmp_path) == ["m.safetensors"]
+    assert (tmp_path / "m.safetensors").read_bytes() == content
+
+
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_an_interrupted_write_leaves_the_old_model_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    old = detector()
+    checkpoint.save(tmp_path / "m.safetensors", old, spec_text(), CLASSES)
+
+    def interrupt(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, moment, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(tmp_path / "m.safetensors", detector(seed=1), spec_text(), CLASSES)
+    assert os.listdir(tmp_path) == ["m.safetensors"]
+    assert equal(checkpoint.load(tmp_path / "m.safetensors").detector.state_dict(), old.state_dict())
+
+
+# --- weights to start from: detectkit models
+
+
+def test_other_classes_copy_the_heads_of_the_same_name(tmp_path: Path) -> None:
+    source = detector()
+    checkpoint.save(tmp_path / "m.safetensors", source, spec_text(), CLASSES)
+    names = ["sign", "bus", "car", "tram"]
+    network = detector(names, seed=1)
+    fresh = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    report = checkpoint.load_pretrained(network, tmp_path / "m.safetensors", names)
+    assert report.classes == ["sign", "car"] and not report.narrowed
+    assert report.skipped == [
+        "output_cov.weight",
+        "output_cov.bias",
+        "output_bbox.weight",
+        "output_bbox.bias",
+    ]
+    assert set(report.loaded) == set(fresh)
+    cov, bbox = network.output_cov.weight, network.output_bbox.weight
+    assert torch.equal(cov[0], source.output_cov.weight[2]) and torch.equal(
+        cov[2], source.output_cov.weight[0]
+    )
+    assert torch.equal(bbox[0:4], source.output_bbox.weight[8:12])
+    assert torch.equal(bbox[8:12], source.output_bbox.weight[0:4])
+    for row in (1, 3):
+        assert torch.equal(cov[row], fresh["output_cov.weight"][row])
+        assert torch.equal(bbox[4 * row : 4 * row + 4], fresh["output_bbox.weight"][4 * row : 4 * row + 4])
+    assert equal(network.backbone.state_dict(), source.backbone.state_dict())
+
+
+def test_the_same_classes_copy_everything(tmp_path: Path) -> None:
+    source = detector()
+    source.normalize.mean.fill_(0.25)
+    checkpoint.save(tmp_path / "m.safetensors", source, spec_text(), CLASSES)
+    network = detector(seed=1)
+    report = checkpoint.load_pretrained(network, tmp_path / "m.safetensors", CLASSES)
+    assert equal(network.state_dict(), source.state_dict())
+    assert (report.skipped, report.classes) == ([], CLASSES)
+
+
+def test_no_common_class_keeps_fresh_heads(tmp_path: Path, small: Path) -> None:
+    checkpoint.save(tmp_path / "m.safetensors", detector(), spec_text(), CLASSES)
+    network = detector(["cell"], seed=1)
+    fresh = network.output_cov.weight.clone()
+    report = checkpoint.load_pretrained(network, tmp_path / "m.safetensors", ["cell"])
+    assert torch.equal(network.output_cov.weight, fresh)
+    assert report.classes == [] and not any(name.startswith("output") for name in report.loaded)
+
+
+def test_a_pruned_model_narrows_the_detector(small: Path) -> None:
+    source = checkpoint.load(small).detector
+    network = detector(["sign", "bus"], seed=1, freeze_blocks=[0])
+    report = checkpoint.load_pretrained(network, small, ["sign", "bus"])
+    assert report.narrowed and report.classes == ["sign"]
+    assert equal(network.backbone.state_dict(), source.backbone.state_dict())
+    assert network.output_bbox.weight.shape == (8, 4, 1, 1)
+    assert torch.equal(network.output_bbox.weight[:4], source.output_bbox.weight[8:])
+    limit = (6 / (4 + 8)) ** 0.5
+    assert 0 < network.output_bbox.weight[4:].abs().max() <= limit and not network.output_bbox.bias[4:].any()
+    assert not network.backbone.conv1.weight.requires_grad
+    coverage, bbox = network.train()(torch.rand(2, 3, 32, 32))
+    assert coverage.shape == (2, 2, 2, 2) and bbox.shape == (2, 8, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "channels", "words"),
+    [
+        ({"num_layers": 18}, 3, "num_layers: 10"),
+        ({"use_batch_norm": False}, 3, "use_batch_norm: true"),
+        ({"all_projections": True, "num_layers": 18}, 3, "all_projections: false"),
+        ({}, 1, "output_image_channel"),
+    ],
+)
+def test_another_architecture_is_refused_and_changes_nothing(
+    small: Path, changes: dict[str, Any], channels: int, words: str
+) -> None:
+    network = detector(channels=channels, seed=1, **changes)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(ModelError, match=words):
+        checkpoint.load_pretrained(network, small, CLASSES)
+    assert equal(network.state_dict(), before)
+
+
+# --- weights to start from: torchvision
+
+
+def test_a_torchvision_file_loads_as_it_is(resnet18: Path) -> None:
+    network = detector(num_layers=18, use_pooling=True)
+    fresh_head = network.output_cov.weight.clone()
+    report = checkpoint.load_pretrained(network, resnet18, CLASSES)
+    original = torchvision.models.resnet18(weights=None)
+    original.load_state_dict(torch.load(resnet18, weights_only=True))
+    assert report.skipped == [
+        "output_cov.weight",
+        "output_cov.bias",
+        "output_bbox.weight",
+        "output_bbox.bias",
+    ]
+    assert torch.equal(network.output_cov.weight, fresh_head)
+    seen: list[Tensor] = []
+    for model in (original, network.backbone):
+        model.layer3.register_forward_hook(lambda _layer, _inputs, output: seen.append(output))
+    images = torch.rand(1, 3, 64, 64)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        original.eval()((images - mean.reshape(3, 1, 1)) / std.reshape(3, 1, 1))
+        network.eval()(images)
+    assert torch.equal(seen[0], seen[1])
+
+
+def test_projections_that_torchvision_lacks_start_as_the_identity(resnet18: Path) -> None:
+    plain = detector(num_layers=18, use_pooling=True)
+    projected = detector(num_layers=18, use_pooling=True, all_projections=True)
+    for network in (plain, projected):
+        for layer in network.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.reset_running_stats()
+        checkpoint.load_pretrained(network, resnet18, CLASSES)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        ours, theirs = projected.eval().backbone(images), plain.eval().backbone(images)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_strides_instead_of_pooling_need_one_projection_more(resnet18: Path) -> None:
+    report = checkpoint.load_pretrained(detector(num_layers=18), resnet18, CLASSES)
+    backbone = [name for name in report.skipped if name.startswith("backbone.")]
+    assert len(backbone) == 6 and all(name.startswith("backbone.layer1.0.downsample.") for name in backbone)
+
+
+def test_grey_images_take_the_sum_over_the_colours(resnet18: Path) -> None:
+    network = detector(channels=1, num_layers=18)
+    checkpoint.load_pretrained(network, resnet18, CLASSES)
+    colours = torch.load(resnet18, weights_only=True)["conv1.weight"]
+    assert torch.equal(network.backbone.conv1.weight, colours.sum(1, keepdim=True))
+    assert network.normalize.mean.item() == pytest.approx((0.485 + 0.456 + 0.406) / 3)
+    assert network.normalize.std.item() == pytest.approx(0.226)
+
+
+def test_files_without_batch_counters_load(tmp_path: Path, resnet18: Path) -> None:
+    tensors = torch.load(resnet18, weights_only=True)
+    torch.save(
+        {name: tensor for name, tensor in tensors.items() if "num_batches" not in name}, tmp_path / "old.pth"
+    )
+    report = checkpoint.load_pretrained(
+        detector(num_layers=18, use_pooling=True), tmp_path / "old.pth", CLASSES
+    )
+    assert "backbone.bn1.weight" in report.loaded and "backbone.bn1.num_batches_tracked" in report.skipped
+
+
+@pytest.mark.parametrize("changes", [{"num_layers": 34}, {"num_layers": 10}, {"use_batch_norm": False}])
+def test_another_depth_is_refused_and_changes_nothing(resnet18: Path, changes: dict[str, Any]) -> None:
+    network = detector(**changes)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(ModelError, match="num_layers to the depth"):
+        checkpoint.load_pretrained(network, resnet18, CLASSES)
+    assert equal(network.state_dict(), before)
+
+
+def test_a_pruned_torchvision_file_names_its_tensors(tmp_path: Path, resnet18: Path) -> None:
+    tensors = torch.load(resnet18, weights_only=True)
+    torch.save(tensors | {"conv1.weight": tensors["conv1.weight"][:60]}, tmp_path / "p.pth")
+    with pytest.raises(ModelError, match="other shapes in conv1.weight"):
+        checkpoint.load_pretrained(detector(num_layers=18), tmp_path / "p.pth", CLASSES)
+
+
+class Code:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("protocol", ["zip", "legacy", "pickle"])
+def test_code_in_a_file_is_refused_and_does_not_run(tmp_path: Path, protocol: str) -> None:
+    path, folder = tmp_path / "bad.pth", tmp_path / "ran"
+    content = {"conv1.weight": Code(folder)}
+    if protocol == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=protocol == "zip")
+    with pytest.raises(ModelError, match="bad.pth .*holds code, which is never run"):
+        checkpoint.load_pretrained(detector(num_layers=18), path, CLASSES)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "content", [3, [torch.zeros(1)], {}, {"epoch": 3}, {1: torch.zeros(1)}, torch.zeros(2)]
+)
+def test_a_pth_without_a_state_dict(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "m.pth")
+    with pytest.raises(ModelError, match="holds no state dict"):
+        checkpoint.load_pretrained(detector(num_layers=18), tmp_path / "m.pth", CLASSES)
+
+
+def test_a_missing_pth(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot read .*none.pth: No such file"):
+        checkpoint.load_pretrained(detector(num_layers=18), tmp_path / "none.pth", CLASSES)
+
+
+@SAME_FILE
+@given(share=st.floats(0, 1, exclude_max=True), new=st.booleans(), byte=st.integers(0, 255))
+def test_a_pth_cut_short_or_changed_is_a_model_error(
+    tmp_path: Path, share: float, new: bool, byte: int
+) -> None:
+    whole, path = tmp_path / "whole.pth", tmp_path / "cut.pth"
+    torch.save({"conv1.weight": torch.zeros(4)}, whole, _use_new_zipfile_serialization=new)
+    content = bytearray(whole.read_bytes())
+    position = int(share * len(content))
+    network = build(config(), CLASSES, 3)
+    path.write_bytes(content[:position])
+    with pytest.raises(ModelError, match="cut.pth"):
+        checkpoint.load_pretrained(network, path, CLASSES)
+    content[position] = byte
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match="cut.pth"):
+        checkpoint.load_pretrained(network, path, CLASSES)
+
+
+@SAME_FILE
+@given(content=st.binary(max_size=200))
+def test_any_bytes_are_a_model_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "any.pth"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match="any.pth"):
+        checkpoint._state_dict(path)
+    refused(path)

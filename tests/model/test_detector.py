@@ -1,0 +1,156 @@
+"""The detector: heads, freezing, and what it costs."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detectkit.errors import SpecError
+from detectkit.model.detector import Detector, build, summary
+from detectkit.spec.model_pb2 import ModelConfig
+
+CLASSES = ["car", "person", "sign"]
+
+
+def detector(classes: list[str] = CLASSES, channels: int = 3, **settings: object) -> Detector:
+    torch.manual_seed(0)
+    config = ModelConfig(**{"arch": "resnet", "num_layers": 10, "use_batch_norm": True} | settings)
+    return build(config, classes, channels)
+
+
+def adam_step(network: Detector) -> tuple[set[str], set[str]]:
+    """One training step; gives the names of the tensors that stayed and of those that changed."""
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    network.train()
+    trained = [weight for weight in network.parameters() if weight.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=0.01)
+    coverage, bbox = network(torch.rand(2, network.channels, 32, 32))
+    (coverage.square().sum() + (bbox - 1).square().sum()).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    after = network.state_dict()
+    same = {name for name, tensor in before.items() if torch.equal(tensor, after[name])}
+    return same, before.keys() - same
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("classes", [["cell"], CLASSES])
+def test_outputs_are_coverage_in_0_to_1_and_four_box_channels_a_class(
+    classes: list[str], channels: int
+) -> None:
+    network = detector(classes, channels).eval()
+    coverage, bbox = network(torch.rand(2, channels, 48, 80))
+    assert coverage.shape == (2, len(classes), 3, 5)
+    assert bbox.shape == (2, 4 * len(classes), 3, 5)
+    assert 0 < coverage.min() and coverage.max() < 1
+    assert bbox.min() < 0  # linear
+    assert network.stride == 16
+
+
+def test_parameters_of_resnet18_with_three_classes() -> None:
+    network = detector(num_layers=18)
+    # torchvision's 11,176,512, the projection of the first stage, and 15 output channels of 512 weights and a bias
+    assert summary(network, 32, 32).parameters == 11_176_512 + (64 * 64 + 2 * 64) + 15 * 513
+
+
+def test_cost_of_resnet18_at_32_pixels_by_hand() -> None:
+    stem = 16 * 16 * (64 * 3 * 7 * 7)
+    layer1 = 8 * 8 * (4 * 64 * 64 * 9 + 64 * 64)
+    layer2 = 4 * 4 * (64 * 128 * 9 + 3 * 128 * 128 * 9 + 64 * 128)
+    layer3 = 2 * 2 * (128 * 256 * 9 + 3 * 256 * 256 * 9 + 128 * 256)
+    layer4 = 2 * 2 * (256 * 512 * 9 + 3 * 512 * 512 * 9 + 256 * 512)
+    heads = 2 * 2 * 5 * 512
+    cost = summary(detector(["cell"], num_layers=18), 32, 32)
+    assert cost.gmacs == pytest.approx((stem + layer1 + layer2 + layer3 + layer4 + heads) / 1e9, rel=1e-12)
+    assert cost.stride == 16
+
+
+def test_summary_leaves_the_detector_as_it_is() -> None:
+    network = detector(freeze_blocks=[0])
+    cost = summary(network, 64, 64)
+    assert network.training and all(weight.device.type == "cpu" for weight in network.parameters())
+    assert cost.parameters - cost.trainable == 64 * 3 * 7 * 7
+
+
+def test_heads_start_from_glorot_and_zero_bias() -> None:
+    network = detector()
+    for head, outputs in ((network.output_cov, 3), (network.output_bbox, 12)):
+        limit = (6 / (512 + outputs)) ** 0.5
+        assert head.weight.abs().max() <= limit and head.weight.abs().max() > 0.98 * limit
+        assert not head.bias.any()
+
+
+def test_images_pass_the_fresh_normalisation_unchanged() -> None:
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(detector().normalize(images), images)
+
+
+def test_num_layers_0_is_the_default_of_18() -> None:
+    assert detector(num_layers=0).state_dict().keys() == detector(num_layers=18).state_dict().keys()
+
+
+def test_the_same_seed_builds_the_same_weights() -> None:
+    one, other = detector().state_dict(), detector().state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_everything_but_the_normalisation_trains() -> None:
+    same, _ = adam_step(detector())
+    assert same == {"normalize.mean", "normalize.std"}
+
+
+@pytest.mark.parametrize(
+    ("blocks", "prefixes"),
+    [
+        ([0], ("backbone.conv1.",)),
+        ([1, 3], ("backbone.layer1.", "backbone.layer3.")),
+        ([0, 1, 2, 3, 4], ("backbone.",)),
+    ],
+)
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_freeze_blocks_holds_their_convolutions_only(
+    blocks: list[float], prefixes: tuple[str, ...], batch_norm: bool
+) -> None:
+    network = detector(freeze_blocks=blocks, use_batch_norm=batch_norm)
+    convolutions = {name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)}
+    frozen = {
+        name
+        for name in network.state_dict()
+        if name.startswith(prefixes) and name.rpartition(".")[0] in convolutions
+    }
+    same, _ = adam_step(network)
+    assert same == frozen | {"normalize.mean", "normalize.std"}
+
+
+def test_freeze_bn_holds_the_statistics_and_trains_scale_and_shift() -> None:
+    network = detector(freeze_bn=True)
+    statistics = {name for name in network.state_dict() if "running_" in name or "num_batches" in name}
+    same, changed = adam_step(network)
+    assert same == statistics | {"normalize.mean", "normalize.std"}
+    assert {"backbone.bn1.weight", "backbone.bn1.bias"} <= changed
+
+
+def test_frozen_statistics_give_the_same_output_in_training_as_in_evaluation() -> None:
+    network = detector(freeze_bn=True)
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        trained: tuple[Tensor, Tensor] = network.train()(images)
+        evaluated: tuple[Tensor, Tensor] = network.eval()(images)
+    assert network.train() is network and network.backbone.training
+    assert torch.equal(trained[0], evaluated[0]) and torch.equal(trained[1], evaluated[1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"arch": "vgg"}, 'model_config.arch: "vgg" is not available; use one of: resnet'),
+        (
+            {"num_layers": 19},
+            "model_config.num_layers: resnet has no 19 layers; use one of: 10, 18, 34, 50, 101, 152",
+        ),
+        ({"freeze_blocks": [5]}, "model_config.freeze_blocks: no block 5; use any of: 0, 1, 2, 3, 4"),
+        ({"freeze_blocks": [0.5]}, "model_config.freeze_blocks: no block 0.5; use any of: 0, 1, 2, 3, 4"),
+    ],
+)
+def test_what_does_not_exist_is_a_spec_error(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        detector(**settings)
+    assert str(caught.value) == message

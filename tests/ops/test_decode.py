@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import torch
+
+from detectkit.ops.decode import decode
+
+
+def field(*distances: float, height: int = 1, width: int = 1) -> torch.Tensor:
+    return torch.tensor(distances).reshape(1, 1, 4, 1, 1).expand(1, 1, 4, height, width)
+
+
+def test_distances_are_taken_from_the_corner_of_the_cell_plus_the_offset() -> None:
+    boxes = decode(
+        field(0.25, 0.5, 1.0, 2.0, height=2, width=3), stride=16, scale=8, offset=0.5, width=99, height=99
+    )
+    assert boxes.shape == (1, 1, 2, 3, 4)
+    assert boxes[0, 0, 1, 2].tolist() == [32.5 - 2, 16.5 - 4, 32.5 + 8, 16.5 + 16]
+    assert boxes[0, 0, 0, 0].tolist() == [0, 0, 8.5, 16.5]  # cut to the image on the left and above
+
+
+def test_boxes_end_at_the_image_and_are_never_crossed() -> None:
+    wide = decode(field(-99, 1, 99, 99), stride=16, scale=35, offset=0.5, width=64, height=48)
+    assert wide.flatten().tolist() == [64, 0, 64, 48]
+    crossed = decode(field(-1, -1, -1, -1), stride=16, scale=8, offset=0.5, width=64, height=48)
+    assert crossed.flatten().tolist() == [8.5, 8.5, 8.5, 8.5]
+
+
+def test_classes_and_images_stay_apart() -> None:
+    bbox = torch.zeros(2, 3, 4, 1, 1)
+    bbox[1, 2, 2:] = 1
+    boxes = decode(bbox, stride=16, scale=10, offset=0.5, width=64, height=64)
+    assert boxes[1, 2].flatten().tolist() == [0.5, 0.5, 10.5, 10.5]
+    assert boxes[:, :2].unique().tolist() == [0.5]

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detectkit.draw import annotate, class_colors, curves, overlay, precision_recall, sheet
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def black(width: int = 60, height: int = 40, channels: int = 3) -> np.ndarray:
+    return np.zeros((height, width, channels), dtype=np.uint8)
+
+
+def test_a_box_lies_on_its_outermost_pixels() -> None:
+    image = np.asarray(annotate(black(), [[10, 5, 20, 15]], labels=[""], colors=[RED], line_width=1))
+    rows, columns = np.nonzero(image[:, :, 0])
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (5, 14, 10, 19)
+    assert image[10, 15].tolist() == [0, 0, 0]  # not filled
+    assert len(rows) == 2 * 10 + 2 * 8
+
+
+def test_line_width_grows_inwards() -> None:
+    image = np.asarray(annotate(black(), [[10, 5, 20, 15]], labels=[""], colors=[RED], line_width=3))
+    assert image[10, 12].tolist() == [255, 0, 0] and image[10, 13].tolist() == [0, 0, 0]
+    assert image[10, 9].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "box", [[0, 0, 60, 40], [50, 30, 50, 30], [-9, -9, 99, 99], [59, 39, 60, 40]], ids=str
+)
+def test_labels_at_every_edge(box: list[float]) -> None:
+    image = annotate(black(), [box], labels=["0.93"], colors=[BLUE])
+    assert image.size == (60, 40) and np.asarray(image).any()
+
+
+def test_the_image_is_left_alone_and_grey_is_welcome() -> None:
+    for image in (black(), black(channels=1), black()[:, :, 0]):
+        result = annotate(image, [[1, 1, 9, 9]], labels=["a"], colors=[RED])
+        assert result.mode == "RGB" and not image.any()
+
+
+def test_no_boxes() -> None:
+    assert not np.asarray(annotate(black(), np.zeros((0, 4)), labels=[], colors=[])).any()
+
+
+def test_colors_are_distinct_and_stable() -> None:
+    colors = class_colors(12)
+    assert len(set(colors)) == 12 and colors[:3] == class_colors(3)
+    distances = [np.abs(np.subtract(a, b)).sum() for i, a in enumerate(colors[:5]) for b in colors[:i]]
+    assert min(distances) > 120
+
+
+def test_overlay_tints_the_cells_that_are_covered() -> None:
+    coverage = np.zeros((2, 2, 3), dtype=np.float32)
+    coverage[0, 0, 1], coverage[1, 1, 2] = 1.0, 0.5
+    image = np.asarray(overlay(black(60, 40), coverage, colors=[RED, BLUE]))
+    assert image[10, 30].tolist() == [158, 0, 0]  # 0.62 of 255
+    assert image[30, 50].tolist() == [0, 0, 79]
+    assert image[10, 10].tolist() == [0, 0, 0]
+
+
+def test_sheet_fills_rows() -> None:
+    tiles = [Image.fromarray(black(10, 8)) for _ in range(5)]
+    result = sheet(tiles, columns=3, gap=2)
+    assert result.size == (34, 18)
+    assert result.getpixel((33, 17)) == (255, 255, 255) and result.getpixel((0, 10)) == (0, 0, 0)
+    assert sheet(tiles[:1], columns=3).size == (10, 8)
+
+
+def test_curves_write_a_png(tmp_path: Path) -> None:
+    series = {"training": ([1, 2, 3], [0.5, 0.2, 0.1]), "validation": ([2], [0.3])}
+    curves(tmp_path / "loss", series, title="Cost", x_label="epoch", y_label="cost", logarithmic=True)
+    precision_recall(tmp_path / "pr.png", {"car": ([0, 0.5, 1], [1, 0.9, 0.2])}, title="Precision and recall")
+    curves(tmp_path / "empty.png", {}, title="Nothing yet", x_label="epoch", y_label="AP")
+    for name in ("loss", "pr.png", "empty.png"):
+        with Image.open(tmp_path / name) as image:
+            assert image.format == "PNG" and image.size == (960, 600)
+
+
+def test_a_plot_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(OSError):
+        curves(tmp_path / "none" / "a.png", {}, title="", x_label="", y_label="")
