@@ -50,7 +50,9 @@ def _run(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments[:1]).command
     name = ALIASES.get(chosen, chosen)
     module = importlib.import_module(f"detectkit.commands.{name.replace('-', '_')}")
-    command = argparse.ArgumentParser(prog=f"detectkit {chosen}", description=module.__doc__, allow_abbrev=False)
+    command = argparse.ArgumentParser(
+        prog=f"detectkit {chosen}", description=module.__doc__, allow_abbrev=False
+    )
     module.add_arguments(command)
     _add_common(command)
     args = command.parse_args(arguments[1:])

@@ -73,7 +73,11 @@ class ProgressBar:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = ("{task.description}", BarColumn(), TextColumn("{task.completed}/{task.total} {task.fields[rate]}"))
+            columns = (
+                "{task.description}",
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total} {task.fields[rate]}"),
+            )
             self.bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
             self.bar.add_task(self.label, total=self.total, rate="")
             self.bar.start()

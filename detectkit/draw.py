@@ -44,12 +44,15 @@ def annotate(
     canvas = _picture(image)
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=max(10, min(22, canvas.height // 30)))
-    for box, label, color in zip(np.asarray(boxes, dtype=float).reshape(-1, 4), labels, colors, strict=True):
+    corners = []
+    for box, color in zip(np.asarray(boxes, dtype=float).reshape(-1, 4), colors, strict=True):
         left, top = math.floor(box[0]), math.floor(box[1])
         right, bottom = max(left, math.ceil(box[2]) - 1), max(top, math.ceil(box[3]) - 1)
         draw.rectangle((left, top, right, bottom), outline=color, width=line_width)
+        corners.append((left, top))
+    for position, label, color in zip(corners, labels, colors, strict=True):  # on top of all outlines
         if label:
-            _tag(draw, label, position=(left, top), color=color, font=font)
+            _tag(draw, label, position=position, color=color, font=font)
     return canvas
 
 

@@ -84,11 +84,12 @@ class Scores:
         overlap = _threshold(self.config.minimum_detection_ground_truth_overlap, name)
         hit = match(boxes, scores, images, truth, truth_images, iou_threshold=overlap)
         precision, recall, ranked = precision_recall(scores, hit, len(truth))
-        mode = EvaluationConfig.AP_MODE.Name(self.config.average_precision_mode).lower()
+        sampled = self.config.average_precision_mode == EvaluationConfig.SAMPLE
+        area = average_precision(precision, recall, "sample" if sampled else "integrate")
         best = best_f1(precision, recall, ranked)
         return ClassResult(
             name=name,
-            average_precision=float(average_precision(precision, recall, mode)) if len(truth) else None,
+            average_precision=area if len(truth) else None,
             precision=float(best[0]),
             recall=float(best[1]),
             f1=float(best[2]),
@@ -160,9 +161,13 @@ def evaluate_files(detections: Path, labels: Path, experiment: Experiment) -> Ev
         raise DataError(f"{labels} holds no label files (*.txt)")
     missing = [file.name for file in files if not (detections / file.name).exists()]
     if len(missing) == len(files):
-        raise DataError(f"{detections} holds no detection file for any label file of {labels}, such as {missing[0]}")
+        raise DataError(
+            f"{detections} holds no detection file for any label file of {labels}, such as {missing[0]}"
+        )
     if missing:
-        log.warning(f"{len(missing)} of {len(files)} images have no file in {detections}, such as {missing[0]}")
+        log.warning(
+            f"{len(missing)} of {len(files)} images have no file in {detections}, such as {missing[0]}"
+        )
     scores = Scores(names, experiment.evaluation_config)
     for file in files:
         truth, rejected = kitti.read_labels(file)

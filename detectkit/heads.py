@@ -113,12 +113,15 @@ class GridHead:
         classes = [torch.full((len(scores),), index) for index, (_, scores) in enumerate(parts)]
         scores = torch.cat([scores for _, scores in parts])
         order = scores.argsort(descending=True, stable=True)
-        return Detections(torch.cat([boxes for boxes, _ in parts])[order], scores[order], torch.cat(classes)[order])
+        return Detections(
+            torch.cat([boxes for boxes, _ in parts])[order], scores[order], torch.cat(classes)[order]
+        )
 
 
 def by_class(bbox: Tensor) -> Tensor:
     """[B, 4C, H, W], class-major as the network gives it, to [B, C, 4, H, W]."""
-    return bbox.unflatten(1, (-1, 4))
+    batch, channels, height, width = bbox.shape
+    return bbox.reshape(batch, channels // 4, 4, height, width)
 
 
 def clustering_arguments(config: spec.ClusteringConfig) -> dict[str, Any]:

@@ -46,7 +46,9 @@ class Predicted(NamedTuple):
         """The detections in the pixels of the image files, clipped to them."""
         inverse = torch.linalg.inv(self.prepared.matrices.double()).float().cpu()
         return [
-            found._replace(boxes=clip(transform(found.boxes, matrix.expand(len(found.boxes), 3, 3)), *size.tolist()))
+            found._replace(
+                boxes=clip(transform(found.boxes, matrix.expand(len(found.boxes), 3, 3)), *size.tolist())
+            )
             for found, matrix, size in zip(self.detections, inverse, self.batch.original_sizes, strict=True)
         ]
 
@@ -93,7 +95,9 @@ class Predictor:
             latency = Latency(*(seconds / len(batch.images) for seconds in stages))
             yield Predicted(batch, prepared, outputs, detections, latency)
 
-    def predict(self, images: Sequence[str | os.PathLike[str] | Image.Image | np.ndarray]) -> list[Detections]:
+    def predict(
+        self, images: Sequence[str | os.PathLike[str] | Image.Image | np.ndarray]
+    ) -> list[Detections]:
         """Detect in images: files, PIL images or uint8 arrays [h, w, 3] (RGB).
 
         Returns:
@@ -152,10 +156,16 @@ def load_model(
     )
 
 
-def _check_fits(path: str | os.PathLike[str], channels: int, names: list[str], experiment: Experiment) -> None:
+def _check_fits(
+    path: str | os.PathLike[str], channels: int, names: list[str], experiment: Experiment
+) -> None:
     wanted = class_names(experiment)
     if wanted != names:
-        raise ModelError(f"{path} detects {', '.join(names)}; the spec is for {', '.join(wanted)} (in this order)")
+        raise ModelError(
+            f"{path} detects {', '.join(names)}; the spec is for {', '.join(wanted)} (in this order)"
+        )
     asked = experiment.augmentation_config.preprocessing.output_image_channel
     if asked != channels:
-        raise ModelError(f"{path} takes images of {channels} channels; the spec's output_image_channel is {asked}")
+        raise ModelError(
+            f"{path} takes images of {channels} channels; the spec's output_image_channel is {asked}"
+        )

@@ -110,14 +110,17 @@ def _check_folders(config: spec.DatasetExportConfig) -> None:
     """Raise DataError unless images and labels are there."""
     kitti = config.kitti_config
     root = Path(kitti.root_directory_path).expanduser()
-    extension = "." + kitti.image_extension.removeprefix(".")
-    for field, name, suffix in (
-        ("image_dir_name", kitti.image_dir_name, extension),
-        ("label_dir_name", kitti.label_dir_name, ".txt"),
-    ):
-        if not (root / name).is_dir():
-            raise DataError(f"kitti_config.{field}: there is no folder {root / name}")
-        count = sum(file.suffix == suffix for file in (root / name).iterdir())
-        if not count:
-            raise DataError(f"kitti_config.{field}: {root / name} holds no {suffix} file")
-        say(f"{root / name}: {count} {suffix} files")
+    images = Path(config.image_directory_path).expanduser() / kitti.image_dir_name
+    if not config.image_directory_path or not images.is_dir():
+        images = root / kitti.image_dir_name
+    _count_files("kitti_config.image_dir_name", images, "." + kitti.image_extension.removeprefix("."))
+    _count_files("kitti_config.label_dir_name", root / kitti.label_dir_name, ".txt")
+
+
+def _count_files(field: str, folder: Path, suffix: str) -> None:
+    if not folder.is_dir():
+        raise DataError(f"{field}: there is no folder {folder}")
+    count = sum(file.suffix == suffix for file in folder.iterdir())
+    if not count:
+        raise DataError(f"{field}: {folder} holds no {suffix} file")
+    say(f"{folder}: {count} {suffix} files")

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--gpus", type=int, default=None, metavar="N", help="1, or 0 for the CPU (a GPU if there is one)")
+    parser.add_argument(
+        "--gpus", type=int, default=None, metavar="N", help="1, or 0 for the CPU (a GPU if there is one)"
+    )
     parser.add_argument("--gpu_index", type=int, default=0, metavar="I", help="which GPU (0)")
 
 

@@ -20,11 +20,21 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-e", "--experiment_spec", required=True, type=Path, metavar="SPEC")
     parser.add_argument("-m", "--model_path", type=Path, metavar="MODEL", help="a .safetensors model")
-    parser.add_argument("-r", "--results_dir", type=Path, metavar="DIR", help="where results.json and the plot go")
-    parser.add_argument("--use_training_set", action="store_true", help="measure on the training images instead")
-    parser.add_argument("--tune-clustering", action="store_true", help="find the best DBSCAN values for each class")
-    parser.add_argument("--detections", type=Path, metavar="DIR", help="KITTI files to measure instead of a model")
-    parser.add_argument("--labels", type=Path, metavar="DIR", help="KITTI labels that --detections are measured on")
+    parser.add_argument(
+        "-r", "--results_dir", type=Path, metavar="DIR", help="where results.json and the plot go"
+    )
+    parser.add_argument(
+        "--use_training_set", action="store_true", help="measure on the training images instead"
+    )
+    parser.add_argument(
+        "--tune-clustering", action="store_true", help="find the best DBSCAN values for each class"
+    )
+    parser.add_argument(
+        "--detections", type=Path, metavar="DIR", help="KITTI files to measure instead of a model"
+    )
+    parser.add_argument(
+        "--labels", type=Path, metavar="DIR", help="KITTI labels that --detections are measured on"
+    )
     parser.add_argument("-f", "--framework", choices=["tlt"], default="tlt", help=argparse.SUPPRESS)
     add_device_arguments(parser)
 
@@ -78,7 +88,10 @@ def _evaluate_model(args: argparse.Namespace, experiment: spec.Experiment) -> Ev
     predictions = progress(predictor.batches(batches), total=count, label="evaluating", unit="batches")
     if args.tune_clustering:
         tuned = tune_clustering(predictions, predictor.head, experiment)
-        say("put this into the spec:\n\n" + spec.dumps(spec.Experiment(postprocessing_config=tuned.postprocessing)))
+        say(
+            "put this into the spec:\n\n"
+            + spec.dumps(spec.Experiment(postprocessing_config=tuned.postprocessing))
+        )
         return tuned.evaluation
     weights = ObjectiveWeights(experiment.cost_function_config)
     return evaluate(
@@ -90,7 +103,17 @@ def _evaluate_model(args: argparse.Namespace, experiment: spec.Experiment) -> Ev
 
 
 def _print(result: Evaluation) -> None:
-    headers = ["class", "AP %", "precision %", "recall %", "F1 %", "at score", "labels", "detections", "correct"]
+    headers = [
+        "class",
+        "AP %",
+        "precision %",
+        "recall %",
+        "F1 %",
+        "at score",
+        "labels",
+        "detections",
+        "correct",
+    ]
     rows = [
         [
             item.name,
@@ -136,9 +159,13 @@ def _write(args: argparse.Namespace, result: Evaluation) -> None:
         content["latency_seconds_per_image"] = result.latency._asdict()
     with atomic_write(folder / "results.json") as path:
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    curves = {item.name: (item.recall_curve, item.precision_curve) for item in result.classes if item.detections}
+    curves = {
+        item.name: (item.recall_curve, item.precision_curve) for item in result.classes if item.detections
+    }
     if curves:
-        draw.precision_recall(folder / "precision_recall.png", curves, title=f"mAP {result.mean_average_precision:.3f}")
+        draw.precision_recall(
+            folder / "precision_recall.png", curves, title=f"mAP {result.mean_average_precision:.3f}"
+        )
     say(f"wrote {folder / 'results.json'}" + (f" and {folder / 'precision_recall.png'}" if curves else ""))
     if args.model_path:
         say(f"next: detectkit infer -e {args.experiment_spec} -m {args.model_path} -i IMAGES -r DIR")

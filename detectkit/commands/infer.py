@@ -36,10 +36,16 @@ class Output(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-e", "--experiment_spec", required=True, type=Path, metavar="SPEC", help="inference or training")
-    parser.add_argument("-i", "--image_dir", required=True, type=Path, metavar="IMAGES", help="a folder, or one image")
+    parser.add_argument(
+        "-e", "--experiment_spec", required=True, type=Path, metavar="SPEC", help="inference or training"
+    )
+    parser.add_argument(
+        "-i", "--image_dir", required=True, type=Path, metavar="IMAGES", help="a folder, or one image"
+    )
     parser.add_argument("-r", "--results_dir", required=True, type=Path, metavar="DIR")
-    parser.add_argument("-m", "--model_path", type=Path, metavar="MODEL", help="instead of the one in the spec")
+    parser.add_argument(
+        "-m", "--model_path", type=Path, metavar="MODEL", help="instead of the one in the spec"
+    )
     parser.add_argument("-b", "--batch_size", type=int, metavar="N", help="instead of the one in the spec")
     add_device_arguments(parser)
 
@@ -49,7 +55,9 @@ def run(args: argparse.Namespace) -> None:
 
     message = spec.load(args.experiment_spec)
     if isinstance(message, spec.DatasetExportConfig):
-        raise SpecError(f"{args.experiment_spec} is a conversion spec: infer takes an inference or a training spec")
+        raise SpecError(
+            f"{args.experiment_spec} is a conversion spec: infer takes an inference or a training spec"
+        )
     predictor = _predictor(args, message)
     output = _output(message, predictor.class_names)
     batch_size = args.batch_size or _batch_size(message)
@@ -70,7 +78,9 @@ def run(args: argparse.Namespace) -> None:
     for predicted in progress(predictor.batches(batches), total=count, label="detecting", unit="batches"):
         for path, detections in zip(predicted.batch.image_paths, predicted.in_original_pixels(), strict=True):
             found += _write(Path(path), detections, output=output, folders=folders)
-    written = " and ".join(str(folder) for folder in folders.values()) or "nothing: the spec turns both outputs off"
+    written = (
+        " and ".join(str(folder) for folder in folders.values()) or "nothing: the spec turns both outputs off"
+    )
     say(f"{found} detections in {len(images)} images")
     say(f"wrote {written}")
 
@@ -87,7 +97,9 @@ def _predictor(args: argparse.Namespace, message: spec.Inference | spec.Experime
     if not path:
         raise UsageError("give the model: -m MODEL, or tlt_config { model: … } in the spec")
     classwise = message.bbox_handler_config.classwise_bbox_handler_config
-    predictor = load_model(path, device, clustering={name: item.clustering_config for name, item in classwise.items()})
+    predictor = load_model(
+        path, device, clustering={name: item.clustering_config for name, item in classwise.items()}
+    )
     return _resized(predictor, message.inferencer_config, path)
 
 
@@ -131,9 +143,13 @@ def _output(message: spec.Inference | spec.Experiment, class_names: list[str]) -
     chosen = list(handler.postproc_classes) or class_names
     unknown = [name for name in chosen if name not in class_names]
     if unknown:
-        raise SpecError(f"bbox_handler_config.postproc_classes: the model does not detect {', '.join(unknown)}")
+        raise SpecError(
+            f"bbox_handler_config.postproc_classes: the model does not detect {', '.join(unknown)}"
+        )
     classwise = handler.classwise_bbox_handler_config
-    styles = {number: _style(class_names[number], classwise, colors[number]) for number in range(len(class_names))}
+    styles = {
+        number: _style(class_names[number], classwise, colors[number]) for number in range(len(class_names))
+    }
     return Output(
         {number: style for number, style in styles.items() if class_names[number] in chosen},
         labels=handler.kitti_dump,
@@ -147,7 +163,9 @@ def _style(
 ) -> Style:
     key = name if name in classwise else "default"
     if key not in classwise:
-        raise SpecError(f'bbox_handler_config.classwise_bbox_handler_config has no entry "{name}" and no "default"')
+        raise SpecError(
+            f'bbox_handler_config.classwise_bbox_handler_config has no entry "{name}" and no "default"'
+        )
     config = classwise[key]
     if config.HasField("bbox_color"):
         color = (config.bbox_color.R, config.bbox_color.G, config.bbox_color.B)
@@ -165,7 +183,9 @@ def _write(path: Path, detections: Detections, *, output: Output, folders: Mappi
 
     rows = [
         (output.styles[number], box, score)
-        for box, score, number in zip(detections.boxes.tolist(), detections.scores.tolist(), detections.classes.tolist())
+        for box, score, number in zip(
+            detections.boxes.tolist(), detections.scores.tolist(), detections.classes.tolist()
+        )
         if number in output.styles and score >= output.styles[number].minimum_score
     ]
     if "labels" in folders:
@@ -176,7 +196,9 @@ def _write(path: Path, detections: Detections, *, output: Output, folders: Mappi
     return len(rows)
 
 
-def _annotate(path: Path, rows: list[tuple[Style, list[float], float]], line_width: int, target: Path) -> None:
+def _annotate(
+    path: Path, rows: list[tuple[Style, list[float], float]], line_width: int, target: Path
+) -> None:
     import numpy as np
     from PIL import Image
 

@@ -13,8 +13,12 @@ from detectkit.console import duration, log, say
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-e", "--experiment_spec_file", required=True, type=Path, metavar="SPEC")
-    parser.add_argument("-r", "--results_dir", required=True, type=Path, metavar="DIR", help="where results go")
-    parser.add_argument("-n", "--model_name", default="model", metavar="NAME", help="of the model files (model)")
+    parser.add_argument(
+        "-r", "--results_dir", required=True, type=Path, metavar="DIR", help="where results go"
+    )
+    parser.add_argument(
+        "-n", "--model_name", default="model", metavar="NAME", help="of the model files (model)"
+    )
     add_device_arguments(parser)
 
 
@@ -35,4 +39,6 @@ def run(args: argparse.Namespace) -> None:
     say(f"trained in {duration(time.monotonic() - start)}")
     say(f"wrote {outcome.last}" + (f" and {outcome.best} (best validation)" if outcome.best else ""))
     say(f"curves: {args.results_dir / 'cost.png'}, {args.results_dir / 'average_precision.png'}")
-    say(f"next: detectkit evaluate -e {args.experiment_spec_file} -m {outcome.best or outcome.last} -r {args.results_dir}")
+    say(
+        f"next: detectkit evaluate -e {args.experiment_spec_file} -m {outcome.best or outcome.last} -r {args.results_dir}"
+    )

@@ -19,7 +19,7 @@ from PIL import Image
 from detectkit.console import log, progress
 from detectkit.data import kitti, tfrecord
 from detectkit.errors import DataError, OutputError, SpecError, UsageError
-from detectkit.spec.dataset_export_pb2 import DatasetExportConfig, KITTIConfig
+from detectkit.spec import DatasetExportConfig, KITTIConfig
 
 UNREADABLE = (
     OSError,
@@ -302,8 +302,6 @@ def _write(
     summaries = []
     with _staging(prefix) as staging:
         for number, fold in enumerate(folds):
-            if not fold:
-                log.warning("fold %d has no images: no file is written for it", number)
             fold_part = f"-fold-{number:03}-of-{len(folds):03}" if source.num_partitions else ""
             shards = _shards(fold, source.num_shards)
             for name, frames in shards.items():

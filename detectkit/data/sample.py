@@ -103,13 +103,14 @@ def draw_frame(
     placed: list[Placed] = []
     wanted = int(generator.integers(1, 6))
     for _ in range(4 * wanted):  # a digit that would hide another one too much is left out
-        scan, name = scans[generator.integers(len(scans))]
+        scan, name = scans[int(generator.integers(len(scans)))]
         glyph = Glyph(name, _ink(scan, int(generator.integers(HEIGHTS[0], min(HEIGHTS[1], height) + 1))))
         left = int(generator.integers(-8, max(width + 8 - glyph.ink.shape[1], -7)))
         top = int(generator.integers(-8, max(height + 8 - glyph.ink.shape[0], -7)))
         cover, digit = _place(glyph, (left, top), width=width, height=height)
         if len(placed) < wanted and all(_hidden(other, digit) <= MOST_OVERLAP for other in placed):
-            canvas = _paint(canvas, cover, generator)
+            window = _around(digit.box, margin=8)
+            canvas[window] = _paint(canvas[window], cover[window], generator)
             placed.append(digit)
     return Image.fromarray(numpy.round(canvas).astype(numpy.uint8)), placed
 
@@ -125,14 +126,15 @@ def _ink(scan: Floats, pixels_high: int) -> Floats:
         numpy.float32
     )  # about two pixels from none to full
     ys, xs = numpy.nonzero(ink > 0.5)
-    return ink[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+    cut: Floats = ink[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+    return cut
 
 
 def _background(
     photographs: Sequence[Image.Image], width: int, height: int, generator: numpy.random.Generator
 ) -> Floats:
     """Cut a random window out of a photograph, [height, width, 3] in 0..255, perhaps mirrored and darker."""
-    photograph = photographs[generator.integers(len(photographs))]
+    photograph = photographs[int(generator.integers(len(photographs)))]
     largest = min(photograph.width / width, photograph.height / height)
     zoom = largest * generator.uniform(0.5, 1)
     left = generator.uniform(0, photograph.width - zoom * width)
@@ -154,6 +156,11 @@ def _place(glyph: Glyph, corner: tuple[int, int], *, width: int, height: int) ->
     return cover, Placed(glyph.name, cover > 0.5, (x1, y1, x2, y2), truncation)
 
 
+def _around(box: tuple[int, int, int, int], *, margin: int) -> tuple[slice, slice]:
+    x1, y1, x2, y2 = box
+    return slice(max(y1 - margin, 0), y2 + margin), slice(max(x1 - margin, 0), x2 + margin)
+
+
 def _hidden(behind: Placed, front: Placed) -> float:
     """Share of the ink of one digit that another one hides."""
     return float((behind.mask & front.mask).sum() / behind.mask.sum())
@@ -164,11 +171,12 @@ def _paint(canvas: Floats, cover: Floats, generator: numpy.random.Generator) -> 
     color = 255 * numpy.array(
         colorsys.hsv_to_rgb(generator.random(), generator.uniform(0.1, 0.7), 1), numpy.float32
     )
-    wide = Image.fromarray(numpy.round(255 * cover).astype(numpy.uint8)).filter(ImageFilter.MaxFilter(5))
-    rim = numpy.asarray(wide.filter(ImageFilter.GaussianBlur(1)), dtype=numpy.float32)[..., None] / 255
+    blurred = Image.fromarray(numpy.round(255 * cover).astype(numpy.uint8)).filter(
+        ImageFilter.GaussianBlur(2)
+    )
+    rim = numpy.clip(numpy.asarray(blurred, dtype=numpy.float32)[..., None] / 64, 0, 1)
     dark = canvas * (1 - rim) + 25 * rim
-    painted: Floats = dark * (1 - cover[..., None]) + color * cover[..., None]
-    return painted
+    return numpy.asarray(dark * (1 - cover[..., None]) + color * cover[..., None], dtype=numpy.float32)
 
 
 def _occlusions(placed: Sequence[Placed]) -> list[int]:

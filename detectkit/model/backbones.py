@@ -25,6 +25,9 @@ class ResNet(nn.Module):
     with pooling a 3x3 maximum takes the place of the first stage's stride, and everything up to `layer3` computes
     what torchvision computes. Bottlenecks carry their stride on the 3x3 convolution, as torchvision's do.
 
+    Batch normalisation moves its running statistics by 0.1 a step, as torch does. TLT's 0.01 leaves them hundreds of
+    steps behind the weights: on a few hundred images, validation in mid-training then measures nothing.
+
     Args:
         depth: a key of `RESNETS`.
         channels: of the images.

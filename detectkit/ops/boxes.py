@@ -62,5 +62,5 @@ def ragged_ranges(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """
     owner = torch.repeat_interleave(counts)
     first = counts.cumsum(0) - counts
-    index = torch.arange(owner.shape[0], device=counts.device) + (starts - first)[owner]
+    index = torch.arange(owner.shape[0], device=counts.device) + (starts - first).index_select(0, owner)
     return owner, index

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detectkit.ops.boxes import iou, ragged_ranges, take
 
-CHUNK = 2**15  # detections compared at once: bounds the memory and keeps the pairs in the processor's cache
+CHUNK = 2**12  # detections compared at once: bounds the memory and keeps the pairs in the processor's cache
 
 
 def match(

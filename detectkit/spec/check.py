@@ -239,8 +239,9 @@ def _ordered(path: str, message: Message, *names: str) -> Iterator[Violation]:
     """Pairs of fields of which the first must not exceed the second."""
     for low, high in zip(names[::2], names[1::2]):
         least, greatest = getattr(message, low), getattr(message, high)
-        if least > greatest:
-            fields = schema_of(message).fields_by_name
+        fields = schema_of(message).fields_by_name
+        is_missing = rule_of(fields[high]).required and not message.HasField(high)
+        if least > greatest and not is_missing:
             limit = show(greatest, fields[high])
             yield Violation(join(path, low), f"must be at most {high} ({limit})", show(least, fields[low]))
 

@@ -58,16 +58,17 @@ def explain(path: str = "") -> str:
     for descriptor in messages():
         if _name(descriptor) == plain.removeprefix(PACKAGE):
             return _message_text(descriptor)
-    found = [place for place in places() if place.path == plain]
-    found = found or [place for place in places() if place.path.endswith("." + plain)]
+    exact = [place for place in places() if place.path == plain]
+    if exact:  # training and conversion specs share a few names
+        return "\n\n".join(_field_text(place) for place in exact)
+    found = [place for place in places() if place.path.endswith("." + plain)]
     fields = {place.field.full_name for place in found}
     if not fields:
         raise UsageError(_unknown(path, plain))
     if len(fields) > 1:
         listed = "\n".join(f"  {_bracketed(place)}" for place in found)
         raise UsageError(f"{path} is the name of {len(fields)} fields; give one of these paths:\n{listed}")
-    everywhere = [place for place in places() if place.field.full_name in fields]
-    return _field_text(everywhere, _bracketed(found[0]))
+    return _field_text(found[0])
 
 
 def markdown() -> str:
@@ -278,11 +279,12 @@ def _message_text(descriptor: Descriptor) -> str:
     return "\n".join([*lines, "", *_stands(paths)])
 
 
-def _field_text(stands: list[Place], title: str) -> str:
-    """A field's documentation; `stands` are all the places where it stands."""
-    field, owner = stands[0].field, stands[0].owner
+def _field_text(place: Place) -> str:
+    """A field's documentation, and all the places where it stands."""
+    field, owner = place.field, place.owner
+    stands = [other for other in places() if other.field.full_name == field.full_name]
     lines = [
-        title,
+        _bracketed(place),
         f"  {' · '.join(_facts(field))}",
         "",
         *_wrapped(_comment(field)),
@@ -332,21 +334,19 @@ def _bracketed(place: Place) -> str:
 
 
 def _unknown(path: str, plain: str) -> str:
-    """Why there is no such path: the nearest paths, by whole path, then by last name."""
+    """Why there is no such path: the nearest message, whole path or last name."""
     known = {place.path: place for place in places()}
-    near = difflib.get_close_matches(plain, known, n=1, cutoff=0.8)
-    leaf = plain.rpartition(".")[2]
-    if not near:
-        names = difflib.get_close_matches(leaf, {name.rpartition(".")[2] for name in known}, n=1)
-        near = [name for name in known if names and name.rpartition(".")[2] == names[0]][:3]
     titles = [_name(descriptor) for descriptor in messages()]
-    hint = " or ".join(
-        [_bracketed(known[name]) for name in near]
-        or difflib.get_close_matches(plain, titles, n=1, cutoff=0.8)
-    )
-    return f"the spec has no {path}" + (
-        f"; did you mean {hint}?" if hint else ": `detectkit explain` lists the sections"
-    )
+    near = difflib.get_close_matches(plain, titles, n=1, cutoff=0.75)
+    near = near or [
+        _bracketed(known[name]) for name in difflib.get_close_matches(plain, known, n=1, cutoff=0.8)
+    ]
+    if not near:
+        leaves = {name.rpartition(".")[2] for name in known}
+        names = difflib.get_close_matches(plain.rpartition(".")[2], leaves, n=1)
+        near = [_bracketed(known[name]) for name in known if name.rpartition(".")[2] in names][:3]
+    hint = f"; did you mean {' or '.join(near)}?" if near else ": `detectkit explain` lists the sections"
+    return f"the spec has no {path}{hint}"
 
 
 # Markdown

@@ -32,6 +32,8 @@ NUMBER = re.compile(
 )
 BOOLEANS = ("true", "false", "True", "False", "t", "f", "1", "0")
 DEEPEST = 32
+ESCAPE = re.compile(r"\\(.)")
+KNOWN_ESCAPE = re.compile(r"[abfnrtv\\'\"?0-7xXuU]")
 STEP = re.compile(r'([A-Za-z_]\w*)(?:\[(?:(\d+)|"((?:[^"\\]|\\.)*)")\])?')
 KINDS = {
     FieldDescriptor.CPPTYPE_INT32: "a whole number",
@@ -252,6 +254,11 @@ def _judge_value(value: Value, schema: FieldDescriptor) -> Iterator[Problem]:
                 value.column,
                 f"{schema.name} takes {_kind(schema)}, got {value.text}{near(value.text, schema.enum_type.values_by_name)}",
             )
+    elif schema.cpp_type == FieldDescriptor.CPPTYPE_STRING and _bad_escape(value.text):
+        message = (
+            f"{_bad_escape(value.text)} means nothing in text: write \\\\ for a backslash, or / in paths"
+        )
+        yield Problem(value.line, value.column, message)
     elif not _fits(value.text, schema):
         yield Problem(value.line, value.column, f"{schema.name} takes {_kind(schema)}, got {value.text}")
 
@@ -273,6 +280,14 @@ def _fits(text: str, schema: FieldDescriptor) -> bool:
         low, high = (0, 2**32) if unsigned else (-(2**31), 2**31)
         return bool(WHOLE_NUMBER.match(text)) and len(text) < 20 and low <= _whole(text) < high
     return bool(NUMBER.match(text) or WHOLE_NUMBER.match(text))
+
+
+def _bad_escape(text: str) -> str:
+    """The first backslash of a text, with what follows it, that stands for no character."""
+    for escape in ESCAPE.findall(text):
+        if not KNOWN_ESCAPE.match(escape):
+            return f"\\{escape}"
+    return ""
 
 
 def _whole(text: str) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from detectkit import spec
@@ -25,7 +24,7 @@ class Board:
         if self.config.enabled:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+            self.writer = SummaryWriter(str(folder))
 
     def step(
         self,
@@ -36,7 +35,7 @@ class Board:
         targets: Targets,
         outputs: tuple[Tensor, Tensor],
         costs: Tensor,
-        regularization: Tensor | float,
+        regularization: Tensor,
         rate: float,
     ) -> None:
         """Scalars `scalar_logging_frequency` times an epoch, pictures at the start of every
@@ -62,13 +61,19 @@ class Board:
         self.writer.flush()
 
     def _scalars(self, number: int, state: State, costs: Tensor, regularization: float, rate: float) -> None:
-        weighted = costs.detach().cpu() * state.weights.class_weights[:, None] * state.weights.weights
+        weighted = costs.cpu() * state.weights.class_weights[:, None] * state.weights.weights
         task = float(weighted.sum())
-        values = {"task_cost": task, "regularization_cost": regularization, "total_cost": task + regularization}
+        values = {
+            "task_cost": task,
+            "regularization_cost": regularization,
+            "total_cost": task + regularization,
+        }
         for row, name in enumerate(self.class_names):
             for column, objective in enumerate(OBJECTIVES):
                 values[f"mean_cost_{name}_{objective}"] = float(costs[row, column])
-                values[f"cost_percentage_{name}_{objective}"] = 100 * float(weighted[row, column]) / max(task, 1e-12)
+                values[f"cost_percentage_{name}_{objective}"] = (
+                    100 * float(weighted[row, column]) / max(task, 1e-12)
+                )
                 values[f"cost_autoweight_{name}_{objective}"] = float(state.weights.weights[row, column])
         for tag, value in {"learning_rate": rate, **values}.items():
             self.writer.add_scalar(tag, value, number)

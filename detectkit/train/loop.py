@@ -55,7 +55,9 @@ class StopRequest:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {
+            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -136,8 +138,8 @@ def train_step(run: Run, batch: Batch) -> Tensor:
         prepared=prepared,
         targets=targets,
         outputs=outputs,
-        costs=costs,
-        regularization=regularization,
+        costs=costs.detach(),
+        regularization=regularization.detach(),
         rate=rate,
     )
     return total.detach()
@@ -186,7 +188,11 @@ def end_epoch(run: Run, last_cost: Tensor) -> None:
         save_model(run, run.weights_file())
     elif state.epoch % run.config.checkpoint_interval == 0:
         save_model(run, run.results / f"{run.name}.epoch-{state.epoch:03d}.safetensors")
-    if finished or state.epoch % run.config.checkpoint_interval == 0 or time.monotonic() - run.saved_at > SAVE_SECONDS:
+    if (
+        finished
+        or state.epoch % run.config.checkpoint_interval == 0
+        or time.monotonic() - run.saved_at > SAVE_SECONDS
+    ):
         save_state(run)
 
 
@@ -194,7 +200,9 @@ def validation_due(run: Run) -> bool:
     """At `first_validation_epoch`, then every `validation_period_during_training`, and after the last epoch."""
     config, epoch = run.experiment.evaluation_config, run.state.epoch
     since = epoch - config.first_validation_epoch
-    return epoch == run.config.num_epochs or (since >= 0 and since % config.validation_period_during_training == 0)
+    return epoch == run.config.num_epochs or (
+        since >= 0 and since % config.validation_period_during_training == 0
+    )
 
 
 def validate(run: Run) -> Evaluation:
@@ -229,7 +237,7 @@ def save_state(run: Run) -> None:
 def report(run: Run, entry: dict[str, Any]) -> None:
     """The epoch's line for people, and its record for machines."""
     line = f"epoch {entry['epoch']}/{run.config.num_epochs}: cost {entry['cost']:.6f}"
-    kpi = {}
+    kpi: dict[str, Any] = {}
     if "mean_average_precision" in entry:
         values = [f"{name} {_percent(value)}" for name, value in entry["average_precision"].items()]
         line += f", mAP {_percent(entry['mean_average_precision'])} ({', '.join(values)})"

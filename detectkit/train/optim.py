@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
@@ -36,12 +37,14 @@ def learning_rate(config: LearningRateConfig, progress: float) -> float:
 
 def regularized_weights(network: nn.Module) -> list[Tensor]:
     """Kernels and biases of all convolutions, heads included; batch normalisation is not regularised (TLT)."""
-    return [weight for layer in network.modules() if isinstance(layer, nn.Conv2d) for weight in layer.parameters()]
+    return [
+        weight for layer in network.modules() if isinstance(layer, nn.Conv2d) for weight in layer.parameters()
+    ]
 
 
-def regularization_cost(weights: list[Tensor], config: RegularizerConfig) -> Tensor | float:
+def regularization_cost(weights: list[Tensor], config: RegularizerConfig) -> Tensor:
     """`weight` x sum of |w| or of w²; 0 for NO_REG."""
     powers = {RegularizerConfig.L1: 1, RegularizerConfig.L2: 2}
     if config.type not in powers or not config.weight:
-        return 0.0
+        return torch.zeros(())
     return regularization(weights, power=powers[config.type], weight=config.weight)

@@ -82,7 +82,11 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
     _check_classes(training, class_names)
     if validation is None:
         log.warning("no validation_fold or validation_data_source: nothing is measured while training")
-    detector = _network(experiment, class_names, fresh=saved is None).to(device, memory_format=torch.channels_last)
+    detector = (
+        _network(experiment, class_names, fresh=saved is None)
+        .to(device)
+        .to(memory_format=torch.channels_last)
+    )
     state = State(
         detector,
         optim.make_optimizer(detector, experiment.training_config.optimizer),
@@ -126,7 +130,9 @@ def _network(experiment: spec.Experiment, class_names: list[str], *, fresh: bool
         # A resumed run needs the widths of a pruned file too; its values are replaced by the saved ones.
         found = checkpoint.load_pretrained(detector, model.pretrained_model_file, class_names)
         if fresh:
-            log.info(f"{model.pretrained_model_file}: {len(found.loaded)} tensors loaded, {len(found.skipped)} fresh")
+            log.info(
+                f"{model.pretrained_model_file}: {len(found.loaded)} tensors loaded, {len(found.skipped)} fresh"
+            )
     return detector
 
 

@@ -72,10 +72,22 @@ def read(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = content["format"]
-    except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
-        raise ModelError(f"{path} is damaged and cannot be resumed from: delete it to start the run again") from error
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        TypeError,
+        ValueError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise ModelError(
+            f"{path} is damaged and cannot be resumed from: delete it to start the run again"
+        ) from error
     if found != FORMAT:
-        raise ModelError(f"{path} has format {found}, this version reads {FORMAT}: use the version that wrote it")
+        raise ModelError(
+            f"{path} has format {found}, this version reads {FORMAT}: use the version that wrote it"
+        )
     return content
 
 

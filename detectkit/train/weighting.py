@@ -30,7 +30,10 @@ class ObjectiveWeights:
 
     @staticmethod
     def _by_objective(config: CostFunctionConfig, field: str) -> Tensor:
-        rows = [{item.name: getattr(item, field) for item in target.objectives} for target in config.target_classes]
+        rows = [
+            {item.name: getattr(item, field) for item in target.objectives}
+            for target in config.target_classes
+        ]
         return torch.tensor([[row[name] for name in OBJECTIVES] for row in rows])
 
     def total(self, costs: Tensor) -> Tensor:

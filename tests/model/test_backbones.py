@@ -96,6 +96,16 @@ def test_a_bottleneck_strides_in_its_3x3_convolution() -> None:
     assert (unit.conv1.stride, unit.conv2.stride) == ((1, 1), (2, 2))
 
 
+def test_running_statistics_follow_a_short_training() -> None:
+    """After 40 small batches (one epoch of 160 images) they are the data's."""
+    torch.manual_seed(4)
+    normalization = resnet(10, meta=False).bn1
+    for _ in range(40):
+        normalization(5 + 3 * torch.randn(4, 64, 16, 16))
+    torch.testing.assert_close(normalization.running_mean, torch.full((64,), 5.0), rtol=0.02, atol=0.1)
+    torch.testing.assert_close(normalization.running_var, torch.full((64,), 9.0), rtol=0.1, atol=0)
+
+
 def test_signal_keeps_its_size_from_random_weights() -> None:
     torch.manual_seed(3)
     network = resnet(18, meta=False)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from detectkit.ops.boxes import area, clip, iou, pairwise_iou, ragged_ranges, transform
+from detectkit.ops.boxes import area, clip, iou, pairwise_iou, ragged_ranges, take, transform
 
 
 def boxes_of(*rows: tuple[float, float, float, float]) -> Tensor:
@@ -83,3 +83,9 @@ def test_ragged_ranges() -> None:
     assert owner.tolist() == [0, 0, 2, 2, 2] and index.tolist() == [5, 6, 0, 1, 2]
     owner, index = ragged_ranges(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
     assert owner.tolist() == index.tolist() == []
+
+
+def test_take() -> None:
+    values, index = torch.rand(3, 4), torch.tensor([2, 0, 2])
+    assert torch.equal(take(values, index), values[index])
+    assert take(values, index[:0]).shape == (0, 4)

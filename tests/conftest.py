@@ -1,0 +1,141 @@
+"""A tiny real experiment: pictures of red squares and blue bars, their records, and a spec that trains on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from detectkit import spec
+from detectkit.data.convert import convert
+
+torch.set_num_threads(1)  # small networks: threads only wait for each other
+
+WIDTH, HEIGHT = 96, 64
+SIZES = {"square": (28, 28), "bar": (40, 16)}
+COLORS = {"square": (220, 30, 30), "bar": (30, 30, 220)}
+
+SPEC = """
+random_seed: 7
+dataset_config {
+  data_sources { tfrecords_path: "ROOT/records/tiny-fold-*" image_directory_path: "ROOT/kitti" }
+  image_extension: "png"
+  target_class_mapping { key: "square" value: "square" }
+  target_class_mapping { key: "bar" value: "bar" }
+  validation_fold: 0
+}
+augmentation_config {
+  preprocessing { output_image_width: 96 output_image_height: 64 output_image_channel: 3 }
+  spatial_augmentation { hflip_probability: 0.5 zoom_min: 1.0 zoom_max: 1.0 translate_max_x: 4 translate_max_y: 4 }
+  color_augmentation { contrast_scale_max: 0.1 contrast_center: 0.5 }
+}
+model_config { arch: "resnet" num_layers: 10 use_batch_norm: true objective_set { bbox {} cov {} } }
+training_config {
+  batch_size_per_gpu: 4
+  num_epochs: 2
+  workers: 0
+  checkpoint_interval: 1
+  learning_rate {
+    soft_start_annealing_schedule { min_learning_rate: 1e-4 max_learning_rate: 1e-3 soft_start: 0.1 annealing: 0.7 }
+  }
+  regularizer { type: L2 weight: 1e-6 }
+  optimizer { adam { epsilon: 1e-8 beta1: 0.9 beta2: 0.999 } }
+}
+evaluation_config {
+  average_precision_mode: INTEGRATE
+  validation_period_during_training: 1
+  first_validation_epoch: 1
+  minimum_detection_ground_truth_overlap { key: "square" value: 0.5 }
+  minimum_detection_ground_truth_overlap { key: "bar" value: 0.5 }
+}
+bbox_rasterizer_config {
+  deadzone_radius: 0.67
+  target_class_config { key: "square" value { cov_radius_x: 0.6 cov_radius_y: 0.6 bbox_min_radius: 0.7 } }
+  target_class_config { key: "bar" value { cov_radius_x: 0.6 cov_radius_y: 0.6 bbox_min_radius: 0.7 } }
+}
+postprocessing_config {
+  target_class_config {
+    key: "square" value { clustering_config { coverage_threshold: 0.01 dbscan_eps: 0.4 dbscan_min_samples: 0.05 } }
+  }
+  target_class_config {
+    key: "bar" value { clustering_config { coverage_threshold: 0.01 dbscan_eps: 0.4 dbscan_min_samples: 0.05 } }
+  }
+}
+cost_function_config {
+  target_classes {
+    name: "square" class_weight: 1 coverage_foreground_weight: 0.3
+    objectives { name: "cov" initial_weight: 1 weight_target: 1 }
+    objectives { name: "bbox" initial_weight: 10 weight_target: 10 }
+  }
+  target_classes {
+    name: "bar" class_weight: 1 coverage_foreground_weight: 0.3
+    objectives { name: "cov" initial_weight: 1 weight_target: 1 }
+    objectives { name: "bbox" initial_weight: 10 weight_target: 10 }
+  }
+  enable_autoweighting: true
+  max_objective_weight: 0.9999
+  min_objective_weight: 0.0001
+}
+"""
+
+EXPORT = """
+kitti_config {
+  root_directory_path: "ROOT/kitti" image_dir_name: "image_2" label_dir_name: "label_2" image_extension: ".png"
+  partition_mode: "random" num_partitions: 2 val_split: 25 num_shards: 1
+}
+image_directory_path: "ROOT/kitti"
+"""
+
+
+def draw_example(folder: Path, stem: str, generator: np.random.Generator) -> None:
+    """One picture with a square and a bar side by side on noise, and its label file."""
+    noise = generator.integers(90, 130, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    lines = []
+    for column, name in enumerate(generator.permutation(list(SIZES))):
+        width, height = SIZES[name]
+        x = 48 * column + int(generator.integers(0, 48 - width + 1))
+        y = int(generator.integers(0, HEIGHT - height + 1))
+        ImageDraw.Draw(image).rectangle((x, y, x + width - 1, y + height - 1), fill=COLORS[name])
+        lines.append(f"{name} 0 0 0 {x} {y} {x + width} {y + height} 0 0 0 0 0 0 0\n")
+    image.save(folder / "image_2" / f"{stem}.png")
+    (folder / "label_2" / f"{stem}.txt").write_text("".join(lines))
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with kitti/ (24 pictures) and records/ (18 to train on, 6 in fold 0)."""
+    root = tmp_path_factory.mktemp("tiny")
+    for name in ("image_2", "label_2"):
+        (root / "kitti" / name).mkdir(parents=True)
+    generator = np.random.default_rng(3)
+    for number in range(24):
+        draw_example(root / "kitti", f"{number:03d}", generator)
+    export = spec.loads(EXPORT.replace("ROOT", str(root)))
+    assert isinstance(export, spec.DatasetExportConfig)
+    convert(export, str(root / "records" / "tiny"))
+    return root
+
+
+@pytest.fixture
+def tiny(tiny_root: Path) -> spec.Experiment:
+    """The spec as a message that a test may change."""
+    experiment = spec.loads(SPEC.replace("ROOT", str(tiny_root)))
+    assert isinstance(experiment, spec.Experiment)
+    return experiment
+
+
+@pytest.fixture
+def write_spec(tmp_path: Path) -> Callable[[spec.Spec], Path]:
+    """Writes a spec message to a file and gives its path."""
+
+    def write(message: spec.Spec) -> Path:
+        path = tmp_path / "spec.txt"
+        path.write_text(spec.dumps(message))
+        return path
+
+    return write

@@ -1,0 +1,218 @@
+"""Real training runs on the tiny experiment, and what is left of them when they are cut."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from detectkit.console import set_up as set_up_console
+from detectkit.errors import DataError, DetectkitError, ModelError, OutputError, UsageError
+from detectkit.files import atomic_write
+from detectkit.model import checkpoint
+from detectkit.train import loop
+from detectkit.train.loop import Interrupted, StopRequest, train
+from detectkit.train.run import describe, set_up
+
+CPU = torch.device("cpu")
+
+
+def run(experiment, results, name="model"):
+    return train(set_up(experiment, Path(results), name=name, device=CPU))
+
+
+def weights(path):
+    return checkpoint.load(path).detector.state_dict()
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_learns_and_leaves_its_files(tiny, tmp_path):
+    tiny.training_config.num_epochs = 20
+    tiny.training_config.checkpoint_interval = 10
+    tiny.training_config.visualizer.enabled = True
+    tiny.evaluation_config.validation_period_during_training = 5
+    tiny.evaluation_config.first_validation_epoch = 5
+    outcome = run(tiny, tmp_path)
+    assert outcome.history[-1]["cost"] < 0.5 * outcome.history[0]["cost"]
+    validated = [entry["epoch"] for entry in outcome.history if "mean_average_precision" in entry]
+    assert validated == [5, 10, 15, 20]  # every 5th from the 5th
+    assert outcome.history[-1]["mean_average_precision"] > 0.7
+    assert outcome.last == tmp_path / "weights/model.safetensors"
+    assert outcome.best == tmp_path / "weights/model-best.safetensors"
+    assert (tmp_path / "model.epoch-010.safetensors").exists()
+    for name in ("cost.png", "average_precision.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    records = [json.loads(line) for line in (tmp_path / "status.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == list(range(1, 21))
+    assert records[0]["graphical"]["loss"] == outcome.history[0]["cost"]
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    tags = events.Tags()
+    wanted = {"task_cost", "regularization_cost", "total_cost", "learning_rate", "validation_cost", "square_AP (in %)"}
+    assert wanted | {"mean_cost_bar_cov", "cost_autoweight_square_bbox"} <= set(tags["scalars"])
+    assert {"image/images", "image/square_cov_gt", "image/square_cov_pred"} <= set(tags["images"])
+    measured = events.Scalars("mean average precision (mAP) (in %)")[-1].value
+    assert measured == pytest.approx(100 * outcome.history[-1]["mean_average_precision"])
+
+
+def test_same_seed_same_weights_other_seed_other_weights(tiny, tmp_path):
+    tiny.training_config.num_epochs = 1
+    first = weights(run(tiny, tmp_path / "a").last)
+    assert equal(first, weights(run(tiny, tmp_path / "b").last))
+    tiny.random_seed = 8
+    assert not equal(first, weights(run(tiny, tmp_path / "c").last))
+
+
+def test_workers_do_not_change_the_weights(tiny, tmp_path):
+    tiny.training_config.num_epochs = 1
+    first = weights(run(tiny, tmp_path / "a").last)
+    tiny.training_config.workers = 2
+    assert equal(first, weights(run(tiny, tmp_path / "b").last))
+
+
+def start(spec_path, results):
+    command = [sys.executable, "-m", "detectkit", "train", "-e", str(spec_path), "-r", str(results)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("cut", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_cut_and_started_again_ends_with_the_same_weights(tiny, tmp_path, write_spec, cut):
+    tiny.training_config.num_epochs = 6
+    tiny.training_config.checkpoint_interval = 2
+    path = write_spec(tiny)
+    unbroken = start(path, tmp_path / "unbroken")
+    output = unbroken.communicate()[0]
+    assert unbroken.returncode == 0, output
+    process = start(path, tmp_path / "cut")
+    wait_for(tmp_path / "cut/resume.pt", process)
+    process.send_signal(cut)
+    output = process.communicate()[0]
+    assert process.returncode == {signal.SIGKILL: -9}.get(cut, 130), output
+    assert not (tmp_path / "cut/weights/model.safetensors").exists()
+    again = start(path, tmp_path / "cut")
+    output = again.communicate()[0]
+    assert again.returncode == 0 and "resuming" in output, output
+    for name in ("model", "model-best"):
+        broken, whole = (weights(tmp_path / side / f"weights/{name}.safetensors") for side in ("cut", "unbroken"))
+        assert equal(broken, whole)
+    assert list((tmp_path / "cut").glob("**/.*.tmp")) == []
+
+
+def test_stopping_in_the_middle_of_an_epoch_saves_the_step(tiny, tmp_path, monkeypatch):
+    whole = weights(run(tiny, tmp_path / "whole").last)
+    step = loop.train_step
+
+    def stop_at_third(run, batch):
+        cost = step(run, batch)
+        if (run.state.epoch, run.state.step) == (1, 2):
+            os.kill(os.getpid(), signal.SIGINT)
+        return cost
+
+    monkeypatch.setattr(loop, "train_step", stop_at_third)
+    with pytest.raises(Interrupted, match="epoch 2, step 3 of 5"):
+        run(tiny, tmp_path / "cut")
+    monkeypatch.undo()
+    assert equal(whole, weights(run(tiny, tmp_path / "cut").last))
+
+
+def test_a_second_signal_interrupts_at_once():
+    set_up_console(verbose=False)
+    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_finished_run_has_nothing_left_to_do(tiny, tmp_path):
+    first = run(tiny, tmp_path)
+    again = run(tiny, tmp_path)
+    assert again.history == first.history
+
+
+def test_results_of_another_spec_are_refused(tiny, tmp_path):
+    run(tiny, tmp_path)
+    tiny.model_config.num_layers = 18
+    with pytest.raises(UsageError, match="model_config differ"):
+        run(tiny, tmp_path)
+
+
+def test_a_damaged_state_names_the_file(tiny, tmp_path):
+    run(tiny, tmp_path)
+    state = tmp_path / "resume.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="resume.pt is damaged"):
+        run(tiny, tmp_path)
+
+
+def test_a_disk_that_is_full_keeps_the_last_state(tiny, tmp_path, monkeypatch):
+    tiny.training_config.num_epochs = 3
+    write = loop.save_state
+    with_space = 1
+
+    def fill_disk(run):
+        if run.state.epoch > with_space:
+            monkeypatch.setattr(Path, "write_bytes", full)
+        write(run)
+
+    def full(self, data):
+        raise OSError(28, "No space left on device", str(self))
+
+    monkeypatch.setattr(loop, "save_state", fill_disk)
+    with pytest.raises(OutputError, match="resume.pt.*No space left"):
+        run(tiny, tmp_path)
+    monkeypatch.undo()
+    assert list(tmp_path.glob("**/.*.tmp")) == []
+    assert run(tiny, tmp_path).history[-1]["epoch"] == 3
+
+
+def test_atomic_write_keeps_the_old_file_when_the_block_fails(tmp_path):
+    target = tmp_path / "file"
+    target.write_text("old")
+    with pytest.raises(OutputError, match="cannot write"), atomic_write(target) as path:
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+    assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
+
+
+def test_a_cost_that_is_no_number_stops_the_run(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.optim, "learning_rate", lambda config, progress: float("inf"))
+    with pytest.raises(DetectkitError, match="no longer a number in epoch 1"):
+        run(tiny, tmp_path)
+
+
+def test_a_class_without_boxes_is_an_error_before_any_work(tiny, tmp_path):
+    del tiny.dataset_config.target_class_mapping["bar"]
+    tiny.dataset_config.target_class_mapping["barr"] = "bar"
+    with pytest.raises(DataError, match="no training box of class bar"):
+        set_up(tiny, tmp_path, name="model", device=CPU)
+
+
+def test_sixteen_bits_and_pretrained_weights(tiny, tmp_path):
+    tiny.training_config.num_epochs = 1
+    first = run(tiny, tmp_path / "a")
+    tiny.model_config.pretrained_model_file = str(first.last)
+    tiny.model_config.training_precision.backend_floatx = tiny.model_config.training_precision.FLOAT16
+    second = run(tiny, tmp_path / "b")
+    assert second.history[0]["cost"] < first.history[0]["cost"]
+
+
+def test_the_network_is_described(tiny, tmp_path):
+    text = describe(set_up(tiny, tmp_path, name="model", device=CPU))
+    # ResNet10 of torchvision's blocks: 4,905,... counted layer by layer in tests/model
+    assert text.startswith("resnet 10: 4,9") and "at 96x64, stride 16" in text
