@@ -48,7 +48,7 @@ format: setup
 	$(BIN)/black --quiet -l 110 detectkit tests bench setup.py --extend-exclude '_pb2\.pyi?$$'
 
 docs: setup
-	$(BIN)/python -m detectkit.spec.explain > docs/spec.md
+	$(BIN)/python -c 'from detectkit.spec import markdown; print(markdown(), end="")' > docs/spec.md
 
 clean:
 	rm -rf $(VENV) build *.egg-info results

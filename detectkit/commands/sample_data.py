@@ -15,16 +15,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from detectkit.data.sample import CLASSES, make_sample_data
+    from detectkit.data.sample import CLASSES, FRAMES, HEIGHT, WIDTH, make_sample_data
 
     folder = args.output_dir
     if make_sample_data(folder):
-        say(f"wrote 500 images with labels of {', '.join(CLASSES.values())} to {folder}")
+        say(f"wrote {FRAMES} images with labels of {', '.join(CLASSES.values())} to {folder}")
     else:
         say(f"{folder} already holds this data set: nothing to do")
-    say("  image_2/*.jpg   320x192 pixels, 1 to 5 digits each")
+    say(f"  image_2/*.jpg   {WIDTH}x{HEIGHT} pixels, 1 to 5 digits each")
     say("  label_2/*.txt   KITTI labels")
-    say("  sequences.json  400 pictures for training, 100 with other digits for validation")
+    say("  sequences.json  which pictures are for training, and which, with other digits, for validation")
     if str(folder) == "results/demo/data":
         say("next: detectkit convert -d specs/demo/convert.txt -o results/demo/records/digits")
     else:

@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> None:
     validation = len(training.validation) if training.validation else 0
     log.info(f"{len(training.training)} training and {validation} validation images, on {device}")
     training.status.write("Starting training.", status="STARTED")
+    if training.state.epoch == experiment.training_config.num_epochs:
+        log.info(f"{args.results_dir} holds the finished run: raise num_epochs to train on, or use another -r")
     outcome = train(training)
     training.status.write("Training complete.", status="SUCCESS")
     say(f"trained in {duration(time.monotonic() - start)}")

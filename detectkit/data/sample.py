@@ -19,8 +19,9 @@ from detectkit.errors import OutputError
 
 CLASSES = {0: "zero", 1: "one", 4: "four"}  # digits that a person tells apart at a glance
 VALIDATION_SHARE = 5  # every fifth frame, and every fifth of the digits, is for validation only
+FRAMES, WIDTH, HEIGHT = 500, 320, 192
 HEIGHTS = (40, 110)  # of a digit, pixels
-MOST_OVERLAP = 0.3  # of a digit's pixels that those in front of it may hide
+MOST_OVERLAP = 0.3  # share of a digit's pixels that another one may hide
 
 Floats = NDArray[numpy.float32]
 
@@ -42,7 +43,7 @@ class Placed(NamedTuple):
 
 
 def make_sample_data(
-    output_dir: str | Path, *, frames: int = 500, width: int = 320, height: int = 192, seed: int = 42
+    output_dir: str | Path, *, frames: int = FRAMES, width: int = WIDTH, height: int = HEIGHT, seed: int = 42
 ) -> bool:
     """Write image_2/*.jpg, label_2/*.txt (KITTI) and sequences.json; False when the folder already holds just that.
 
@@ -54,19 +55,21 @@ def make_sample_data(
         OutputError: the folder holds something else, or cannot be written.
     """
     output = Path(output_dir)
+    is_free = not output.exists() or (output.is_dir() and not any(output.iterdir()))
+    if not is_free and not (output / "sequences.json").is_file():
+        raise OutputError(f"{output} holds something else: name a new folder, or remove it first")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as staging:
             made = Path(staging) / "made"
             _write(made, frames=frames, width=width, height=height, seed=seed)
-            if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+            if is_free:
                 os.replace(made, output)
-                return True
-            if _texts(made) == _texts(output):
-                return False
+            elif _texts(made) != _texts(output):
+                raise OutputError(f"{output} holds other sample data: name a new folder, or remove it first")
     except OSError as error:
         raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
-    raise OutputError(f"{output} is not empty and holds other files: name a new folder, or remove it first")
+    return is_free
 
 
 def _write(folder: Path, *, frames: int, width: int, height: int, seed: int) -> None:

@@ -103,11 +103,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Mo
             detector = build(stored.spec.model_config, stored.classes, stored.channels)
     except SpecError as error:
         raise ModelError(f"{path} needs what this detectkit does not have: {error}") from error
-    own = detector.state_dict()
-    _same_names(path, own, stored.tensors, "it does not hold the network that its own spec describes")
-    _check_fits(path, own, stored.tensors)
-    _narrow(detector, stored.tensors)
-    detector.load_state_dict(stored.tensors, assign=True)
+    fill(detector, stored.tensors, path)
     detector.eval()
     _check_widths(path, detector, len(stored.classes))
     return Model(detector.to(device), stored.spec, stored.classes)
@@ -133,6 +129,19 @@ def load_pretrained(
     if Path(path).suffix == ".safetensors":
         return _from_detectkit(detector, path, class_names)
     return _from_torchvision(detector, path)
+
+
+def fill(detector: Detector, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Narrow a detector to the widths of `tensors` and take them over; `path` is named in errors.
+
+    Raises:
+        ModelError: they are the tensors of another network.
+    """
+    own = detector.state_dict()
+    _same_names(path, own, tensors, "it does not hold the network that its own spec describes")
+    _check_fits(path, own, tensors)
+    _narrow(detector, tensors)
+    detector.load_state_dict(tensors, assign=True)
 
 
 class _File(NamedTuple):

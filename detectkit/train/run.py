@@ -82,11 +82,13 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
     _check_classes(training, class_names)
     if validation is None:
         log.warning("no validation_fold or validation_data_source: nothing is measured while training")
-    detector = (
-        _network(experiment, class_names, fresh=saved is None)
-        .to(device)
-        .to(memory_format=torch.channels_last)
-    )
+    channels = experiment.augmentation_config.preprocessing.output_image_channel
+    detector = build(experiment.model_config, class_names, channels)
+    if saved:
+        checkpoint.fill(detector, saved["detector"], results / RESUME_FILE)
+    elif experiment.model_config.pretrained_model_file:
+        _load_pretrained(detector, experiment.model_config, class_names)
+    detector = detector.to(device).to(memory_format=torch.channels_last)
     state = State(
         detector,
         optim.make_optimizer(detector, experiment.training_config.optimizer),
@@ -122,18 +124,13 @@ def describe(run: Run) -> str:
     )
 
 
-def _network(experiment: spec.Experiment, class_names: list[str], *, fresh: bool) -> Detector:
-    model = experiment.model_config
-    channels = experiment.augmentation_config.preprocessing.output_image_channel
-    detector = build(model, class_names, channels)
-    if model.pretrained_model_file:
-        # A resumed run needs the widths of a pruned file too; its values are replaced by the saved ones.
-        found = checkpoint.load_pretrained(detector, model.pretrained_model_file, class_names)
-        if fresh:
-            log.info(
-                f"{model.pretrained_model_file}: {len(found.loaded)} tensors loaded, {len(found.skipped)} fresh"
-            )
-    return detector
+def _load_pretrained(detector: Detector, model: spec.ModelConfig, class_names: list[str]) -> None:
+    found = checkpoint.load_pretrained(detector, model.pretrained_model_file, class_names)
+    log.info(f"{model.pretrained_model_file}: {len(found.loaded)} tensors loaded, {len(found.skipped)} fresh")
+    if found.classes:
+        log.info(f"with the heads of {', '.join(found.classes)}")
+    if found.narrowed and not model.load_graph:
+        log.info("this is a pruned network: its widths are taken over, as load_graph: true would say")
 
 
 def _check_classes(training: Dataset, class_names: list[str]) -> None:

@@ -92,8 +92,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def restore(state: State, content: dict[str, Any]) -> None:
-    """Put what `read` gave into a run that was set up from the same spec."""
-    state.detector.load_state_dict(content["detector"])
+    """Put what `read` gave into a run that was set up from the same spec, with its detector already filled."""
     state.optimizer.load_state_dict(content["optimizer"])
     state.weights.restore(content["weights"])
     torch.set_rng_state(content["random"])
