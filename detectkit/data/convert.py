@@ -203,7 +203,8 @@ def _read_frame(name: str, image: Path, label_file: Path, rejected: list[Reject]
         with Image.open(image) as opened:
             width, height = opened.size
     except UNREADABLE as error:
-        reason = "the file is empty" if image.stat().st_size == 0 else f"not a readable image ({error})"
+        is_empty = image.is_file() and image.stat().st_size == 0
+        reason = "the file is empty" if is_empty else f"not a readable image ({error})"
         rejected.append(Reject(str(image), None, reason))
         return None
     try:

@@ -39,23 +39,30 @@ class Reject(NamedTuple):
 
 
 def read_labels(path: str | Path, *, strict: bool = False) -> tuple[list[Label], list[Reject]]:
-    """Read the labels of one image; blank lines are ignored, boxes are neither clipped nor rounded.
-
-    A line is rejected when it has not 15 or 16 columns, a column is not the number it should be, or the box has no
-    area (x2 <= x1 or y2 <= y1). An empty file is an image without objects.
+    """Read the labels of one image and the lines that `parse_labels` rejects.
 
     Raises:
         DataError: the file cannot be read; with `strict`, the first rejected line, as `file:line: reason`.
     """
+    labels, rejected = parse_labels(_content(path))
+    if strict and rejected:
+        raise DataError(f"{path}:{rejected[0].line}: {rejected[0].reason}")
+    return labels, rejected
+
+
+def parse_labels(content: bytes) -> tuple[list[Label], list[Reject]]:
+    """Parse the content of a label file; blank lines are ignored, boxes are neither clipped nor rounded.
+
+    A line is rejected when it has not 15 or 16 columns, a column is not the number it should be, or the box has no
+    area (x2 <= x1 or y2 <= y1). No content is an image without objects.
+    """
     labels: list[Label] = []
     rejected: list[Reject] = []
-    for number, line in _lines(path):
+    for number, line in _lines(content):
         try:
             label = _parse(line)
             _require_area(label)
         except ValueError as error:
-            if strict:
-                raise DataError(f"{path}:{number}: {error}") from error
             rejected.append(Reject(number, str(error)))
         else:
             labels.append(label)
@@ -69,7 +76,7 @@ def read_detections(path: str | Path) -> list[Label]:
         DataError: the file cannot be read, or `file:line: reason` for a line that is not a detection.
     """
     detections = []
-    for number, line in _lines(path):
+    for number, line in _lines(_content(path)):
         try:
             detection = _parse(line)
             if detection.score is None:
@@ -100,11 +107,15 @@ def file_name(name: str) -> str:
     return "_".join(name.split())
 
 
-def _lines(path: str | Path) -> list[tuple[int, bytes]]:
+def _content(path: str | Path) -> bytes:
     try:
-        content = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"cannot read the label file {path}: {error.strerror or error}") from error
+
+
+def _lines(content: bytes) -> list[tuple[int, bytes]]:
+    """Number the lines that are not blank, from 1."""
     content = content.removeprefix(b"\xef\xbb\xbf")  # editors on Windows begin a file with this mark
     return [(number, line) for number, line in enumerate(content.splitlines(), start=1) if line.strip()]
 

@@ -121,7 +121,7 @@ def test_flipped_byte_in_the_data(shard):
         list(tfrecord.read_records(str(shard)))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
 @given(position=st.integers(0, 10**6), bit=st.integers(0, 7))
 def test_any_flipped_bit_is_noticed(shard, position, bit):
     content = bytearray(shard.read_bytes())
@@ -181,6 +181,7 @@ def test_record_without_truncation_and_occlusion():
     assert plain.occlusion.tolist() == [0, 0]
 
 
+@settings(deadline=None)
 @given(data=st.binary(max_size=80))
 def test_decoding_any_bytes_raises_nothing_but_value_error(data):
     try:
