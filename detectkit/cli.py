@@ -9,9 +9,10 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from detectkit import __version__, console
-from detectkit.errors import DetectkitError, OutputError
+from detectkit.errors import DetectkitError, OutputError, UsageError
 
 COMMANDS = {
     "check": "judge a spec, and count the boxes of its data",
@@ -26,8 +27,15 @@ COMMANDS = {
 ALIASES = {"dataset_convert": "convert", "inference": "infer"}  # TLT's names
 
 
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError where argparse would print its usage and leave."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; `{self.prog} --help` shows how it is used")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; gives its exit code (see `detectkit.errors`)."""
+    """Run one command; gives its exit code (see `detectkit.errors`). `--help` and `--version` leave with SystemExit."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(arguments)
@@ -49,10 +57,10 @@ def _run(arguments: list[str]) -> int:
     parser = _top_parser()
     chosen = parser.parse_args(arguments[:1]).command
     name = ALIASES.get(chosen, chosen)
+    if name not in COMMANDS:
+        raise UsageError(_unknown(chosen))
     module = importlib.import_module(f"detectkit.commands.{name.replace('-', '_')}")
-    command = argparse.ArgumentParser(
-        prog=f"detectkit {chosen}", description=module.__doc__, allow_abbrev=False
-    )
+    command = Parser(prog=f"detectkit {chosen}", description=module.__doc__, allow_abbrev=False)
     module.add_arguments(command)
     _add_common(command)
     args = command.parse_args(arguments[1:])
@@ -66,16 +74,24 @@ def _run(arguments: list[str]) -> int:
 def _top_parser() -> argparse.ArgumentParser:
     width = max(map(len, COMMANDS))
     listing = "\n".join(f"  {name.ljust(width)}  {text}" for name, text in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    aliases = ", ".join(f"{alias} is {name}" for alias, name in ALIASES.items())
+    parser = Parser(
         prog="detectkit",
         description="From a text spec to a trained, measured object detector.",
-        epilog=f"commands:\n{listing}\n\n`detectkit COMMAND --help` shows the options of one.",
+        epilog=f"commands:\n{listing}\n\nTLT's names: {aliases}.\n`detectkit COMMAND --help` shows the options of one.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"detectkit {__version__}")
-    names = [*COMMANDS, *ALIASES]
-    parser.add_argument("command", choices=names, metavar="COMMAND", help="one of the commands below")
+    parser.add_argument("command", metavar="COMMAND", help="one of the commands below")
     return parser
+
+
+def _unknown(name: str) -> str:
+    import difflib  # only needed here
+
+    near = difflib.get_close_matches(name, [*COMMANDS, *ALIASES], n=1)
+    meant = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
+    return f"there is no command {name}; {meant}"
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import logging
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from detectkit.errors import OutputError
+from detectkit.errors import DetectkitError, OutputError
 
 log = logging.getLogger("detectkit")
 
@@ -120,6 +121,16 @@ class StatusLog:
 
     def __init__(self, path: Path | None):
         self.path = path
+
+    @contextlib.contextmanager
+    def failures(self) -> Iterator[None]:
+        """Write a FAILURE record with the text of an error that ends the block."""
+        try:
+            yield
+        except DetectkitError as error:
+            with contextlib.suppress(OutputError):  # the disk may be what failed
+                self.write(str(error), status="FAILURE")
+            raise
 
     def write(self, message: str, *, status: str = "RUNNING", **payload: Any) -> None:
         if self.path is None:

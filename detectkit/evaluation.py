@@ -66,10 +66,10 @@ class Scores:
         self._labels: list[tuple[Tensor, Tensor, Tensor]] = []  # boxes, classes, images
 
     def add(self, detections: Detections, boxes: Tensor, classes: Tensor) -> None:
-        """One image: its detections, and its labels as boxes [N, 4] and classes [N] in the same pixels."""
+        """One image: its detections, and its labels as boxes [N, 4] and classes [N] in the same pixels; on the CPU."""
         image = torch.full((len(detections.boxes),), self.images)
         self._found.append((detections.boxes, detections.classes, image, detections.scores))
-        self._labels.append((boxes.cpu(), classes.cpu(), torch.full((len(boxes),), self.images)))
+        self._labels.append((boxes, classes, torch.full((len(boxes),), self.images)))
         self.images += 1
 
     def results(self) -> list[ClassResult]:
@@ -130,8 +130,8 @@ def evaluate(
     costs: list[float] = []
     latencies: list[Latency] = []
     for predicted in predictions:
-        for image, detections in enumerate(predicted.detections):
-            scores.add(detections, *_labels(predicted.prepared, image))
+        for detections, labels in zip(predicted.detections, labels_by_image(predicted.prepared), strict=True):
+            scores.add(detections, *labels)
         latencies.append(predicted.latency)
         if cost:
             costs.append(cost(predicted))
@@ -146,51 +146,61 @@ def evaluate(
 def evaluate_files(detections: Path, labels: Path, experiment: Experiment) -> Evaluation:
     """Measure KITTI detection files (16 columns) on label files of the same names, in the pixels they are written in.
 
-    Names go through `target_class_mapping`; those that it does not map are left out, like unmapped labels in training.
-    A label file without a detection file is an image without detections.
+    Names are those of target classes or go through `target_class_mapping`; others are left out, like unmapped labels
+    in training. A label file without a detection file is an image without detections.
 
     Raises:
         DataError: no label files, no detection file for any of them, or a line that cannot be read.
     """
     names = class_names(experiment)
-    mapping = {key.lower(): value for key, value in experiment.dataset_config.target_class_mapping.items()}
-    numbers = {key: names.index(value) for key, value in mapping.items() if value in names}
-    numbers |= {name.lower(): number for number, name in enumerate(names)}
+    mapping = experiment.dataset_config.target_class_mapping
+    mapped = {_key(label): names.index(name) for label, name in mapping.items() if name in names}
+    own = {_key(name): number for number, name in enumerate(names)}
     files = sorted(labels.glob("*.txt"))
     if not files:
         raise DataError(f"{labels} holds no label files (*.txt)")
-    missing = [file.name for file in files if not (detections / file.name).exists()]
+    missing = {file for file in files if not (detections / file.name).exists()}
     if len(missing) == len(files):
         raise DataError(
-            f"{detections} holds no detection file for any label file of {labels}, such as {missing[0]}"
+            f"{detections} holds no detection file for any label file of {labels}, such as {files[0].name}"
         )
     if missing:
         log.warning(
-            f"{len(missing)} of {len(files)} images have no file in {detections}, such as {missing[0]}"
+            f"{len(missing)} of {len(files)} images have no file in {detections}, such as {min(missing).name}"
         )
     scores = Scores(names, experiment.evaluation_config)
     for file in files:
         truth, rejected = kitti.read_labels(file)
         for line, reason in rejected:
             log.warning(f"{file}:{line}: {reason}")
-        found = [] if file.name in missing else kitti.read_detections(detections / file.name)
-        boxes, classes = _columns(truth, numbers)
-        confidence = torch.tensor([label.score for label in found if label.name.lower() in numbers])
-        found_boxes, found_classes = _columns(found, numbers)
+        found = [] if file in missing else kitti.read_detections(detections / file.name)
+        # A label called like one target class and mapped to another is what training makes of it.
+        boxes, classes, _ = _columns(truth, own | mapped)
+        found_boxes, found_classes, confidence = _columns(found, mapped | own)
         scores.add(Detections(found_boxes, confidence, found_classes), boxes, classes)
     return Evaluation(scores.results(), scores.images, cost=None, latency=None)
 
 
-def _columns(labels: Sequence[kitti.Label], numbers: Mapping[str, int]) -> tuple[Tensor, Tensor]:
-    """Boxes [N, 4] and classes [N] of the labels whose class counts."""
-    known = [label for label in labels if label.name.lower() in numbers]
+def labels_by_image(prepared: Prepared) -> list[tuple[Tensor, Tensor]]:
+    """The labels of each image of a batch, boxes [N, 4] in network pixels and classes [N], on the CPU."""
+    boxes, classes, image_index = (
+        column.cpu() for column in (prepared.boxes, prepared.classes, prepared.image_index)
+    )
+    masks = [image_index == image for image in range(len(prepared.images))]
+    return [(boxes[own], classes[own]) for own in masks]
+
+
+def _columns(labels: Sequence[kitti.Label], numbers: Mapping[str, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes [N, 4], classes [N] and scores [N] (0 without one) of the labels whose class counts."""
+    known = [label for label in labels if _key(label.name) in numbers]
     boxes = torch.tensor([label.box for label in known]).reshape(-1, 4)
-    return boxes, torch.tensor([numbers[label.name.lower()] for label in known], dtype=torch.int64)
+    classes = torch.tensor([numbers[_key(label.name)] for label in known], dtype=torch.int64)
+    return boxes, classes, torch.tensor([label.score or 0.0 for label in known])
 
 
-def _labels(prepared: Prepared, image: int) -> tuple[Tensor, Tensor]:
-    own = prepared.image_index == image
-    return prepared.boxes[own], prepared.classes[own]
+def _key(name: str) -> str:
+    """A class name as label files are searched for it."""
+    return kitti.file_name(name).lower()
 
 
 def _threshold(overlaps: Mapping[str, float], name: str) -> float:

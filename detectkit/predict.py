@@ -18,7 +18,7 @@ from detectkit.data.dataset import Batch, collate, sample_from_image
 from detectkit.errors import ModelError
 from detectkit.heads import GridHead
 from detectkit.model import checkpoint
-from detectkit.ops.boxes import clip, transform
+from detectkit.ops.boxes import area, clip, transform
 from detectkit.ops.cluster import Detections
 from detectkit.spec import AugmentationConfig, ClusteringConfig, Experiment, class_names
 
@@ -43,12 +43,10 @@ class Predicted(NamedTuple):
     latency: Latency
 
     def in_original_pixels(self) -> list[Detections]:
-        """The detections in the pixels of the image files, clipped to them."""
+        """The detections in the pixels of the image files, clipped to them; those wholly in the padding are dropped."""
         inverse = torch.linalg.inv(self.prepared.matrices.double()).float().cpu()
         return [
-            found._replace(
-                boxes=clip(transform(found.boxes, matrix.expand(len(found.boxes), 3, 3)), *size.tolist())
-            )
+            _moved(found, matrix, size.tolist())
             for found, matrix, size in zip(self.detections, inverse, self.batch.original_sizes, strict=True)
         ]
 
@@ -106,7 +104,11 @@ class Predictor:
 
         Raises:
             DataError: an image that cannot be read.
+            TypeError: one image instead of a list.
         """
+        is_array = isinstance(images, np.ndarray) and images.ndim < 4
+        if is_array or isinstance(images, (str, os.PathLike, Image.Image)):
+            raise TypeError("predict takes a list of images: give [image]")
         found: list[Detections] = []
         for image in images:
             sample = sample_from_image(image, channels=self.channels, augmentation=self.augmentation)
@@ -118,6 +120,13 @@ class Predictor:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+def _moved(found: Detections, matrix: Tensor, size: Sequence[float]) -> Detections:
+    """Detections moved by a matrix [3, 3] and clipped to an image of `size` (width, height)."""
+    boxes = clip(transform(found.boxes, matrix.expand(len(found.boxes), 3, 3)), *size)
+    kept = area(boxes) > 0
+    return Detections(boxes[kept], found.scores[kept], found.classes[kept])
 
 
 def default_device() -> torch.device:
@@ -162,10 +171,12 @@ def _check_fits(
     wanted = class_names(experiment)
     if wanted != names:
         raise ModelError(
-            f"{path} detects {', '.join(names)}; the spec is for {', '.join(wanted)} (in this order)"
+            f"{path} detects {', '.join(names)}; the spec is for {', '.join(wanted)} (in this order):"
+            " use the spec that it was trained with"
         )
     asked = experiment.augmentation_config.preprocessing.output_image_channel
     if asked != channels:
         raise ModelError(
-            f"{path} takes images of {channels} channels; the spec's output_image_channel is {asked}"
+            f"{path} takes images of {channels} channels; the spec's output_image_channel is {asked}:"
+            " use the spec that it was trained with"
         )

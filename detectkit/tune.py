@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detectkit.console import ProgressBar
-from detectkit.evaluation import Evaluation, Scores
+from detectkit.evaluation import Evaluation, Scores, labels_by_image
 from detectkit.heads import GridHead, clustering_arguments
 from detectkit.ops.cluster import Detections, cluster
 from detectkit.predict import Predicted
@@ -42,17 +42,18 @@ class _Image(NamedTuple):
 def tune_clustering(predictions: Iterable[Predicted], head: GridHead, experiment: Experiment) -> Tuned:
     """Search `coverage_threshold`, `dbscan_eps` and `dbscan_min_samples` for every class by itself.
 
-    One value is changed at a time, from those of the spec, and kept where AP rises; the algorithm is DBSCAN.
+    One value is changed at a time, from those of the spec, and kept where AP rises. A class that another algorithm
+    than DBSCAN serves better keeps its own, as does a class without a labelled box.
     """
-    images = [image for predicted in predictions for image in _candidates(predicted, head)]
     best = PostProcessingConfig()
     best.CopyFrom(experiment.postprocessing_config)
     names = class_names(experiment)
+    configs = [best.target_class_config[name].clustering_config for name in names]
+    lowest = min(*GRID["coverage_threshold"], *(config.coverage_threshold for config in configs))
+    images = [image for predicted in predictions for image in _candidates(predicted, head, lowest)]
     trials = len(names) * ROUNDS * sum(map(len, GRID.values()))
     with ProgressBar("tuning", total=trials, unit="trials") as bar:
-        for index, name in enumerate(names):
-            config = best.target_class_config[name].clustering_config
-            config.clustering_algorithm = ClusteringConfig.DBSCAN
+        for index, config in enumerate(configs):
             _tune_class(images, index, config, experiment, bar)
     return Tuned(best, _measure_all(images, best, experiment))
 
@@ -61,33 +62,41 @@ def _tune_class(
     images: list[_Image], index: int, config: ClusteringConfig, experiment: Experiment, bar: ProgressBar
 ) -> None:
     """Change `config` in place to the best values for one class."""
-    score = _measure(images, index, config, experiment)
+    tuned = _copy(config, clustering_algorithm=ClusteringConfig.DBSCAN)
+    before = score = _measure(images, index, config, experiment)
+    if tuned != config:
+        score = _measure(images, index, tuned, experiment)
     for _ in range(ROUNDS):
         for field, values in GRID.items():
             for value in values:
-                trial = ClusteringConfig()
-                trial.CopyFrom(config)
-                setattr(trial, field, value)
+                trial = _copy(tuned, **{field: value})
                 trial_score = _measure(images, index, trial, experiment)
                 if trial_score > score:
-                    score = trial_score
-                    config.CopyFrom(trial)
+                    score, tuned = trial_score, trial
                 bar.advance()
+    if score > before:
+        config.CopyFrom(tuned)
 
 
-def _candidates(predicted: Predicted, head: GridHead) -> list[_Image]:
+def _copy(config: ClusteringConfig, **changes: Any) -> ClusteringConfig:
+    copy = ClusteringConfig()
+    copy.CopyFrom(config)
+    for field, value in changes.items():
+        setattr(copy, field, value)
+    return copy
+
+
+def _candidates(predicted: Predicted, head: GridHead, lowest: float) -> list[_Image]:
+    """What clustering needs of a batch: the cells of more coverage than `lowest`."""
     boxes, coverage = head.candidates(predicted.outputs)
-    lowest = min(GRID["coverage_threshold"])
     images = []
-    for image, (cells, values) in enumerate(zip(boxes, coverage, strict=True)):
-        own = predicted.prepared.image_index == image
+    for cells, values, labels in zip(boxes, coverage, labels_by_image(predicted.prepared), strict=True):
         kept = [class_values > lowest for class_values in values]
         images.append(
             _Image(
                 [class_cells[mask] for class_cells, mask in zip(cells, kept, strict=True)],
                 [class_values[mask] for class_values, mask in zip(values, kept, strict=True)],
-                predicted.prepared.boxes[own].cpu(),
-                predicted.prepared.classes[own].cpu(),
+                *labels,
             )
         )
     return images

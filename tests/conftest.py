@@ -9,9 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from detectkit import spec
+from detectkit.data.augment import prepare
 from detectkit.data.convert import convert
+from detectkit.data.dataset import frames, loader
+from detectkit.heads import GridHead
+from detectkit.model import checkpoint
+from detectkit.model.detector import Detector, build
 
 torch.set_num_threads(1)  # small networks: threads only wait for each other
 
@@ -139,3 +145,60 @@ def write_spec(tmp_path: Path) -> Callable[[spec.Spec], Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def learnt(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file that knows the 24 pictures by heart: random features, heads from one least-squares solution."""
+    experiment = spec.loads(SPEC.replace("ROOT", str(tiny_root)))
+    assert isinstance(experiment, spec.Experiment)
+    path = tmp_path_factory.mktemp("learnt") / "learnt.safetensors"
+    save_model(path, experiment, fit_heads)
+    return path
+
+
+def save_model(
+    path: Path, experiment: spec.Experiment, change: Callable[[Detector, spec.Experiment], None]
+) -> None:
+    """Write the model of a spec with random weights that are always the same, after `change` of them."""
+    names = spec.class_names(experiment)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(5)
+        channels = experiment.augmentation_config.preprocessing.output_image_channel
+        detector = build(experiment.model_config, names, channels).eval()
+        change(detector, experiment)
+    checkpoint.save(path, detector, spec.dumps(experiment), names)
+
+
+def fit_heads(detector: Detector, experiment: spec.Experiment) -> None:
+    """Set both heads to the least-squares solution that gives the targets of all pictures of the spec."""
+    head = GridHead(experiment)
+    features, coverage, bbox = [], [], []
+    for part in frames(experiment.dataset_config, head.class_names):
+        assert part is not None
+        batches = loader(
+            part, batch_size=len(part), order=range(len(part)), workers=0, channels=detector.channels
+        )
+        for batch in batches:
+            prepared = prepare(batch, experiment.augmentation_config, generator=None, device="cpu")
+            targets = head.targets(prepared)
+            features.append(detector.backbone(prepared.images))
+            coverage.append(targets.coverage.clamp(0.002, 0.9).logit())
+            bbox.append(targets.bbox.flatten(1, 2))
+    values = _cells(features)
+    wanted = torch.cat((_cells(coverage), _cells(bbox)), dim=1)
+    size = values.std()
+    system = torch.cat((values / size, torch.ones(len(values), 1, dtype=values.dtype)), dim=1)
+    ridge = 1e-4 * torch.eye(system.shape[1], dtype=values.dtype)
+    solution = torch.linalg.solve(system.T @ system + ridge, system.T @ wanted)
+    weight, bias = (solution[:-1] / size).T.float(), solution[-1].float()
+    classes = len(head.class_names)
+    for layer, rows in ((detector.output_cov, slice(0, classes)), (detector.output_bbox, slice(classes, None))):
+        layer.weight.copy_(weight[rows, :, None, None])
+        assert layer.bias is not None
+        layer.bias.copy_(bias[rows])
+
+
+def _cells(maps: list[Tensor]) -> Tensor:
+    """Maps [B, K, H, W] as float64 rows [cells, K]."""
+    return torch.cat(maps).permute(0, 2, 3, 1).flatten(0, 2).double()

@@ -20,7 +20,13 @@ NAMED = 12  # labels named that are no target class
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-e", "--experiment_spec_file", "--experiment_spec", required=True, type=Path, metavar="SPEC"
+        "-e",
+        "--experiment_spec_file",
+        "--experiment_spec",
+        required=True,
+        type=Path,
+        metavar="SPEC",
+        help="of any kind: training, inference or conversion",
     )
     parser.add_argument(
         "--spec-only", action="store_true", help="judge the text alone: the data and models are elsewhere"

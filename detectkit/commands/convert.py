@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-d", "--dataset_export_spec", required=True, type=Path, metavar="SPEC")
+    parser.add_argument(
+        "-d", "--dataset_export_spec", required=True, type=Path, metavar="SPEC", help="a conversion spec"
+    )
     parser.add_argument(
         "-o",
         "--output_filename",
@@ -34,12 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    config = spec.load_dataset_export(args.dataset_export_spec)
+
     from detectkit.data.convert import convert
 
-    config = spec.load_dataset_export(args.dataset_export_spec)
     status = StatusLog(make_directory(args.results_dir) / "status.jsonl" if args.results_dir else None)
     status.write(f"converting to {args.output_filename}", status="STARTED")
-    summary = convert(config, args.output_filename, validation_fold=args.validation_fold)
+    with status.failures():
+        summary = convert(config, args.output_filename, validation_fold=args.validation_fold)
     _print_counts(summary.folds)
     if summary.warning_file:
         for reject in summary.rejected:
@@ -51,6 +55,8 @@ def run(args: argparse.Namespace) -> None:
     _print_next(config, summary, args.output_filename)
     images = sum(fold.frames for fold in summary.folds)
     boxes = sum(fold.boxes.total() for fold in summary.folds)
+    if not boxes:
+        log.warning("not one of the %d images has a box: nothing can be learnt from these records", images)
     kpi = {"num_images": images, "num_objects": boxes}
     status.write(f"wrote {len(shards)} shards", status="SUCCESS", kpi=kpi)
 

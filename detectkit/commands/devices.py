@@ -28,9 +28,9 @@ def choose_device(args: argparse.Namespace) -> torch.device:
 
     count = torch.cuda.device_count()
     if args.gpus is not None and args.gpus not in (0, 1):
-        raise UsageError(f"--gpus {args.gpus}: this version trains on one GPU; give --gpus 1")
+        raise UsageError(f"--gpus {args.gpus}: this version runs on one GPU; give --gpus 1")
     if args.gpus == 0 or (args.gpus is None and not count):
         return torch.device("cpu")
-    if args.gpu_index >= count:
+    if not 0 <= args.gpu_index < count:
         raise UsageError(f"no GPU {args.gpu_index}: {count} found here; give --gpus 0 to use the CPU")
     return torch.device("cuda", args.gpu_index)

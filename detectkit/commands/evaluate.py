@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-e", "--experiment_spec", required=True, type=Path, metavar="SPEC")
+    parser.add_argument(
+        "-e", "--experiment_spec", required=True, type=Path, metavar="SPEC", help="a training spec"
+    )
     parser.add_argument("-m", "--model_path", type=Path, metavar="MODEL", help="a .safetensors model")
     parser.add_argument(
         "-r", "--results_dir", type=Path, metavar="DIR", help="where results.json and the plot go"
@@ -40,17 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from detectkit.evaluation import evaluate_files
-
     _check_usage(args)
     experiment = spec.load_experiment(args.experiment_spec)
+
+    from detectkit.evaluation import evaluate_files
+
+    tuned: str | None = None
     if args.detections:
         result = evaluate_files(args.detections, args.labels, experiment)
     else:
-        result = _evaluate_model(args, experiment)
+        result, tuned = _evaluate_model(args, experiment)
     _print(result)
     if args.results_dir:
-        _write(args, result)
+        _write(args, result, tuned)
 
 
 def _check_usage(args: argparse.Namespace) -> None:
@@ -62,7 +66,8 @@ def _check_usage(args: argparse.Namespace) -> None:
         raise UsageError("--tune-clustering needs a model (-m MODEL)")
 
 
-def _evaluate_model(args: argparse.Namespace, experiment: spec.Experiment) -> Evaluation:
+def _evaluate_model(args: argparse.Namespace, experiment: spec.Experiment) -> tuple[Evaluation, str | None]:
+    """The results, and with --tune-clustering the block of the spec that they were reached with."""
     from detectkit.data.dataset import decode_size, frames, loader
     from detectkit.errors import DataError
     from detectkit.evaluation import evaluate
@@ -88,18 +93,17 @@ def _evaluate_model(args: argparse.Namespace, experiment: spec.Experiment) -> Ev
     predictions = progress(predictor.batches(batches), total=count, label="evaluating", unit="batches")
     if args.tune_clustering:
         tuned = tune_clustering(predictions, predictor.head, experiment)
-        say(
-            "put this into the spec:\n\n"
-            + spec.dumps(spec.Experiment(postprocessing_config=tuned.postprocessing))
-        )
-        return tuned.evaluation
+        block = spec.dumps(spec.Experiment(postprocessing_config=tuned.postprocessing))
+        say(f"put this into the spec:\n\n{block}")
+        return tuned.evaluation, block
     weights = ObjectiveWeights(experiment.cost_function_config)
-    return evaluate(
+    result = evaluate(
         predictions,
         predictor.class_names,
         experiment.evaluation_config,
         cost=lambda predicted: validation_cost(weights, predictor.head, predicted),
     )
+    return result, None
 
 
 def _print(result: Evaluation) -> None:
@@ -142,7 +146,7 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
 
-def _write(args: argparse.Namespace, result: Evaluation) -> None:
+def _write(args: argparse.Namespace, result: Evaluation, tuned: str | None) -> None:
     from detectkit import draw
 
     folder = make_directory(args.results_dir)
@@ -153,6 +157,8 @@ def _write(args: argparse.Namespace, result: Evaluation) -> None:
         "mean_average_precision": result.mean_average_precision,
         "classes": {item.name: _without_curves(item._asdict()) for item in result.classes},
     }
+    if tuned is not None:
+        content["tuned_spec_block"] = tuned
     if result.cost is not None:
         content["validation_cost"] = result.cost
     if result.latency:
@@ -163,9 +169,8 @@ def _write(args: argparse.Namespace, result: Evaluation) -> None:
         item.name: (item.recall_curve, item.precision_curve) for item in result.classes if item.detections
     }
     if curves:
-        draw.precision_recall(
-            folder / "precision_recall.png", curves, title=f"mAP {result.mean_average_precision:.3f}"
-        )
+        with atomic_write(folder / "precision_recall.png") as path:
+            draw.precision_recall(path, curves, title=f"mAP {result.mean_average_precision:.3f}")
     say(f"wrote {folder / 'results.json'}" + (f" and {folder / 'precision_recall.png'}" if curves else ""))
     if args.model_path:
         say(f"next: detectkit infer -e {args.experiment_spec} -m {args.model_path} -i IMAGES -r DIR")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from detectkit import spec
 from detectkit.commands.devices import add_device_arguments, choose_device
 from detectkit.console import progress, say
-from detectkit.errors import SpecError, UsageError
-from detectkit.files import atomic_write, make_directory
+from detectkit.errors import DataError, SpecError, UsageError
+from detectkit.files import atomic_write
 
 if TYPE_CHECKING:
     from detectkit.ops.cluster import Detections
@@ -42,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-i", "--image_dir", required=True, type=Path, metavar="IMAGES", help="a folder, or one image"
     )
-    parser.add_argument("-r", "--results_dir", required=True, type=Path, metavar="DIR")
+    parser.add_argument(
+        "-r", "--results_dir", required=True, type=Path, metavar="DIR", help="where results go"
+    )
     parser.add_argument(
         "-m", "--model_path", type=Path, metavar="MODEL", help="instead of the one in the spec"
     )
@@ -51,19 +53,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from detectkit.data.dataset import decode_size, image_files, loader
-
     message = spec.load(args.experiment_spec)
     if isinstance(message, spec.DatasetExportConfig):
         raise SpecError(
             f"{args.experiment_spec} is a conversion spec: infer takes an inference or a training spec"
         )
+
+    from detectkit.data.dataset import decode_size, image_files, loader
+
     predictor = _predictor(args, message)
     output = _output(message, predictor.class_names)
     batch_size = args.batch_size or _batch_size(message)
     if batch_size < 1:
         raise UsageError(f"-b must be at least 1, got {batch_size}")
     images = image_files(args.image_dir)
+    _require_own_names([Path(frame.path) for frame in images.frames])
     batches = loader(
         images,
         batch_size=batch_size,
@@ -85,6 +89,17 @@ def run(args: argparse.Namespace) -> None:
     say(f"wrote {written}")
 
 
+def _require_own_names(paths: list[Path]) -> None:
+    """One label file an image: no two images may differ in their extension only."""
+    seen: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in seen:
+            raise DataError(
+                f"{seen[path.stem]} and {path} would both be labelled in {path.stem}.txt: rename or remove one"
+            )
+        seen[path.stem] = path
+
+
 def _predictor(args: argparse.Namespace, message: spec.Inference | spec.Experiment) -> Predictor:
     from detectkit.predict import load_model
 
@@ -93,8 +108,9 @@ def _predictor(args: argparse.Namespace, message: spec.Inference | spec.Experime
         if args.model_path is None:
             raise UsageError("give the model: -m MODEL")
         return load_model(args.model_path, device, experiment=message)
-    path = args.model_path or message.inferencer_config.tlt_config.model
-    if not path:
+    named = message.inferencer_config.tlt_config.model
+    path = args.model_path or (Path(named).expanduser() if named else None)
+    if path is None:
         raise UsageError("give the model: -m MODEL, or tlt_config { model: … } in the spec")
     classwise = message.bbox_handler_config.classwise_bbox_handler_config
     predictor = load_model(
@@ -148,10 +164,12 @@ def _output(message: spec.Inference | spec.Experiment, class_names: list[str]) -
         )
     classwise = handler.classwise_bbox_handler_config
     styles = {
-        number: _style(class_names[number], classwise, colors[number]) for number in range(len(class_names))
+        number: _style(name, classwise, colors[number])
+        for number, name in enumerate(class_names)
+        if name in chosen
     }
     return Output(
-        {number: style for number, style in styles.items() if class_names[number] in chosen},
+        styles,
         labels=handler.kitti_dump,
         images=not handler.disable_overlay,
         line_width=max(handler.overlay_linewidth, 1),
@@ -173,12 +191,14 @@ def _style(
 
 
 def _folders(results: Path, output: Output) -> dict[str, Path]:
+    """Where results go, by kind; the first file makes its folder."""
     wanted = {"labels": output.labels, "images_annotated": output.images}
-    return {name: make_directory(results / name) for name, is_wanted in wanted.items() if is_wanted}
+    return {name: results / name for name, is_wanted in wanted.items() if is_wanted}
 
 
 def _write(path: Path, detections: Detections, *, output: Output, folders: Mapping[str, Path]) -> int:
     """Write the files of one image; gives the number of detections in them."""
+    from detectkit.data.dataset import IMAGE_EXTENSIONS
     from detectkit.data.kitti import write_detections
 
     rows = [
@@ -192,7 +212,9 @@ def _write(path: Path, detections: Detections, *, output: Output, folders: Mappi
         lines = [(style.label, box, score) for style, box, score in rows]
         write_detections(folders["labels"] / f"{path.stem}.txt", lines)
     if "images_annotated" in folders:
-        _annotate(path, rows, output.line_width, folders["images_annotated"] / path.name)
+        # Files that are no image by their name, such as one given by itself, may be of a format that cannot be written.
+        name = path.name if path.suffix.lower() in IMAGE_EXTENSIONS else f"{path.name}.png"
+        _annotate(path, rows, output.line_width, folders["images_annotated"] / name)
     return len(rows)
 
 

@@ -12,7 +12,9 @@ from detectkit.console import duration, log, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-e", "--experiment_spec_file", required=True, type=Path, metavar="SPEC")
+    parser.add_argument(
+        "-e", "--experiment_spec_file", required=True, type=Path, metavar="SPEC", help="a training spec"
+    )
     parser.add_argument(
         "-r", "--results_dir", required=True, type=Path, metavar="DIR", help="where results go"
     )
@@ -23,10 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    experiment = spec.load_experiment(args.experiment_spec_file)  # before torch, which takes seconds to import
+
     from detectkit.train.loop import train
     from detectkit.train.run import describe, set_up
 
-    experiment = spec.load_experiment(args.experiment_spec_file)
     device = choose_device(args)
     start = time.monotonic()
     training = set_up(experiment, args.results_dir, name=args.model_name, device=device)
@@ -36,7 +39,8 @@ def run(args: argparse.Namespace) -> None:
     training.status.write("Starting training.", status="STARTED")
     if training.state.epoch == experiment.training_config.num_epochs:
         log.info(f"{args.results_dir} holds the finished run: raise num_epochs to train on, or use another -r")
-    outcome = train(training)
+    with training.status.failures():
+        outcome = train(training)
     training.status.write("Training complete.", status="SUCCESS")
     say(f"trained in {duration(time.monotonic() - start)}")
     say(f"wrote {outcome.last}" + (f" and {outcome.best} (best validation)" if outcome.best else ""))

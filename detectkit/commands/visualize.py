@@ -20,7 +20,9 @@ SHEET_COLUMNS = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-e", "--experiment_spec_file", required=True, type=Path, metavar="SPEC")
+    parser.add_argument(
+        "-e", "--experiment_spec_file", required=True, type=Path, metavar="SPEC", help="a training spec"
+    )
     parser.add_argument(
         "-o", "--output_dir", required=True, type=Path, metavar="DIR", help="where pictures go"
     )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -22,6 +22,7 @@ from detectkit.errors import DataError
 from detectkit.spec import AugmentationConfig, DatasetConfig, DataSource
 
 IMAGE_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm")
+REPLACE = "replace it, or take it out of the data"
 NAMED_FILES = 3  # how many missing files an error names
 WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # grey with more than 8 bits
 
@@ -402,10 +403,10 @@ def _readable(read: Callable[[], Image.Image], name: str) -> Image.Image:
         return read()
     except FileNotFoundError as error:
         raise DataError(f"{name} does not exist") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"cannot read the image {name}: it is empty or no image; {REPLACE}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"cannot read the image {name}: {error}; replace it, or convert the data without it"
-        ) from error
+        raise DataError(f"cannot read the image {name}: {error}; {REPLACE}") from error
 
 
 def _name(frame: Frame) -> str:

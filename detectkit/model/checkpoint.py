@@ -160,13 +160,16 @@ def _read(path: str | os.PathLike[str]) -> _File:
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
     except safetensors.SafetensorError as error:
-        raise ModelError(f"{path} is not a detectkit model, or is cut short ({error})") from error
+        raise ModelError(
+            f"{path} is not a detectkit model, or is cut short ({error}): give a .safetensors file of detectkit train"
+        ) from error
     try:
         header = json.loads(metadata[HEADER])
         version = int(header["format"])
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"{path} is not a detectkit model: it holds weights without a spec and class names"
+            f"{path} is not a detectkit model: it holds weights without a spec and class names;"
+            " give a .safetensors file of detectkit train"
         ) from error
     if version > FORMAT:
         raise ModelError(

@@ -24,6 +24,7 @@ from detectkit.data import augment
 from detectkit.data.dataset import Batch, Dataset, decode_size, loader, training_order
 from detectkit.errors import DetectkitError
 from detectkit.evaluation import Evaluation
+from detectkit.files import atomic_write
 from detectkit.model import checkpoint
 from detectkit.predict import Predictor
 from detectkit.train import optim, state as states
@@ -266,17 +267,17 @@ def plot(run: Run) -> None:
             for name in run.head.class_names
         }
         values["mean"] = (at, [entry["mean_average_precision"] for entry in measured])
-        draw.curves(
-            run.results / "average_precision.png",
-            values,
-            title="validation",
-            x_label="epoch",
-            y_label="average precision",
-            y_limits=(0, 1.02),
-        )
-    draw.curves(
-        run.results / "cost.png", costs, title="cost", x_label="epoch", y_label="cost", logarithmic=True
-    )
+        with atomic_write(run.results / "average_precision.png") as path:
+            draw.curves(
+                path,
+                values,
+                title="validation",
+                x_label="epoch",
+                y_label="average precision",
+                y_limits=(0, 1.02),
+            )
+    with atomic_write(run.results / "cost.png") as path:
+        draw.curves(path, costs, title="cost", x_label="epoch", y_label="cost", logarithmic=True)
 
 
 def _percent(value: float | None) -> str:
@@ -297,5 +298,4 @@ def _loader(run: Run, frames: Dataset, order: list[int]) -> Iterator[Batch]:
 def _interrupted(run: Run) -> None:
     save_state(run)
     where = f"epoch {run.state.epoch + 1}, step {run.state.step} of {run.steps}"
-    run.status.write(f"Stopped by the user in {where}.")
     raise Interrupted(f"stopped in {where}; everything is saved: the same command goes on from here")

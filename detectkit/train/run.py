@@ -13,7 +13,7 @@ from torch import Tensor
 from detectkit import spec
 from detectkit.console import StatusLog, log
 from detectkit.data.dataset import Dataset, class_counts, frames
-from detectkit.errors import DataError, UsageError
+from detectkit.errors import DataError, ModelError, UsageError
 from detectkit.files import atomic_write, make_directory
 from detectkit.heads import GridHead
 from detectkit.model import checkpoint
@@ -72,7 +72,6 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
         UsageError: `results` holds a run of another spec.
         OutputError: `results` cannot be written.
     """
-    make_directory(results)
     saved = states.read(results / RESUME_FILE) if (results / RESUME_FILE).exists() else None
     if saved:
         _check_same_run(text_format.Parse(saved["spec"], spec.Experiment()), experiment, results)
@@ -97,6 +96,7 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
     if saved:
         states.restore(state, saved)
         log.info(f"resuming after epoch {state.epoch}, step {state.step}, from {results / RESUME_FILE}")
+    make_directory(results)  # not before everything it will hold is known to be usable
     _write_spec(results / SPEC_FILE, experiment)
     return Run(
         experiment=experiment,
@@ -125,8 +125,13 @@ def describe(run: Run) -> str:
 
 
 def _load_pretrained(detector: Detector, model: spec.ModelConfig, class_names: list[str]) -> None:
-    found = checkpoint.load_pretrained(detector, model.pretrained_model_file, class_names)
-    log.info(f"{model.pretrained_model_file}: {len(found.loaded)} tensors loaded, {len(found.skipped)} fresh")
+    path = Path(model.pretrained_model_file).expanduser()
+    if not path.is_file():
+        raise ModelError(
+            f"model_config.pretrained_model_file: there is no file {path}; correct the path, or leave the field out"
+        )
+    found = checkpoint.load_pretrained(detector, path, class_names)
+    log.info(f"{path}: {len(found.loaded)} tensors loaded, {len(found.skipped)} fresh")
     if found.classes:
         log.info(f"with the heads of {', '.join(found.classes)}")
     if found.narrowed and not model.load_graph:
