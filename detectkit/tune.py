@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
+from google.protobuf import text_format
 from torch import Tensor
 
 from detectkit.console import ProgressBar
@@ -28,6 +29,13 @@ class Tuned(NamedTuple):
 
     postprocessing: PostProcessingConfig
     evaluation: Evaluation
+
+    @property
+    def block(self) -> str:
+        """The values as text, to paste into a spec."""
+        return text_format.MessageToString(
+            Experiment(postprocessing_config=self.postprocessing), as_utf8=True
+        )
 
 
 class _Image(NamedTuple):

@@ -152,25 +152,33 @@ def learnt(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model file that knows the 24 pictures by heart: random features, heads from one least-squares solution."""
     experiment = spec.loads(SPEC.replace("ROOT", str(tiny_root)))
     assert isinstance(experiment, spec.Experiment)
-    path = tmp_path_factory.mktemp("learnt") / "learnt.safetensors"
-    save_model(path, experiment, fit_heads)
-    return path
+    return _save_learnt(tmp_path_factory.mktemp("learnt") / "learnt.safetensors", experiment)
 
 
-def save_model(
-    path: Path, experiment: spec.Experiment, change: Callable[[Detector, spec.Experiment], None]
-) -> None:
-    """Write the model of a spec with random weights that are always the same, after `change` of them."""
+@pytest.fixture
+def learn(tmp_path: Path) -> Callable[..., Path]:
+    """Makes what `learnt` is for another spec; `noise` is the relative error of its heads' weights."""
+
+    def make(experiment: spec.Experiment, *, noise: float = 0.0) -> Path:
+        return _save_learnt(tmp_path / "learnt.safetensors", experiment, noise)
+
+    return make
+
+
+def _save_learnt(path: Path, experiment: spec.Experiment, noise: float = 0.0) -> Path:
     names = spec.class_names(experiment)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(5)
         channels = experiment.augmentation_config.preprocessing.output_image_channel
         detector = build(experiment.model_config, names, channels).eval()
-        change(detector, experiment)
+        _fit_heads(detector, experiment)
+        for layer in (detector.output_cov, detector.output_bbox):
+            layer.weight.mul_(1 + noise * torch.randn_like(layer.weight))
     checkpoint.save(path, detector, spec.dumps(experiment), names)
+    return path
 
 
-def fit_heads(detector: Detector, experiment: spec.Experiment) -> None:
+def _fit_heads(detector: Detector, experiment: spec.Experiment) -> None:
     """Set both heads to the least-squares solution that gives the targets of all pictures of the spec."""
     head = GridHead(experiment)
     features, coverage, bbox = [], [], []
@@ -193,7 +201,10 @@ def fit_heads(detector: Detector, experiment: spec.Experiment) -> None:
     solution = torch.linalg.solve(system.T @ system + ridge, system.T @ wanted)
     weight, bias = (solution[:-1] / size).T.float(), solution[-1].float()
     classes = len(head.class_names)
-    for layer, rows in ((detector.output_cov, slice(0, classes)), (detector.output_bbox, slice(classes, None))):
+    for layer, rows in (
+        (detector.output_cov, slice(0, classes)),
+        (detector.output_bbox, slice(classes, None)),
+    ):
         layer.weight.copy_(weight[rows, :, None, None])
         assert layer.bias is not None
         layer.bias.copy_(bias[rows])

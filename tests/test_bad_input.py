@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import struct
@@ -134,13 +133,19 @@ SPOILT = [
     ("num_layers: 10", 'num_layers: "10"', 'num_layers takes a whole number, got "10"'),
     ("deadzone_radius: 0.67", "deadzone_radius: nan", "bbox_rasterizer_config.deadzone_radius: "),
     ("hflip_probability: 0.5", "hflip_probability: 1.5", "spatial_augmentation.hflip_probability: "),
-    ("output_image_width: 96", "output_image_width: 100", "must be a multiple of 16 (for instance 96), got 100"),
+    (
+        "output_image_width: 96",
+        "output_image_width: 100",
+        "must be a multiple of 16 (for instance 96), got 100",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("old", "new", "words"), SPOILT)
 @pytest.mark.parametrize("command", ["check", "train"])
-def test_a_spoilt_line_of_a_spec(place: Place, capsys: Capture, command: str, old: str, new: str, words: str) -> None:
+def test_a_spoilt_line_of_a_spec(
+    place: Place, capsys: Capture, command: str, old: str, new: str, words: str
+) -> None:
     line = place.replace(old, new)
     assert getattr(place, command)() == SPEC_ERROR
     message = complaint(capsys)
@@ -330,7 +335,9 @@ def test_a_jpeg_that_is_cut_short(place: Place, capsys: Capture, model: Path, co
         path.write_bytes(path.read_bytes()[:-400])
     assert run(place, command, model) == DATA_ERROR
     message = complaint(capsys)
-    assert re.search(rf"cannot read the image {place.images}/\d+.jpg: image file is truncated .*; replace it", message)
+    assert re.search(
+        rf"cannot read the image {place.images}/\d+.jpg: image file is truncated .*; replace it", message
+    )
     assert remains(place.results) == (BEGUN if command == "train" else [])
 
 
@@ -340,7 +347,9 @@ def test_a_png_without_bytes(place: Place, capsys: Capture, model: Path, command
         path.write_bytes(b"")
     assert run(place, command, model) == DATA_ERROR
     message = complaint(capsys)
-    assert re.search(rf"cannot read the image {place.images}/\d+.png: it is empty or no image; replace it", message)
+    assert re.search(
+        rf"cannot read the image {place.images}/\d+.png: it is empty or no image; replace it", message
+    )
     assert remains(place.results) == (BEGUN if command == "train" else [])
 
 
@@ -380,7 +389,9 @@ def test_images_of_every_kind_are_trained_on_measured_and_annotated(place: Place
     Image.fromarray(pixels).save(place.images / "001.png")
     Image.open(place.images / "002.png").convert("CMYK").save(place.folder / "cmyk.jpg")
     shutil.move(place.folder / "cmyk.jpg", place.images / "002.png")
-    assert place.convert() == 0 and place.train() == 0 and place.evaluate(model) == 0 and place.infer(model) == 0
+    assert (
+        place.convert() == 0 and place.train() == 0 and place.evaluate(model) == 0 and place.infer(model) == 0
+    )
     assert len(list((place.results / "labels").iterdir())) == 24
     assert len(list((place.results / "images_annotated").iterdir())) == 24
 
@@ -472,7 +483,10 @@ def with_other_classes(place: Place) -> Path:
 def test_a_model_of_other_classes(place: Place, capsys: Capture, command: str) -> None:
     other = with_other_classes(place)
     assert run(place, command, other) == MODEL_ERROR
-    assert f"{other} detects square, disc; the spec is for square, bar (in this order): use the spec" in complaint(capsys)
+    assert (
+        f"{other} detects square, disc; the spec is for square, bar (in this order): use the spec"
+        in complaint(capsys)
+    )
     assert not place.results.exists()
 
 
@@ -511,16 +525,27 @@ def start(place: Place, *, largest_file: int | None = None) -> subprocess.Popen[
     )
 
 
-@pytest.mark.parametrize(("megabytes", "file"), [(1, "model-best.safetensors"), (30, "resume.pt")])
-def test_a_disk_that_fills_up_while_a_checkpoint_is_written(place: Place, megabytes: int, file: str) -> None:
-    process = start(place, largest_file=megabytes * 2**20)
+@pytest.mark.parametrize(
+    ("size", "file"), [(10_000, "events"), (2**20, "model-best.safetensors"), (30 * 2**20, "resume.pt")]
+)
+def test_a_disk_that_fills_up_while_results_are_written(place: Place, size: int, file: str) -> None:
+    place.experiment.training_config.visualizer.enabled = file == "events"
+    place.write()
+    process = start(place, largest_file=size)
     output = process.communicate()[0]
     assert process.returncode == OUTPUT_ERROR, output
-    assert "Traceback" not in output and re.findall("^error: cannot write (.*): File too large$", output, re.MULTILINE)
+    assert "Traceback" not in output
+    [full] = re.findall("^error: cannot write (.*): File too large$", output, re.MULTILINE)
+    assert Path(full).name == file
     for model in place.results.rglob("*.safetensors"):
         checkpoint.load(model)
-    kinds = {path.suffix for path in place.results.rglob("*") if path.is_file()}
-    assert kinds <= {".jsonl", ".png", ".safetensors", ".txt"}  # nothing temporary, no state
+    left = [path for path in place.results.rglob("*") if path.is_file() and path.parent.name != "events"]
+    assert {path.suffix for path in left} <= {
+        ".jsonl",
+        ".png",
+        ".safetensors",
+        ".txt",
+    }  # no state, none temporary
     last = json.loads((place.results / "status.jsonl").read_text().splitlines()[-1])
     assert last["status"] == "FAILURE" and file in last["message"]
 
@@ -539,7 +564,9 @@ def test_stopped_with_ctrl_c_and_taken_up_again(place: Place, capsys: Capture) -
     output = process.communicate()[0]
     assert process.returncode == STOPPED and "Traceback" not in output, output
     assert "everything is saved: the same command goes on from here" in output
-    assert (place.results / "resume.pt").exists() and not (place.results / "weights/model.safetensors").exists()
+    assert (place.results / "resume.pt").exists() and not (
+        place.results / "weights/model.safetensors"
+    ).exists()
     assert place.train() == 0
     assert "resuming after epoch" in capsys.readouterr().err
 

@@ -67,7 +67,9 @@ def test_help_of_a_command_tells_what_each_option_is_for(name: str, capsys: Capt
     assert " ".join(module.__doc__.split()) in " ".join(text.split())
     options = text.split("options:\n")[1]
     entries = re.split(r"\n(?=  -)", options.rstrip())
-    assert {"-h, --help", "-k KEY, --key KEY", "-v, --verbose"} <= {entry[2:].split("  ")[0] for entry in entries}
+    assert {"-h, --help", "-k KEY, --key KEY", "-v, --verbose"} <= {
+        entry[2:].split("  ")[0] for entry in entries
+    }
     for entry in entries:
         assert re.search(r"(\s{2,}|\n\s+)\w", entry[2:]), f"no word on {entry}"
 
@@ -122,7 +124,9 @@ def test_a_key_is_accepted_and_said_to_do_nothing(capsys: Capture) -> None:
 def test_a_reader_that_leaves_is_no_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    process = subprocess.run([sys.executable, "-m", "detectkit", "explain"], stdout=writer, stderr=subprocess.PIPE)
+    process = subprocess.run(
+        [sys.executable, "-m", "detectkit", "explain"], stdout=writer, stderr=subprocess.PIPE
+    )
     os.close(writer)
     assert (process.returncode, process.stderr) == (0, b"")
 

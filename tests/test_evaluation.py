@@ -226,7 +226,8 @@ def test_files_measure_as_the_same_boxes_in_memory(tiny, folders):
         read = kitti.read_detections(found / f"{number}.txt")
         names, _ = kitti.read_labels(truth / f"{number}.txt")
         scores.add(
-            detections(*((line.box, line.score, 0) for line in read)), *labels(*((line.box, 0) for line in names))
+            detections(*((line.box, line.score, 0) for line in read)),
+            *labels(*((line.box, 0) for line in names)),
         )
     result = evaluate_files(found, truth, tiny)
     assert result.images == 20 and result.cost is None and result.latency is None

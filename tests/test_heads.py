@@ -95,7 +95,9 @@ def test_an_inference_spec_brings_its_own_clustering_with_a_default(tiny):
     assert (square["dbscan_eps"], bar["dbscan_eps"]) == (0.5, 0.25)
     square, bar = GridHead(tiny, clustering={}).clustering
     assert square == bar == clustering_arguments(spec.ClusteringConfig())
-    assert square["dbscan_eps"] == pytest.approx(0.15) and square["coverage_threshold"] == pytest.approx(0.005)
+    assert square["dbscan_eps"] == pytest.approx(0.15) and square["coverage_threshold"] == pytest.approx(
+        0.005
+    )
 
 
 def test_each_class_is_clustered_with_its_own_values(tiny):

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import detectkit
-from conftest import fit_heads, save_model
+from detectkit import spec
 from detectkit.data.augment import Prepared
 from detectkit.data.dataset import decode_size, frames, image_files, loader
 from detectkit.errors import DataError, ModelError
@@ -94,7 +94,12 @@ def test_a_detection_is_clipped_to_its_image_and_dropped_in_the_padding(tiny):
 
     def forward(images):
         labels = Prepared(
-            images, boxes, torch.tensor([0, 1]), torch.zeros(2, dtype=torch.int64), torch.ones(1), torch.eye(3)[None]
+            images,
+            boxes,
+            torch.tensor([0, 1]),
+            torch.zeros(2, dtype=torch.int64),
+            torch.ones(1),
+            torch.eye(3)[None],
         )
         targets = head.targets(labels)
         return targets.coverage, targets.bbox.flatten(1, 2)
@@ -129,7 +134,7 @@ def test_files_pictures_and_arrays_give_the_same(learnt, tiny_root):
 
 def test_the_python_way_finds_what_the_label_says(learnt, tiny_root, tiny, write_spec):
     experiment = detectkit.load_spec(write_spec(tiny))
-    assert experiment == tiny
+    assert spec.dumps(experiment) == spec.dumps(tiny)
     model = detectkit.load_model(learnt)
     (found,) = model.predict([tiny_root / "kitti" / "image_2" / "007.png"])
     for line in (tiny_root / "kitti" / "label_2" / "007.txt").read_text().splitlines():
@@ -161,10 +166,9 @@ def test_unusable_images(learnt, tmp_path):
             model.predict([image])
 
 
-def test_grey_model(tiny, tiny_root, tmp_path):
+def test_grey_model(tiny, tiny_root, learn):
     tiny.augmentation_config.preprocessing.output_image_channel = 1
-    save_model(tmp_path / "grey.safetensors", tiny, fit_heads)
-    model = load_model(tmp_path / "grey.safetensors", "cpu")
+    model = load_model(learn(tiny), "cpu")
     path = tiny_root / "kitti" / "image_2" / "003.png"
     with Image.open(path) as image:
         grey = np.asarray(image.convert("L"))
@@ -198,4 +202,4 @@ def test_a_large_image_is_reduced_while_it_is_decoded(seeing, tiny, tmp_path):
         channels=3,
         target_size=decode_size(tiny.augmentation_config),
     )
-    assert batch.images.shape == (1, 3, 64, 96) or batch.images.shape == (1, 3, 65, 97)
+    assert batch.images.shape == (1, 3, 64, 96)

@@ -93,9 +93,8 @@ def _evaluate_model(args: argparse.Namespace, experiment: spec.Experiment) -> tu
     predictions = progress(predictor.batches(batches), total=count, label="evaluating", unit="batches")
     if args.tune_clustering:
         tuned = tune_clustering(predictions, predictor.head, experiment)
-        block = spec.dumps(spec.Experiment(postprocessing_config=tuned.postprocessing))
-        say(f"put this into the spec:\n\n{block}")
-        return tuned.evaluation, block
+        say(f"put this into the spec, in place of its postprocessing_config:\n\n{tuned.block}")
+        return tuned.evaluation, tuned.block
     weights = ObjectiveWeights(experiment.cost_function_config)
     result = evaluate(
         predictions,

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
 
     predictor = _predictor(args, message)
     output = _output(message, predictor.class_names)
-    batch_size = args.batch_size or _batch_size(message)
+    batch_size = _batch_size(message) if args.batch_size is None else args.batch_size
     if batch_size < 1:
         raise UsageError(f"-b must be at least 1, got {batch_size}")
     images = image_files(args.image_dir)

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    experiment = spec.load_experiment(args.experiment_spec_file)  # before torch, which takes seconds to import
+    experiment = spec.load_experiment(args.experiment_spec_file)  # torch takes seconds: not before
 
     from detectkit.train.loop import train
     from detectkit.train.run import describe, set_up
@@ -38,7 +38,9 @@ def run(args: argparse.Namespace) -> None:
     log.info(f"{len(training.training)} training and {validation} validation images, on {device}")
     training.status.write("Starting training.", status="STARTED")
     if training.state.epoch == experiment.training_config.num_epochs:
-        log.info(f"{args.results_dir} holds the finished run: raise num_epochs to train on, or use another -r")
+        log.info(
+            f"{args.results_dir} holds the finished run: raise num_epochs to train on, or use another -r"
+        )
     with training.status.failures():
         outcome = train(training)
     training.status.write("Training complete.", status="SUCCESS")

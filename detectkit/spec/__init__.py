@@ -9,8 +9,22 @@ from detectkit.spec.dataset_pb2 import DatasetConfig, DataSource
 from detectkit.spec.evaluation_pb2 import EvaluationConfig
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.explain import explain, markdown
-from detectkit.spec.inference_pb2 import BboxHandlerConfig, ClasswiseBboxHandlerConfig, Inference, InferencerConfig
-from detectkit.spec.load import Spec, dumps, kind_of, load, load_dataset_export, load_experiment, load_inference, loads
+from detectkit.spec.inference_pb2 import (
+    BboxHandlerConfig,
+    ClasswiseBboxHandlerConfig,
+    Inference,
+    InferencerConfig,
+)
+from detectkit.spec.load import (
+    Spec,
+    dumps,
+    kind_of,
+    load,
+    load_dataset_export,
+    load_experiment,
+    load_inference,
+    loads,
+)
 from detectkit.spec.model_pb2 import ModelConfig
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig, PostProcessingConfig
 from detectkit.spec.training_pb2 import (

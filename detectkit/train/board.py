@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +12,29 @@ from torch import Tensor
 
 from detectkit import spec
 from detectkit.data.augment import Prepared
+from detectkit.errors import OutputError
 from detectkit.heads import OBJECTIVES
 from detectkit.ops.rasterize import Targets
 from detectkit.train.state import State
 
 
 class Board:
-    """Writes event files when `training_config.visualizer` is enabled, and does nothing otherwise."""
+    """Writes event files when `training_config.visualizer` is enabled, and does nothing otherwise.
+
+    Every method raises OutputError when the files cannot be written.
+    """
 
     def __init__(self, folder: Path, experiment: spec.Experiment, class_names: list[str]):
+        self.folder = folder
         self.config = experiment.training_config.visualizer
         self.class_names = class_names
         self.writer: Any = None
         if self.config.enabled:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(folder))
+            threading.excepthook = _without_traceback
+            with self._written():
+                self.writer = SummaryWriter(str(folder))
 
     def step(
         self,
@@ -43,22 +53,31 @@ class Board:
         if self.writer is None:
             return
         number = state.epoch * steps + state.step
-        if state.step % max(steps // self.config.scalar_logging_frequency, 1) == 0:
-            self._scalars(number, state, costs, float(regularization), rate)
-        if state.step == 0 and state.epoch % self.config.infrequent_logging_frequency == 0:
-            self._pictures(number, prepared, targets, outputs[0].detach().float())
+        with self._written():
+            if state.step % max(steps // self.config.scalar_logging_frequency, 1) == 0:
+                self._scalars(number, state, costs, float(regularization), rate)
+            if state.step == 0 and state.epoch % self.config.infrequent_logging_frequency == 0:
+                self._pictures(number, prepared, targets, outputs[0].detach().float())
 
     def epoch(self, entry: dict[str, Any], step: int) -> None:
         """What a validation measured, at the number of steps done."""
         if self.writer is None or "mean_average_precision" not in entry:
             return
         add = self.writer.add_scalar
-        add("validation_cost", entry["validation_cost"], step)
-        add("mean average precision (mAP) (in %)", 100 * entry["mean_average_precision"], step)
-        for name, value in entry["average_precision"].items():
-            if value is not None:
-                add(f"{name}_AP (in %)", 100 * value, step)
-        self.writer.flush()
+        with self._written():
+            add("validation_cost", entry["validation_cost"], step)
+            add("mean average precision (mAP) (in %)", 100 * entry["mean_average_precision"], step)
+            for name, value in entry["average_precision"].items():
+                if value is not None:
+                    add(f"{name}_AP (in %)", 100 * value, step)
+            self.writer.flush()
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(f"cannot write {self.folder}: {error.strerror or error}") from error
 
     def _scalars(self, number: int, state: State, costs: Tensor, regularization: float, rate: float) -> None:
         weighted = costs.cpu() * state.weights.class_weights[:, None] * state.weights.weights
@@ -86,3 +105,9 @@ class Board:
                 picture = values[:count, index : index + 1].clamp(0, 1)
                 self.writer.add_images(f"image/{name}_cov_{tag}", picture, number)
         self.writer.flush()
+
+
+def _without_traceback(failure: threading.ExceptHookArgs) -> None:
+    """Say nothing of a failed write in TensorBoard's thread: the writer raises it again in ours."""
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)

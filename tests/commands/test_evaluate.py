@@ -1,0 +1,151 @@
+"""`detectkit evaluate` on a model that knows the tiny data by heart, and on files."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from detectkit import spec
+from detectkit.cli import main
+from detectkit.data.dataset import frames
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs `evaluate` with arguments; gives exit code, stdout and stderr."""
+
+    def call(*arguments):
+        code = main(["evaluate", *map(str, arguments), "--gpus", "0"])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_results_of_a_model(run, tiny, write_spec, learnt, tmp_path):
+    code, out, _ = run("-e", write_spec(tiny), "-m", learnt, "-r", tmp_path / "out")
+    assert code == 0
+    assert "6 images" in out and "mAP 100.00 %" in out and "median latency, ms an image: preprocessing" in out
+    assert f"next: detectkit infer -e {tmp_path / 'spec.txt'} -m {learnt}" in out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["images"] == 6 and results["mean_average_precision"] == pytest.approx(1)
+    assert results["measured"] == str(learnt) and results["spec"] == str(tmp_path / "spec.txt")
+    assert list(results["classes"]) == ["square", "bar"]
+    square = results["classes"]["square"]
+    assert (square["ground_truth"], square["detections"], square["true_positives"]) == (6, 6, 6)
+    assert (square["precision"], square["recall"], square["f1"]) == (1, 1, 1)
+    assert square["average_precision"] == pytest.approx(1) and square["threshold"] > 0
+    assert set(results["latency_seconds_per_image"]) == {"preprocessing", "network", "clustering"}
+    assert results["validation_cost"] > 0
+    assert (tmp_path / "out" / "precision_recall.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "precision_recall.png",
+        "results.json",
+    ]
+
+
+def test_training_set(run, tiny, write_spec, learnt):
+    path = write_spec(tiny)
+    assert "18 images" in run("-e", path, "-m", learnt, "--use_training_set")[1]
+    tiny.dataset_config.ClearField("validation_fold")
+    code, _, error = run("-e", write_spec(tiny), "-m", learnt)
+    assert code == 4 and "--use_training_set" in error
+
+
+def test_class_without_labels(run, tiny, write_spec, learnt, tmp_path):
+    limits = tiny.evaluation_config.evaluation_box_config
+    limits["square"].minimum_height = 0
+    limits["bar"].minimum_height = 1000
+    code, out, error = run("-e", write_spec(tiny), "-m", learnt, "-r", tmp_path / "out")
+    assert code == 0 and "bar has no labelled box here" in error and "mAP 100.00 %" in out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["classes"]["bar"]["average_precision"] is None
+    assert results["mean_average_precision"] == pytest.approx(1)
+
+
+def test_detections_of_infer_measure_like_the_model(
+    run, tiny, tiny_root, write_spec, learn, tmp_path, capsys
+):
+    model, path = learn(tiny, noise=0.25), write_spec(tiny)
+    _, validation = frames(tiny.dataset_config, ["square", "bar"])
+    for folder in ("images", "truth"):
+        (tmp_path / folder).mkdir()
+    for frame in validation.frames:
+        shutil.copy(frame.path, tmp_path / "images")
+        name = frame.frame_id.rpartition("/")[2]
+        shutil.copy(tiny_root / "kitti" / "label_2" / f"{name}.txt", tmp_path / "truth")
+    infer = [
+        "infer",
+        "-e",
+        path,
+        "-m",
+        model,
+        "-i",
+        tmp_path / "images",
+        "-r",
+        tmp_path / "found",
+        "--gpus",
+        "0",
+    ]
+    assert main([*map(str, infer)]) == 0
+    assert run("-e", path, "-m", model, "-r", tmp_path / "a")[0] == 0
+    code, out, _ = run(
+        "-e",
+        path,
+        "--detections",
+        tmp_path / "found/labels",
+        "--labels",
+        tmp_path / "truth",
+        "-r",
+        tmp_path / "b",
+    )
+    assert code == 0 and "next:" not in out
+    direct, files = (json.loads((tmp_path / name / "results.json").read_text()) for name in "ab")
+    assert 0.05 < direct["mean_average_precision"] < 0.99
+    assert "latency_seconds_per_image" not in files and "validation_cost" not in files
+    for name, ours in direct["classes"].items():
+        # Files have three decimals.
+        assert files["classes"][name] == pytest.approx(ours, abs=1e-3)
+
+
+def test_tuning_prints_a_block_to_paste(run, tiny, write_spec, learnt, tmp_path):
+    for item in tiny.postprocessing_config.target_class_config.values():
+        item.clustering_config.dbscan_min_samples = 1.9
+        item.clustering_config.dbscan_eps = 0.05
+    path = write_spec(tiny)
+    before = run("-e", path, "-m", learnt, "-r", tmp_path / "before")
+    code, out, _ = run("-e", path, "-m", learnt, "-r", tmp_path / "after", "--tune-clustering")
+    assert before[0] == code == 0
+    old, new = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("before", "after"))
+    assert new["mean_average_precision"] > old["mean_average_precision"]
+    block = re.search(r"put this into the spec.*?:\n\n(.*?)\n\n", out, re.DOTALL)[1]
+    assert new["tuned_spec_block"].strip() == block.strip() and "tuned_spec_block" not in old
+    tiny.ClearField("postprocessing_config")
+    path.write_text(spec.dumps(tiny) + block)
+    assert run("-e", path, "-m", learnt, "-r", tmp_path / "pasted")[0] == 0
+    pasted = json.loads((tmp_path / "pasted" / "results.json").read_text())
+    assert pasted["classes"] == new["classes"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((), "give a model"),
+        (("-m", "a", "--detections", "b", "--labels", "c"), "give a model"),
+        (("--detections", "b"), "belong together"),
+        (("-m", "a", "--labels", "b"), "belong together"),
+        (("--detections", "b", "--labels", "c", "--tune-clustering"), "needs a model"),
+    ],
+)
+def test_usage(run, tmp_path, arguments, message):
+    code, _, error = run("-e", tmp_path / "spec.txt", *arguments)
+    assert code == 2 and message in error
+
+
+def test_device_options(tiny, write_spec, learnt, capsys):
+    base = ["evaluate", "-e", str(write_spec(tiny)), "-m", str(learnt)]
+    assert main([*base, "--gpus", "2"]) == 2
+    assert "runs on one GPU" in capsys.readouterr().err
+    for index in ("-1", "99"):
+        assert main([*base, "--gpus", "1", "--gpu_index", index]) == 2
+        assert f"no GPU {index}" in capsys.readouterr().err

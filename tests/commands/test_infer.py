@@ -1,0 +1,248 @@
+"""`detectkit infer` with a training spec and with TLT's inference spec, on a model that knows the tiny data by heart."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detectkit import spec
+from detectkit.cli import main
+from detectkit.data import kitti
+
+INFERENCE = """
+inferencer_config {
+  tlt_config { model: "MODEL" }
+  batch_size: 4 image_width: 96 image_height: 64 image_channels: 3
+  target_classes: "square" target_classes: "bar"
+}
+bbox_handler_config {
+  kitti_dump: true disable_overlay: false overlay_linewidth: 2
+  classwise_bbox_handler_config { key: "bar" value {
+    confidence_model: "aggregate_cov" output_map: "rod" bbox_color { R: 0 G: 255 B: 0 }
+    clustering_config { coverage_threshold: 0.01 dbscan_eps: 0.4 dbscan_min_samples: 0.05 }
+  } }
+  classwise_bbox_handler_config { key: "default" value {
+    bbox_color { R: 255 G: 255 B: 0 }
+    clustering_config { coverage_threshold: 0.01 dbscan_eps: 0.4 dbscan_min_samples: 0.05 }
+  } }
+}
+"""
+
+
+@pytest.fixture
+def images(tiny_root, tmp_path):
+    """A folder with five of the pictures and an empty one."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(5):
+        shutil.copy(tiny_root / "kitti" / "image_2" / f"{number:03d}.png", folder)
+    return folder
+
+
+@pytest.fixture
+def inference(learnt):
+    message = spec.loads(INFERENCE.replace("MODEL", str(learnt)))
+    assert isinstance(message, spec.Inference)
+    return message
+
+
+@pytest.fixture
+def infer(images, write_spec, tmp_path, capsys):
+    """Runs `infer` with a spec message on the images; gives exit code, stdout and stderr."""
+
+    def call(message, *arguments, source=images):
+        path = write_spec(message)
+        code = main(
+            [
+                "infer",
+                *map(str, ("-e", path, "-i", source, "-r", tmp_path / "out", *arguments)),
+                "--gpus",
+                "0",
+            ]
+        )
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def found(tmp_path, stem="000"):
+    return kitti.read_detections(tmp_path / "out" / "labels" / f"{stem}.txt")
+
+
+def truth(tiny_root, stem="000"):
+    lines, _ = kitti.read_labels(tiny_root / "kitti" / "label_2" / f"{stem}.txt")
+    return {line.name: line.box for line in lines}
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_with_the_training_spec(infer, tiny, learnt, tiny_root, tmp_path):
+    code, out, _ = infer(tiny, "-m", learnt)
+    assert code == 0 and "10 detections in 5 images" in out
+    assert names(tmp_path / "out" / "labels") == [f"{number:03d}.txt" for number in range(5)]
+    assert names(tmp_path / "out" / "images_annotated") == [f"{number:03d}.png" for number in range(5)]
+    for number in range(5):
+        wanted = truth(tiny_root, f"{number:03d}")
+        for line in found(tmp_path, f"{number:03d}"):
+            assert line.box == pytest.approx(wanted.pop(line.name), abs=3)
+        assert wanted == {}
+    text = (tmp_path / "out" / "labels" / "000.txt").read_text()
+    assert all(len(line.split(" ")) == 16 for line in text.splitlines())
+    code, _, error = infer(tiny)
+    assert code == 2 and "-m MODEL" in error
+
+
+def test_an_image_where_nothing_is_found_has_an_empty_file(infer, tiny, learnt, images, tmp_path):
+    for item in tiny.postprocessing_config.target_class_config.values():
+        item.clustering_config.dbscan_confidence_threshold = 1000
+    assert infer(tiny, "-m", learnt)[0] == 0
+    assert [path.read_text() for path in (tmp_path / "out" / "labels").iterdir()] == [""] * 5
+
+
+def test_with_an_inference_spec(infer, inference, tiny_root, tmp_path):
+    code, out, _ = infer(inference)
+    assert code == 0 and "10 detections in 5 images" in out
+    wanted = truth(tiny_root)
+    boxes = {line.name: line.box for line in found(tmp_path)}
+    assert set(boxes) == {"rod", "square"}  # output_map, and the class's own name for "default"
+    assert boxes["rod"] == pytest.approx(wanted["bar"], abs=3)
+    with Image.open(tmp_path / "out" / "images_annotated" / "000.png") as image:
+        pixels = np.asarray(image)
+    for name, color in (("rod", (0, 255, 0)), ("square", (255, 255, 0))):
+        _, _, right, bottom = boxes[name]
+        # Two pixels of the outline's lower right corner, then none.
+        row, column = int(np.ceil(bottom)) - 1, int(np.ceil(right)) - 1
+        assert [tuple(pixels[row - step, column - step]) == color for step in range(3)] == [True, True, False]
+
+
+def test_line_width(infer, inference, tmp_path):
+    inference.bbox_handler_config.overlay_linewidth = 4
+    assert infer(inference)[0] == 0
+    (square,) = [line for line in found(tmp_path) if line.name == "square"]
+    row, column = int(np.ceil(square.box[3])) - 1, int(np.ceil(square.box[2])) - 1
+    with Image.open(tmp_path / "out" / "images_annotated" / "000.png") as image:
+        hits = [image.getpixel((column - step, row - step)) == (255, 255, 0) for step in range(5)]
+    assert hits == [True] * 4 + [False]
+
+
+def test_what_is_written_is_the_specs(infer, inference, tmp_path):
+    handler = inference.bbox_handler_config
+    handler.kitti_dump = False
+    code, out, _ = infer(inference)
+    assert code == 0 and names(tmp_path / "out") == ["images_annotated"]
+    handler.disable_overlay = True
+    shutil.rmtree(tmp_path / "out")
+    code, out, _ = infer(inference)
+    assert code == 0 and "nothing: the spec turns both outputs off" in out
+    assert not (tmp_path / "out").exists()
+    handler.kitti_dump = True
+    assert infer(inference)[0] == 0 and names(tmp_path / "out") == ["labels"]
+
+
+def test_only_the_chosen_classes(infer, inference, tmp_path):
+    inference.bbox_handler_config.postproc_classes.append("bar")
+    assert infer(inference)[0] == 0
+    assert [line.name for line in found(tmp_path)] == ["rod"]
+    inference.inferencer_config.ClearField("target_classes")
+    del inference.bbox_handler_config.classwise_bbox_handler_config["default"]
+    assert infer(inference)[0] == 0  # nothing is said about squares, and none is asked for
+    inference.bbox_handler_config.postproc_classes.append("circle")
+    code, _, error = infer(inference)
+    assert code == 3 and "does not detect circle" in error
+
+
+def test_no_entry_for_a_class(infer, inference):
+    inference.inferencer_config.ClearField("target_classes")
+    del inference.bbox_handler_config.classwise_bbox_handler_config["default"]
+    code, _, error = infer(inference)
+    assert code == 3 and 'no entry "square" and no "default"' in error
+
+
+def test_confidence_threshold(infer, inference, tmp_path):
+    assert infer(inference)[0] == 0
+    scores = {line.name: line.score for line in found(tmp_path)}
+    entry = inference.bbox_handler_config.classwise_bbox_handler_config["bar"]
+    for change, expected in ((-0.01, ["rod", "square"]), (0.01, ["square"])):
+        entry.confidence_threshold = scores["rod"] + change
+        assert infer(inference)[0] == 0
+        assert sorted(line.name for line in found(tmp_path)) == expected
+
+
+def test_target_classes_must_be_the_models(infer, inference):
+    inference.inferencer_config.target_classes[:] = ["bar", "square"]
+    code, _, error = infer(inference)
+    assert code == 3 and "detects square, bar, in this order" in error
+
+
+def test_size_and_channels_must_fit_the_model(infer, inference):
+    inference.inferencer_config.image_width = 100
+    code, _, error = infer(inference)
+    assert code == 3 and "multiples of the network's stride 16, got 100x64" in error
+    inference.inferencer_config.image_width = 96
+    inference.inferencer_config.image_channels = 1
+    code, _, error = infer(inference)
+    assert code == 3 and "image_channels" in error and "takes 3" in error
+
+
+def test_images_are_resized_to_the_inference_specs_size(infer, inference, images, tiny_root, tmp_path):
+    with Image.open(images / "000.png") as image:
+        image.resize((192, 192), Image.Resampling.NEAREST).save(images / "000.png")
+    assert infer(inference)[0] == 0
+    x1, y1, x2, y2 = truth(tiny_root)["bar"]
+    (rod,) = [line for line in found(tmp_path) if line.name == "rod"]
+    assert rod.box == pytest.approx((2 * x1, 3 * y1, 2 * x2, 3 * y2), abs=12)
+
+
+def test_m_overrides_the_model_of_the_spec(infer, inference, learnt):
+    inference.inferencer_config.tlt_config.model = "/nowhere/model.safetensors"
+    code, _, error = infer(inference)
+    assert code == 5 and "/nowhere/model.safetensors" in error
+    assert infer(inference, "-m", learnt)[0] == 0
+    inference.inferencer_config.tensorrt_config.trt_engine = "model.engine"
+    assert infer(inference, "-m", learnt)[0] == 0
+    code, _, error = infer(inference)
+    assert code == 2 and "tlt_config" in error
+
+
+def test_two_images_for_one_label_file(infer, tiny, learnt, images, tmp_path):
+    shutil.copy(images / "000.png", images / "000.PNG")
+    code, _, error = infer(tiny, "-m", learnt)
+    assert code == 4 and "000.PNG" in error and "000.png" in error and "rename" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_image(infer, tiny, learnt, images, tmp_path):
+    code, out, _ = infer(tiny, "-m", learnt, source=images / "002.png")
+    assert code == 0 and "2 detections in 1 images" in out
+    assert names(tmp_path / "out" / "labels") == ["002.txt"]
+
+
+def test_a_picture_whose_name_is_of_no_known_kind(infer, tiny, learnt, images, tmp_path):
+    (images / "000.png").rename(images / "camera")
+    assert infer(tiny, "-m", learnt, source=images / "camera")[0] == 0
+    assert names(tmp_path / "out" / "labels") == ["camera.txt"]
+    assert names(tmp_path / "out" / "images_annotated") == ["camera.png"]
+
+
+def test_batch_size(infer, inference, tmp_path):
+    assert infer(inference)[0] == 0
+    whole = {path.name: path.read_text() for path in (tmp_path / "out" / "labels").iterdir()}
+    assert infer(inference, "-b", "1")[0] == 0
+    for name in whole:
+        single = found(tmp_path, name.removesuffix(".txt"))
+        assert len(single) == len(whole[name].splitlines())
+    code, _, error = infer(inference, "-b", "0")
+    assert code == 2 and "-b must be at least 1" in error
+
+
+def test_a_conversion_spec_is_refused(tmp_path, images, capsys):
+    path = tmp_path / "convert.txt"
+    path.write_text(
+        f'kitti_config {{ root_directory_path: "{tmp_path}" image_dir_name: "images" label_dir_name: "l" '
+        'image_extension: ".png" partition_mode: "random" num_partitions: 2 val_split: 20 num_shards: 1 }\n'
+    )
+    assert main(["infer", "-e", str(path), "-i", str(images), "-r", str(tmp_path / "out")]) == 3
+    assert "conversion spec" in capsys.readouterr().err
