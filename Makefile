@@ -29,8 +29,8 @@ demo: setup
 	$(BIN)/detectkit sample-data -o $(DEMO)/data
 	$(BIN)/detectkit convert -d specs/demo/convert.txt -o $(DEMO)/records/digits
 	$(BIN)/detectkit train -e specs/demo/train.txt -r $(DEMO)/train
-	$(BIN)/detectkit evaluate -e specs/demo/train.txt -m $(DEMO)/train/weights/model.safetensors -r $(DEMO)/evaluation
-	$(BIN)/detectkit infer -e specs/demo/train.txt -m $(DEMO)/train/weights/model.safetensors -i $(DEMO)/data/image_2 -r $(DEMO)/detections
+	$(BIN)/detectkit evaluate -e specs/demo/train.txt -m $(DEMO)/train/weights/model-best.safetensors -r $(DEMO)/evaluation
+	$(BIN)/detectkit infer -e specs/demo/train.txt -m $(DEMO)/train/weights/model-best.safetensors -i $(DEMO)/data/image_2 -r $(DEMO)/detections
 
 test: setup
 	$(BIN)/pytest -m 'not slow'

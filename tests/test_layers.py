@@ -14,6 +14,7 @@ ROOMS = [
     {"predict"},
     {"evaluation"},
     {"tune", "train"},
+    {"deploy"},
     {"commands"},
     {"cli"},
 ]
