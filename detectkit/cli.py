@@ -9,9 +9,12 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 from detectkit import __version__, console
+from detectkit.commands.options import add_ignored_argument
 from detectkit.errors import DetectkitError, OutputError, UsageError
 
 COMMANDS = {
@@ -52,9 +55,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
         return OutputError.exit_code
+    except Exception as error:
+        if not _is_out_of_gpu_memory(error):
+            raise
+        print("error: out of GPU memory: lower training_config.batch_size_per_gpu (or -b)", file=sys.stderr)
+        return DetectkitError.exit_code
+
+
+def _is_out_of_gpu_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")  # not imported here: it takes seconds
+    return torch is not None and isinstance(error, torch.cuda.OutOfMemoryError)
 
 
 def _run(arguments: list[str]) -> int:
+    module, args = parse(arguments)
+    console.set_up(verbose=args.verbose, log_file=args.log_file)
+    for line in args.ignored:
+        console.log.warning(line)
+    module.run(args)
+    return 0
+
+
+def parse(arguments: list[str]) -> tuple[ModuleType, argparse.Namespace]:
+    """The module of the chosen command, and its options; raises UsageError for a wrong command line."""
     parser = _top_parser()
     chosen = parser.parse_args(arguments[:1]).command
     name = ALIASES.get(chosen, chosen)
@@ -64,12 +87,7 @@ def _run(arguments: list[str]) -> int:
     command = Parser(prog=f"detectkit {chosen}", description=module.__doc__, allow_abbrev=False)
     module.add_arguments(command)
     _add_common(command)
-    args = command.parse_args(arguments[1:])
-    console.set_up(verbose=args.verbose)
-    if args.key:
-        console.log.warning("-k: files are not encrypted here, the key is not used")
-    module.run(args)
-    return 0
+    return module, command.parse_args(arguments[1:])
 
 
 def _top_parser() -> argparse.ArgumentParser:
@@ -96,7 +114,15 @@ def _unknown(name: str) -> str:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-k", "--key", help="accepted for TLT's command lines: files are not encrypted here")
+    add_ignored_argument(
+        parser,
+        "-k",
+        "--key",
+        metavar="KEY",
+        reason="files are not encrypted here, the key is not used",
+        help="accepted for TLT's command lines: files are not encrypted here",
+    )
+    parser.add_argument("--log_file", type=Path, metavar="FILE", help="append the log lines to this file too")
     parser.add_argument("-v", "--verbose", action="store_true", help="more log lines")
 
 

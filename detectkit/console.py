@@ -19,11 +19,18 @@ log = logging.getLogger("detectkit")
 Item = TypeVar("Item")
 
 
-def set_up(*, verbose: bool) -> None:
-    """Send log lines to stderr; `verbose` adds debug lines."""
+def set_up(*, verbose: bool, log_file: Path | None = None) -> None:
+    """Send log lines to stderr, and to the end of `log_file` with their time; `verbose` adds debug lines."""
+    for old in log.handlers:
+        if isinstance(old, logging.FileHandler):
+            old.close()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     log.handlers[:] = [handler]
+    if log_file:
+        to_file = logging.FileHandler(log_file, encoding="utf-8")
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))
+        log.addHandler(to_file)
     log.setLevel(logging.DEBUG if verbose else logging.INFO)
     log.propagate = False
 

@@ -5,7 +5,8 @@ DetectkitError      1   anything of ours
 ├── SpecError       3   the spec file cannot be read or breaks a rule
 ├── DataError       4   images, labels or records
 ├── ModelError      5   a model file or weights
-└── OutputError     6   results cannot be written
+├── OutputError     6   results cannot be written
+└── Interrupted   130   stopped by the user, with everything saved
 """
 
 
@@ -33,3 +34,7 @@ class ModelError(DetectkitError):
 
 class OutputError(DetectkitError):
     exit_code = 6
+
+
+class Interrupted(DetectkitError):
+    exit_code = 130

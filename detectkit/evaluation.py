@@ -43,7 +43,7 @@ class Evaluation(NamedTuple):
 
     classes: list[ClassResult]
     images: int
-    cost: float | None  # mean unregularised cost of a batch
+    cost: float | None  # mean unregularised cost of an image
     latency: Latency | None  # median over the batches, seconds an image
 
     @property
@@ -54,7 +54,7 @@ class Evaluation(NamedTuple):
 
 
 class Scores:
-    """Collects detections and labels image by image; `results` measures them.
+    """Collects detections and labels image by image; `results` and `result` measure them.
 
     Both count only if their size passes the class's `evaluation_box_config`. An image counts once.
     """
@@ -74,11 +74,20 @@ class Scores:
 
     def results(self) -> list[ClassResult]:
         """One result a class, in the order of the class names; there must be an image."""
-        found = [torch.cat(column) for column in zip(*self._found)]
-        labels = [torch.cat(column) for column in zip(*self._labels)]
-        return [self._class_result(index, name, found, labels) for index, name in enumerate(self.class_names)]
+        found, labels = self._columns()
+        return [self._class_result(index, found, labels) for index in range(len(self.class_names))]
 
-    def _class_result(self, index: int, name: str, found: list[Tensor], labels: list[Tensor]) -> ClassResult:
+    def result(self, index: int) -> ClassResult:
+        """The result of one class alone; there must be an image."""
+        return self._class_result(index, *self._columns())
+
+    def _columns(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The detections and the labels of all images."""
+        found = [torch.cat(column) for column in zip(*self._found)]
+        return found, [torch.cat(column) for column in zip(*self._labels)]
+
+    def _class_result(self, index: int, found: list[Tensor], labels: list[Tensor]) -> ClassResult:
+        name = self.class_names[index]
         boxes, _, images, scores = (column[self._counts(index, name, found)] for column in found)
         truth, _, truth_images = (column[self._counts(index, name, labels)] for column in labels)
         overlap = _threshold(self.config.minimum_detection_ground_truth_overlap, name)
@@ -127,18 +136,18 @@ def evaluate(
         cost: of a predicted batch, for the validation cost.
     """
     scores = Scores(class_names, config)
-    costs: list[float] = []
+    cost_sum = 0.0
     latencies: list[Latency] = []
     for predicted in predictions:
         for detections, labels in zip(predicted.detections, labels_by_image(predicted.prepared), strict=True):
             scores.add(detections, *labels)
         latencies.append(predicted.latency)
         if cost:
-            costs.append(cost(predicted))
+            cost_sum += cost(predicted) * len(predicted.detections)
     return Evaluation(
         classes=scores.results(),
         images=scores.images,
-        cost=statistics.fmean(costs) if costs else None,
+        cost=cost_sum / scores.images if cost else None,
         latency=Latency(*(statistics.median(stage) for stage in zip(*latencies))) if latencies else None,
     )
 
@@ -146,8 +155,10 @@ def evaluate(
 def evaluate_files(detections: Path, labels: Path, experiment: Experiment) -> Evaluation:
     """Measure KITTI detection files (16 columns) on label files of the same names, in the pixels they are written in.
 
-    Names are those of target classes or go through `target_class_mapping`; others are left out, like unmapped labels
-    in training. A label file without a detection file is an image without detections.
+    Labels count through `target_class_mapping` alone, as in training: one called like a target class but not mapped is
+    background. Detections are of target classes or of names that are mapped; others are left out with a warning. A
+    label file without a detection file is an image without detections. `evaluation_box_config` is applied in the
+    pixels of the files, not in those of the network.
 
     Raises:
         DataError: no label files, no detection file for any of them, or a line that cannot be read.
@@ -169,15 +180,22 @@ def evaluate_files(detections: Path, labels: Path, experiment: Experiment) -> Ev
             f"{len(missing)} of {len(files)} images have no file in {detections}, such as {min(missing).name}"
         )
     scores = Scores(names, experiment.evaluation_config)
+    # A detection called like one target class and mapped to another is of the class of its name.
+    detected = mapped | own
+    unknown: set[str] = set()
     for file in files:
         truth, rejected = kitti.read_labels(file)
         for line, reason in rejected:
             log.warning(f"{file}:{line}: {reason}")
         found = [] if file in missing else kitti.read_detections(detections / file.name)
-        # A label called like one target class and mapped to another is what training makes of it.
-        boxes, classes, _ = _columns(truth, own | mapped)
-        found_boxes, found_classes, confidence = _columns(found, mapped | own)
+        unknown |= {label.name for label in found if _key(label.name) not in detected}
+        boxes, classes, _ = _columns(truth, mapped)
+        found_boxes, found_classes, confidence = _columns(found, detected)
         scores.add(Detections(found_boxes, confidence, found_classes), boxes, classes)
+    if unknown:
+        log.warning(
+            f"detections of {', '.join(sorted(unknown))} are left out: neither target classes nor mapped to one"
+        )
     return Evaluation(scores.results(), scores.images, cost=None, latency=None)
 
 

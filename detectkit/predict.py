@@ -139,23 +139,39 @@ def load_model(
     device: str | torch.device | None = None,
     *,
     experiment: Experiment | None = None,
-    clustering: Mapping[str, ClusteringConfig] | None = None,
 ) -> Predictor:
     """A model file as a `Predictor`, by default with the preprocessing and clustering it was trained with.
 
     Args:
         experiment: take preprocessing and clustering from this spec instead.
-        clustering: by class name, see `GridHead`.
 
     Raises:
         ModelError: the file is not a usable model, or not one for the classes and channels of `experiment`.
     """
     device = default_device() if device is None else torch.device(device)
-    detector, trained_with, names = checkpoint.load(path, device)
-    detector.to(memory_format=torch.channels_last)
-    if experiment is None:
-        experiment = trained_with
-    _check_fits(path, detector.channels, names, experiment)
+    model = checkpoint.load(path, device)
+    return make_predictor(model, model.spec if experiment is None else experiment, device, path=path)
+
+
+def make_predictor(
+    model: checkpoint.Model,
+    experiment: Experiment,
+    device: str | torch.device,
+    *,
+    path: str | os.PathLike[str],
+    clustering: Mapping[str, ClusteringConfig] | None = None,
+) -> Predictor:
+    """A model loaded on `device` with the preprocessing and clustering of a spec.
+
+    Args:
+        path: of the model, named in errors.
+        clustering: instead of the spec's, by class name, see `GridHead`.
+
+    Raises:
+        ModelError: the model is not for the classes and channels of `experiment`.
+    """
+    detector = model.detector.to(memory_format=torch.channels_last)
+    _check_fits(path, detector.channels, model.class_names, experiment)
     return Predictor(
         detector,
         GridHead(experiment, stride=detector.stride, clustering=clustering),

@@ -25,10 +25,11 @@ ROUNDS = 2  # of going through the values one after the other
 
 
 class Tuned(NamedTuple):
-    """The best values found, and what they measure."""
+    """The best values found, and what they and those of the spec measure on the images of the search."""
 
     postprocessing: PostProcessingConfig
     evaluation: Evaluation
+    before: Evaluation
 
     @property
     def block(self) -> str:
@@ -63,7 +64,8 @@ def tune_clustering(predictions: Iterable[Predicted], head: GridHead, experiment
     with ProgressBar("tuning", total=trials, unit="trials") as bar:
         for index, config in enumerate(configs):
             _tune_class(images, index, config, experiment, bar)
-    return Tuned(best, _measure_all(images, best, experiment))
+    before = _measure_all(images, experiment.postprocessing_config, experiment)
+    return Tuned(best, _measure_all(images, best, experiment), before)
 
 
 def _tune_class(
@@ -121,12 +123,15 @@ def _measure(images: list[_Image], index: int, config: ClusteringConfig, experim
     scores = Scores(class_names(experiment), experiment.evaluation_config)
     for image in images:
         scores.add(_detections(image, index, arguments), image.truth, image.classes)
-    return scores.results()[index].average_precision or 0.0
+    return scores.result(index).average_precision or 0.0
 
 
-def _measure_all(images: list[_Image], best: PostProcessingConfig, experiment: Experiment) -> Evaluation:
+def _measure_all(
+    images: list[_Image], postprocessing: PostProcessingConfig, experiment: Experiment
+) -> Evaluation:
     names = class_names(experiment)
-    arguments = [clustering_arguments(best.target_class_config[name].clustering_config) for name in names]
+    configs = [postprocessing.target_class_config[name].clustering_config for name in names]
+    arguments = [clustering_arguments(config) for config in configs]
     scores = Scores(names, experiment.evaluation_config)
     for image in images:
         parts = [_detections(image, index, values) for index, values in enumerate(arguments)]

@@ -14,7 +14,7 @@ from torch import Tensor
 from detectkit import spec
 from detectkit.data.augment import prepare
 from detectkit.data.convert import convert
-from detectkit.data.dataset import frames, loader
+from detectkit.data.dataset import loader, training_frames, validation_frames
 from detectkit.heads import GridHead
 from detectkit.model import checkpoint
 from detectkit.model.detector import Detector, build
@@ -128,6 +128,12 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def tiny_text(tiny_root: Path) -> str:
+    """The spec as a person writes it: what has a default is left out."""
+    return SPEC.replace("ROOT", str(tiny_root))
+
+
+@pytest.fixture
 def tiny(tiny_root: Path) -> spec.Experiment:
     """The spec as a message that a test may change."""
     experiment = spec.loads(SPEC.replace("ROOT", str(tiny_root)))
@@ -182,13 +188,13 @@ def _fit_heads(detector: Detector, experiment: spec.Experiment) -> None:
     """Set both heads to the least-squares solution that gives the targets of all pictures of the spec."""
     head = GridHead(experiment)
     features, coverage, bbox = [], [], []
-    for part in frames(experiment.dataset_config, head.class_names):
+    augmentation = experiment.augmentation_config
+    for read in (training_frames, validation_frames):
+        part = read(experiment.dataset_config, head.class_names)
         assert part is not None
-        batches = loader(
-            part, batch_size=len(part), order=range(len(part)), workers=0, channels=detector.channels
-        )
+        batches = loader(part, augmentation, batch_size=len(part), order=range(len(part)), workers=0)
         for batch in batches:
-            prepared = prepare(batch, experiment.augmentation_config, generator=None, device="cpu")
+            prepared = prepare(batch, augmentation, generator=None, device="cpu")
             targets = head.targets(prepared)
             features.append(detector.backbone(prepared.images))
             coverage.append(targets.coverage.clamp(0.002, 0.9).logit())

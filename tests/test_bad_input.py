@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from google.protobuf import text_format
 from PIL import Image
 
 from detectkit import spec
@@ -44,7 +45,7 @@ class Place:
 
     def write(self) -> None:
         """Write the spec as it stands in `experiment`."""
-        self.spec.write_text(spec.dumps(self.experiment))
+        self.spec.write_text(written(self.experiment))
 
     def replace(self, old: str, new: str) -> int:
         """Change the spec's text at one place; gives its line."""
@@ -84,11 +85,16 @@ class Place:
         return next(path for path in self.data.glob(f"records/tiny-fold-{fold:03}*") if not path.suffix)
 
 
+def written(experiment: spec.Experiment) -> str:
+    """The spec as a person writes it: defaults left out."""
+    return text_format.MessageToString(experiment, as_utf8=True)
+
+
 @pytest.fixture
 def place(tmp_path: Path, tiny_root: Path, tiny: spec.Experiment) -> Place:
     data = tmp_path / "data"
     shutil.copytree(tiny_root, data)
-    text = spec.dumps(tiny).replace(str(tiny_root), str(data))
+    text = written(tiny).replace(str(tiny_root), str(data))
     experiment = spec.loads(text)
     assert isinstance(experiment, spec.Experiment)
     experiment.training_config.num_epochs = 1

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from detectkit import __version__
-from detectkit.cli import ALIASES, COMMANDS, main
+from detectkit.cli import ALIASES, COMMANDS, main, parse
 
 SPECS = Path(__file__).parent / "spec"
 USAGE_ERROR = 2
@@ -119,6 +119,73 @@ def test_a_key_is_accepted_and_said_to_do_nothing(capsys: Capture) -> None:
     assert "WARNING: -k: files are not encrypted here, the key is not used\n" in capsys.readouterr().err
     assert main(line) == 0
     assert "-k" not in capsys.readouterr().err
+
+
+TLT_LINES = [
+    ("dataset_convert -d s.txt -o out -f 0 -v -r dir", []),
+    ("dataset_convert --dataset_export_spec s.txt --output_filename out --validation_fold 0 --verbose", []),
+    ("dataset_convert -d s.txt -o out --results_dir dir --log_file log.txt", []),
+    ("train -e s.txt -r dir -n name -k key -v", ["-k: files are not encrypted"]),
+    ("train --experiment_spec_file s.txt --results_dir dir --model_name name --key key --verbose", ["--key: "]),
+    ("train --experiment_spec s.txt -r dir --gpus 1 --gpu_index 0 --log_file log.txt", []),
+    ("train -e s.txt -r dir --use_amp", ["--use_amp: not used; put training_precision"]),
+    ("train -e s.txt -r dir --enable_determinism -np 1", ["--enable_determinism: ", "-np: not used"]),
+    ("train -e s.txt -r dir --num_processes 1", ["--num_processes: not used"]),
+    ("evaluate -e s.txt -m model -r dir -f tlt --use_training_set -k key -v", ["-k: "]),
+    ("evaluate --experiment_spec s.txt --model_path model --results_dir dir --framework tensorrt", []),
+    ("evaluate --experiment_spec_file s.txt -m engine -f tensorrt", []),
+    ("evaluate -e s.txt -m model -i images -l labels -b 4", ["-i: ", "-l: ", "-b: not used; the batch size"]),
+    ("evaluate -e s.txt -m m --image_dir i --label_dir l --batch_size 4", ["--image_dir: ", "--label_dir: ", "--b"]),
+    ("inference -e s.txt -i images -r dir -b 4 -m model -k key -v", ["-k: "]),
+    ("inference --experiment_spec s.txt --image_dir images --results_dir dir --batch_size 4 --verbosity", []),
+    ("inference --experiment_spec_file s.txt -i images -r dir --model_path model --key key", ["--key: "]),
+    ("calibration_tensorfile -e s.txt -o out -m 10 --use_validation_set -v -k key", ["-k: "]),
+    ("calibration_tensorfile --experiment_spec_file s.txt --output_path out --max_batches 10 --verbose", []),
+]
+
+
+@pytest.mark.parametrize(("line", "ignored"), TLT_LINES)
+def test_command_lines_of_tlt_are_understood(line: str, ignored: list[str]) -> None:
+    words = line.split()
+    _, args = parse(words)
+    assert len(args.ignored) == len(ignored)
+    assert all(said.startswith(start) for said, start in zip(args.ignored, ignored))
+    assert args.verbose == bool({"-v", "--verbose", "--verbosity"} & set(words))
+    path = args.dataset_export_spec if words[0] == "dataset_convert" else args.experiment_spec
+    assert path == Path("s.txt")
+
+
+def test_engines_are_refused(capsys: Capture) -> None:
+    line = ["evaluate", "-e", "spec.txt", "-m", "model.engine", "-f", "tensorrt"]
+    assert "engines are not run by this version" in complaint(line, capsys)
+
+
+def test_log_lines_are_appended_to_a_file(capsys: Capture, tmp_path: Path) -> None:
+    line = ["check", "-e", str(SPECS / "kitti_infer.txt"), "--spec-only", "-k", "key"]
+    for _ in range(2):
+        assert main([*line, "--log_file", str(tmp_path / "log.txt")]) == 0
+        assert "WARNING: -k: files are not encrypted" in capsys.readouterr().err
+    assert main(line) == 0
+    assert (tmp_path / "log.txt").read_text().count("WARNING: -k: files are not encrypted") == 2
+    assert main([*line, "--log_file", str(tmp_path / "no" / "log.txt")]) == 6
+    assert f"error: {tmp_path}/no/log.txt: No such file or directory" in capsys.readouterr().err
+
+
+def test_gpu_memory_that_runs_out(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    error: Exception = torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    def fails(path: str) -> str:
+        raise error
+
+    monkeypatch.setattr("detectkit.spec.explain", fails)
+    assert main(["explain"]) == 1
+    expected = "error: out of GPU memory: lower training_config.batch_size_per_gpu (or -b)\n"
+    assert capsys.readouterr().err == expected
+    error = RuntimeError("of another kind")
+    with pytest.raises(RuntimeError, match="of another kind"):
+        main(["explain"])
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:

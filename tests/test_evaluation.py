@@ -9,7 +9,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detectkit import spec
 from detectkit.data import kitti
-from detectkit.data.dataset import frames, loader
+from detectkit.data.dataset import loader, validation_frames
 from detectkit.errors import DataError
 from detectkit.evaluation import Evaluation, Scores, evaluate, evaluate_files
 from detectkit.ops.cluster import Detections
@@ -81,6 +81,12 @@ def test_a_class_without_detections_has_ap_zero():
     square = scores.results()[0]
     assert square.average_precision == 0 and square.detections == 0 and square.ground_truth == 1
     assert scores.images == 2
+
+
+def test_one_class_alone_measures_as_among_all():
+    scores = Scores(["square", "bar"], config())
+    scores.add(detections((LEFT, 0.9, 0), (AWAY, 0.8, 1)), *labels((LEFT, 0), (RIGHT, 1)))
+    assert [scores.result(0), scores.result(1)] == scores.results()
 
 
 def test_images_and_classes_are_kept_apart():
@@ -174,10 +180,10 @@ def test_ap_is_that_of_pycocotools(seed, capsys):
 
 def test_every_image_counts_once_with_a_short_last_batch(tiny, learnt):
     predictor = load_model(learnt, "cpu")
-    _, validation = frames(tiny.dataset_config, predictor.class_names)
+    validation = validation_frames(tiny.dataset_config, predictor.class_names)
     results = []
     for batch_size in (4, 6, 1):
-        batches = loader(validation, batch_size=batch_size, order=range(6), workers=0, channels=3)
+        batches = loader(validation, tiny.augmentation_config, batch_size=batch_size, order=range(6), workers=0)
         costs = iter(range(1, 10))
         results.append(
             evaluate(
@@ -246,6 +252,26 @@ def test_names_go_through_the_mapping_and_others_are_left_out(tiny, folders):
     assert (bar.ground_truth, bar.detections) == (0, 0)
 
 
+def test_a_label_called_like_a_class_but_not_mapped_is_background(tiny, folders):
+    found, truth, label = folders
+    del tiny.dataset_config.target_class_mapping["bar"]
+    tiny.dataset_config.target_class_mapping["rod"] = "bar"
+    label("a", ("bar", LEFT), ("rod", RIGHT))
+    kitti.write_detections(found / "a.txt", [("bar", LEFT, 0.9), ("rod", RIGHT, 0.8)])
+    bar = evaluate_files(found, truth, tiny).classes[1]
+    assert (bar.ground_truth, bar.detections, bar.true_positives) == (1, 2, 1)
+
+
+def test_detections_of_unknown_names_are_told_once(tiny, folders, logged):
+    found, truth, label = folders
+    for stem in "ab":
+        label(stem, ("square", LEFT))
+        rows = [("person", LEFT, 0.9), ("Dog", LEFT, 0.9), ("Square", LEFT, 0.9)]
+        kitti.write_detections(found / f"{stem}.txt", rows)
+    assert evaluate_files(found, truth, tiny).classes[0].detections == 2
+    assert logged.text.count("detections of Dog, person are left out") == 1
+
+
 def test_a_class_of_two_words_is_found_in_files(tiny, folders):
     found, truth, label = folders
     tiny.cost_function_config.target_classes[0].name = "red square"
@@ -266,18 +292,22 @@ def test_a_label_mapped_away_from_the_class_of_its_name(tiny, folders):
     assert (bar.ground_truth, bar.detections, bar.true_positives) == (0, 1, 0)
 
 
-def test_an_image_without_a_detection_file_has_no_detections(tiny, folders, caplog):
+@pytest.fixture
+def logged(caplog):
+    """What the package's own logger, which does not propagate, takes down."""
+    log = logging.getLogger("detectkit")
+    log.addHandler(caplog.handler)
+    yield caplog
+    log.removeHandler(caplog.handler)
+
+
+def test_an_image_without_a_detection_file_has_no_detections(tiny, folders, logged):
     found, truth, label = folders
     label("a", ("square", LEFT))
     label("b", ("square", LEFT))
     kitti.write_detections(found / "a.txt", [("square", LEFT, 0.9)])
-    log = logging.getLogger("detectkit")
-    log.addHandler(caplog.handler)
-    try:
-        result = evaluate_files(found, truth, tiny)
-    finally:
-        log.removeHandler(caplog.handler)
-    assert "1 of 2 images have no file" in caplog.text and "b.txt" in caplog.text
+    result = evaluate_files(found, truth, tiny)
+    assert "1 of 2 images have no file" in logged.text and "b.txt" in logged.text
     assert result.images == 2 and result.classes[0].recall == 0.5
 
 

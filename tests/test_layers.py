@@ -50,5 +50,10 @@ def test_every_import_goes_down():
     assert wrong == []
 
 
+def test_no_import_is_relative():
+    nodes = [(path, node) for path in PACKAGE.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    assert [str(path) for path, node in nodes if isinstance(node, ast.ImportFrom) and node.level != 0] == []
+
+
 def test_ops_know_no_spec():
     assert [str(path) for path in (PACKAGE / "ops").glob("*.py") if "spec" in set(imports(path))] == []

@@ -8,7 +8,7 @@ from PIL import Image
 import detectkit
 from detectkit import spec
 from detectkit.data.augment import Prepared
-from detectkit.data.dataset import decode_size, frames, image_files, loader
+from detectkit.data.dataset import image_files, loader, validation_frames
 from detectkit.errors import DataError, ModelError
 from detectkit.heads import GridHead
 from detectkit.predict import Predictor, load_model
@@ -112,8 +112,8 @@ def test_a_detection_is_clipped_to_its_image_and_dropped_in_the_padding(tiny):
 
 def test_every_image_comes_once_in_order_with_a_short_last_batch(tiny, learnt):
     predictor = load_model(learnt, "cpu")
-    _, validation = frames(tiny.dataset_config, predictor.class_names)
-    batches = loader(validation, batch_size=4, order=range(6), workers=0, channels=3)
+    validation = validation_frames(tiny.dataset_config, predictor.class_names)
+    batches = loader(validation, tiny.augmentation_config, batch_size=4, order=range(6), workers=0)
     predicted = list(predictor.batches(batches))
     assert [len(item.detections) for item in predicted] == [4, 2]
     paths = [path for item in predicted for path in item.batch.image_paths]
@@ -195,11 +195,6 @@ def test_a_large_image_is_reduced_while_it_is_decoded(seeing, tiny, tmp_path):
     predictor = seeing()
     assert only_box(predictor, tmp_path / "large.png") == pytest.approx((128, 128, 512, 384), abs=0.1)
     (batch,) = loader(
-        image_files(tmp_path),
-        batch_size=1,
-        order=[0],
-        workers=0,
-        channels=3,
-        target_size=decode_size(tiny.augmentation_config),
+        image_files(tmp_path), tiny.augmentation_config, batch_size=1, order=[0], workers=0
     )
     assert batch.images.shape == (1, 3, 64, 96)

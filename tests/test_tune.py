@@ -125,6 +125,7 @@ def test_average_precision_never_falls(tiny, seed):
         batches.append(predicted(head, cells, boxes, [(LEFT, 0), (RIGHT, 0), (RIGHT, 1)]))
     before = precision(tiny, batches)
     tuned = tune_clustering(batches, head, tiny)
+    assert tuned.before.classes == before.classes
     for old, new in zip(before.classes, tuned.evaluation.classes, strict=True):
         assert new.average_precision >= old.average_precision
     # What was measured is what the values give.

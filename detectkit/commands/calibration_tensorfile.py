@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detectkit import spec
+from detectkit.commands.options import add_spec_argument
 from detectkit.console import progress, say
 from detectkit.errors import DataError, UsageError
 
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-e", "--experiment_spec_file", required=True, type=Path, metavar="SPEC")
-    parser.add_argument("-o", "--output_path", required=True, type=Path, metavar="FILE")
+    add_spec_argument(parser, help="a training spec")
+    parser.add_argument(
+        "-o", "--output_path", required=True, type=Path, metavar="FILE", help="the HDF5 file to write"
+    )
     parser.add_argument(
         "-m", "--max_batches", type=int, default=-1, metavar="N", help="how many batches (all full ones)"
     )
@@ -25,13 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    experiment = spec.load_experiment(args.experiment_spec_file)
+    experiment = spec.load_experiment(args.experiment_spec)
 
-    from detectkit.data.dataset import frames
+    from detectkit.data.dataset import training_frames, validation_frames
     from detectkit.deploy.tensorfile import write_tensorfile
 
-    training, validation = frames(experiment.dataset_config, spec.class_names(experiment))
-    images = validation if args.use_validation_set else training
+    read = validation_frames if args.use_validation_set else training_frames
+    images = read(experiment.dataset_config, spec.class_names(experiment))
     if images is None:
         raise DataError("the spec has no validation_fold or validation_data_source to take images from")
     size = experiment.training_config.batch_size_per_gpu
@@ -46,16 +49,15 @@ def run(args: argparse.Namespace) -> None:
 def _batches(experiment: spec.Experiment, images: Dataset, count: int) -> Iterator[Any]:
     """The first `count` batches without augmentation, [N, c, H, W] in [0, 1]."""
     from detectkit.data.augment import prepare
-    from detectkit.data.dataset import decode_size, loader
+    from detectkit.data.dataset import loader
 
     config, augmentation = experiment.training_config, experiment.augmentation_config
     batches = loader(
         images,
+        augmentation,
         batch_size=config.batch_size_per_gpu,
         order=range(count * config.batch_size_per_gpu),
         workers=config.workers,
-        channels=augmentation.preprocessing.output_image_channel,
-        target_size=decode_size(augmentation),
     )
     for batch in batches:
         yield prepare(batch, augmentation, generator=None, device="cpu").images.numpy()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detectkit import spec
+from detectkit.commands.options import add_spec_argument
 from detectkit.console import log, say, table
 from detectkit.errors import DataError, ModelError
 
@@ -19,22 +20,14 @@ NAMED = 12  # labels named that are no target class
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-e",
-        "--experiment_spec_file",
-        "--experiment_spec",
-        required=True,
-        type=Path,
-        metavar="SPEC",
-        help="of any kind: training, inference or conversion",
-    )
+    add_spec_argument(parser, help="of any kind: training, inference or conversion")
     parser.add_argument(
         "--spec-only", action="store_true", help="judge the text alone: the data and models are elsewhere"
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    path = args.experiment_spec_file
+    path = args.experiment_spec
     message = spec.load(path)
     kind = spec.kind_of(message)
     say(f"{path}: {kind.name}, no rule broken; for {kind.commands}")
@@ -54,11 +47,12 @@ def run(args: argparse.Namespace) -> None:
 
 def _check_data(experiment: spec.Experiment) -> None:
     """Print the boxes of each class; raises DataError for unreadable data and for classes without a training box."""
-    from detectkit.data.dataset import class_counts, frames
+    from detectkit.data.dataset import class_counts, training_frames, validation_frames
 
     _require_model(experiment.model_config.pretrained_model_file, "model_config.pretrained_model_file")
     names = spec.class_names(experiment)
-    training, validation = frames(experiment.dataset_config, names)
+    training = training_frames(experiment.dataset_config, names)
+    validation = validation_frames(experiment.dataset_config, names)
     counts, labels = class_counts(training)
     held_out, more_labels = class_counts(validation) if validation else (Counter[str](), Counter[str]())
     rows = [(name, counts[name], held_out[name]) for name in names]
@@ -77,7 +71,9 @@ def _check_data(experiment: spec.Experiment) -> None:
         )
     if validation and not all(held_out[name] for name in names):
         empty = [name for name in names if not held_out[name]]
-        log.warning("no validation box of class %s: its average precision will be 0", ", ".join(empty))
+        log.warning(
+            "no validation box of class %s: no average precision, and no part in the mAP", ", ".join(empty)
+        )
 
 
 def _say_other_labels(experiment: spec.Experiment, labels: Counter[str]) -> None:

@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detectkit import spec
-from detectkit.commands.devices import add_device_arguments, choose_device
+from detectkit.commands.options import (
+    add_device_arguments,
+    add_ignored_argument,
+    add_spec_argument,
+    choose_device,
+)
 from detectkit.console import log, progress, say, table
 from detectkit.errors import UsageError
 from detectkit.files import atomic_write, make_directory
 
 if TYPE_CHECKING:
     from detectkit.evaluation import Evaluation
+    from detectkit.tune import Tuned
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-e", "--experiment_spec", required=True, type=Path, metavar="SPEC", help="a training spec"
-    )
+    add_spec_argument(parser, help="a training spec")
     parser.add_argument("-m", "--model_path", type=Path, metavar="MODEL", help="a .safetensors model")
     parser.add_argument(
         "-r", "--results_dir", type=Path, metavar="DIR", help="where results.json and the plot go"
@@ -37,8 +41,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels", type=Path, metavar="DIR", help="KITTI labels that --detections are measured on"
     )
-    parser.add_argument("-f", "--framework", choices=["tlt"], default="tlt", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "-f", "--framework", choices=["tlt", "tensorrt"], default="tlt", help=argparse.SUPPRESS
+    )
     add_device_arguments(parser)
+    for names, what in (
+        (("-i", "--image_dir"), "images"),
+        (("-l", "--label_dir"), "labels"),
+        (("-b", "--batch_size"), "batch size"),
+    ):
+        add_ignored_argument(
+            parser, *names, metavar="X", reason=f"not used; the {what} of the spec are taken"
+        )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -47,28 +61,41 @@ def run(args: argparse.Namespace) -> None:
 
     from detectkit.evaluation import evaluate_files
 
-    tuned: str | None = None
+    tuned: Tuned | None = None
     if args.detections:
         result = evaluate_files(args.detections, args.labels, experiment)
     else:
         result, tuned = _evaluate_model(args, experiment)
     _print(result)
+    if tuned:
+        say(
+            f"before tuning, mAP {100 * tuned.before.mean_average_precision:.2f} %; the tuned figures above are measured"
+            " on the very images that the values were tuned on: measure other images to know what was gained"
+        )
     if args.results_dir:
         _write(args, result, tuned)
 
 
 def _check_usage(args: argparse.Namespace) -> None:
+    if args.framework == "tensorrt":
+        raise UsageError(
+            "-f tensorrt: engines are not run by this version; give a .safetensors model with -m"
+        )
     if bool(args.model_path) == bool(args.detections):
         raise UsageError("give a model (-m MODEL), or detections and labels (--detections DIR --labels DIR)")
     if bool(args.detections) != bool(args.labels):
         raise UsageError("--detections and --labels belong together")
     if args.tune_clustering and not args.model_path:
         raise UsageError("--tune-clustering needs a model (-m MODEL)")
+    if args.use_training_set and args.detections:
+        raise UsageError(
+            "--use_training_set is for a model (-m MODEL): --detections are measured on --labels"
+        )
 
 
-def _evaluate_model(args: argparse.Namespace, experiment: spec.Experiment) -> tuple[Evaluation, str | None]:
-    """The results, and with --tune-clustering the block of the spec that they were reached with."""
-    from detectkit.data.dataset import decode_size, frames, loader
+def _evaluate_model(args: argparse.Namespace, experiment: spec.Experiment) -> tuple[Evaluation, Tuned | None]:
+    """The results, and with --tune-clustering the values that they were reached with."""
+    from detectkit.data.dataset import loader, training_frames, validation_frames
     from detectkit.errors import DataError
     from detectkit.evaluation import evaluate
     from detectkit.predict import load_model
@@ -76,25 +103,24 @@ def _evaluate_model(args: argparse.Namespace, experiment: spec.Experiment) -> tu
     from detectkit.tune import tune_clustering
 
     predictor = load_model(args.model_path, choose_device(args), experiment=experiment)
-    training, validation = frames(experiment.dataset_config, predictor.class_names)
-    measured = training if args.use_training_set else validation
+    read = training_frames if args.use_training_set else validation_frames
+    measured = read(experiment.dataset_config, predictor.class_names)
     if measured is None:
         raise DataError("the spec has no validation_fold or validation_data_source: give --use_training_set")
     batch_size = experiment.training_config.batch_size_per_gpu
     batches = loader(
         measured,
+        experiment.augmentation_config,
         batch_size=batch_size,
         order=range(len(measured)),
         workers=experiment.training_config.workers,
-        channels=predictor.channels,
-        target_size=decode_size(experiment.augmentation_config),
     )
     count = -(-len(measured) // batch_size)
     predictions = progress(predictor.batches(batches), total=count, label="evaluating", unit="batches")
     if args.tune_clustering:
         tuned = tune_clustering(predictions, predictor.head, experiment)
         say(f"put this into the spec, in place of its postprocessing_config:\n\n{tuned.block}")
-        return tuned.evaluation, tuned.block
+        return tuned.evaluation, tuned
     weights = ObjectiveWeights(experiment.cost_function_config)
     result = evaluate(
         predictions,
@@ -138,14 +164,14 @@ def _print(result: Evaluation) -> None:
             log.warning(f"{item.name} has no labelled box here, so it has no AP and does not count for mAP")
     if result.latency:
         stages = [f"{name} {1000 * seconds:.1f}" for name, seconds in result.latency._asdict().items()]
-        say(f"median latency, ms an image: {', '.join(stages)}")
+        say(f"median latency, ms an image: {', '.join(stages)} (preprocessing excludes decoding)")
 
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
 
-def _write(args: argparse.Namespace, result: Evaluation, tuned: str | None) -> None:
+def _write(args: argparse.Namespace, result: Evaluation, tuned: Tuned | None) -> None:
     from detectkit import draw
 
     folder = make_directory(args.results_dir)
@@ -156,8 +182,10 @@ def _write(args: argparse.Namespace, result: Evaluation, tuned: str | None) -> N
         "mean_average_precision": result.mean_average_precision,
         "classes": {item.name: _without_curves(item._asdict()) for item in result.classes},
     }
-    if tuned is not None:
-        content["tuned_spec_block"] = tuned
+    if tuned:
+        content["mean_average_precision_before_tuning"] = tuned.before.mean_average_precision
+        content["measured_on_the_images_tuned_on"] = True
+        content["tuned_spec_block"] = tuned.block
     if result.cost is not None:
         content["validation_cost"] = result.cost
     if result.latency:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from detectkit import spec
-from detectkit.commands.devices import add_device_arguments, choose_device
-from detectkit.console import progress, say
+from detectkit.commands.options import add_device_arguments, add_spec_argument, choose_device
+from detectkit.console import ProgressBar, log, say
 from detectkit.errors import DataError, SpecError, UsageError
 from detectkit.files import atomic_write
 
 if TYPE_CHECKING:
+    from detectkit.data.dataset import Batch
+    from detectkit.model.checkpoint import Model
     from detectkit.ops.cluster import Detections
     from detectkit.predict import Predictor
 
@@ -36,9 +39,7 @@ class Output(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-e", "--experiment_spec", required=True, type=Path, metavar="SPEC", help="inference or training"
-    )
+    add_spec_argument(parser, help="inference or training")
     parser.add_argument(
         "-i", "--image_dir", required=True, type=Path, metavar="IMAGES", help="a folder, or one image"
     )
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-m", "--model_path", type=Path, metavar="MODEL", help="instead of the one in the spec"
     )
     parser.add_argument("-b", "--batch_size", type=int, metavar="N", help="instead of the one in the spec")
+    parser.add_argument("--verbosity", action="store_true", dest="verbose", help=argparse.SUPPRESS)
     add_device_arguments(parser)
 
 
@@ -59,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
             f"{args.experiment_spec} is a conversion spec: infer takes an inference or a training spec"
         )
 
-    from detectkit.data.dataset import decode_size, image_files, loader
+    from detectkit.data.dataset import image_files, loader
 
     predictor = _predictor(args, message)
     output = _output(message, predictor.class_names)
@@ -68,25 +70,60 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(f"-b must be at least 1, got {batch_size}")
     images = image_files(args.image_dir)
     _require_own_names([Path(frame.path) for frame in images.frames])
-    batches = loader(
-        images,
-        batch_size=batch_size,
-        order=range(len(images)),
-        workers=1,
-        channels=predictor.channels,
-        target_size=decode_size(predictor.augmentation),
-    )
+
+    def load(order: Sequence[int], workers: int) -> Iterator[Batch]:
+        return loader(images, predictor.augmentation, batch_size=batch_size, order=order, workers=workers)
+
+    skipped: list[DataError] = []
+    batches = _readable(load, len(images), batch_size, skipped)
     folders = _folders(args.results_dir, output)
     found = 0
-    count = -(-len(images) // batch_size)
-    for predicted in progress(predictor.batches(batches), total=count, label="detecting", unit="batches"):
-        for path, detections in zip(predicted.batch.image_paths, predicted.in_original_pixels(), strict=True):
-            found += _write(Path(path), detections, output=output, folders=folders)
+    with ProgressBar("detecting", total=len(images), unit="images") as bar:
+        for predicted in predictor.batches(batches):
+            paths = predicted.batch.image_paths
+            for path, detections in zip(paths, predicted.in_original_pixels(), strict=True):
+                found += _write(Path(path), detections, output=output, folders=folders)
+                bar.advance()
     written = (
         " and ".join(str(folder) for folder in folders.values()) or "nothing: the spec turns both outputs off"
     )
-    say(f"{found} detections in {len(images)} images")
-    say(f"wrote {written}")
+    say(f"{found} detections in {len(images) - len(skipped)} images")
+    if len(skipped) < len(images):
+        say(f"wrote {written}")
+    if skipped:
+        raise DataError(f"{len(skipped)} of {len(images)} images were skipped; the first: {skipped[0]}")
+
+
+def _readable(
+    load: Callable[[Sequence[int], int], Iterator[Batch]],
+    count: int,
+    batch_size: int,
+    skipped: list[DataError],
+) -> Iterator[Batch]:
+    """Batches of images 0 to `count` without those that cannot be read, which go to `skipped` with a warning.
+
+    Args:
+        load: the batches of an order of images on a number of workers; raises DataError at a batch it cannot give.
+    """
+    start = 0
+    while start < count:
+        try:
+            for batch in load(range(start, count), 1):
+                yield batch
+                start += batch_size
+        except (
+            DataError
+        ):  # of one image of the batch from `start`: take these one by one, then go on behind them
+            stop = min(start + batch_size, count)
+            for index in range(start, stop):
+                try:
+                    yield from load([index], 0)
+                except DataError as error:
+                    log.warning(f"skipped: {error}")
+                    skipped.append(error)
+            if len(skipped) == before:
+                raise  # of the loading, not of an image
+            start = stop
 
 
 def _require_own_names(paths: list[Path]) -> None:
@@ -101,7 +138,8 @@ def _require_own_names(paths: list[Path]) -> None:
 
 
 def _predictor(args: argparse.Namespace, message: spec.Inference | spec.Experiment) -> Predictor:
-    from detectkit.predict import load_model
+    from detectkit.model import checkpoint
+    from detectkit.predict import load_model, make_predictor
 
     device = choose_device(args)
     if isinstance(message, spec.Experiment):
@@ -113,33 +151,39 @@ def _predictor(args: argparse.Namespace, message: spec.Inference | spec.Experime
     if path is None:
         raise UsageError("give the model: -m MODEL, or tlt_config { model: … } in the spec")
     classwise = message.bbox_handler_config.classwise_bbox_handler_config
-    predictor = load_model(
-        path, device, clustering={name: item.clustering_config for name, item in classwise.items()}
+    model = checkpoint.load(path, device)
+    return make_predictor(
+        model,
+        _resized(model, message.inferencer_config, path),
+        device,
+        path=path,
+        clustering={name: item.clustering_config for name, item in classwise.items()},
     )
-    return _resized(predictor, message.inferencer_config, path)
 
 
-def _resized(predictor: Predictor, config: spec.InferencerConfig, path: str | Path) -> Predictor:
-    """Take images in the size of an inference spec: resized, as TLT does, whatever the training did."""
-    if list(config.target_classes or predictor.class_names) != predictor.class_names:
+def _resized(model: Model, config: spec.InferencerConfig, path: Path) -> spec.Experiment:
+    """The model's spec for images of an inference spec's size: resized, as TLT does, whatever the training did."""
+    if list(config.target_classes or model.class_names) != model.class_names:
         raise SpecError(
-            f"inferencer_config.target_classes: {path} detects {', '.join(predictor.class_names)}, in this order"
+            f"inferencer_config.target_classes: {path} detects {', '.join(model.class_names)}, in this order"
         )
-    stride = predictor.head.stride
+    stride, channels = model.detector.stride, model.detector.channels
     if config.image_width % stride or config.image_height % stride:
         raise SpecError(
             f"inferencer_config: image_width and image_height must be multiples of the network's stride {stride},"
             f" got {config.image_width}x{config.image_height}"
         )
-    if config.image_channels != predictor.channels:
-        raise SpecError(f"inferencer_config.image_channels: {path} takes {predictor.channels}")
-    augmentation = spec.AugmentationConfig()
-    augmentation.preprocessing.output_image_width = predictor.head.width = config.image_width
-    augmentation.preprocessing.output_image_height = predictor.head.height = config.image_height
-    augmentation.preprocessing.output_image_channel = predictor.channels
-    augmentation.preprocessing.enable_auto_resize = True
-    predictor.augmentation = augmentation
-    return predictor
+    if config.image_channels != channels:
+        raise SpecError(f"inferencer_config.image_channels: {path} takes {channels}")
+    resized = copy.deepcopy(model.spec)
+    preprocessing = spec.AugmentationConfig.Preprocessing(
+        output_image_width=config.image_width,
+        output_image_height=config.image_height,
+        output_image_channel=channels,
+        enable_auto_resize=True,
+    )
+    resized.augmentation_config.preprocessing.CopyFrom(preprocessing)
+    return resized
 
 
 def _batch_size(message: spec.Inference | spec.Experiment) -> int:

@@ -7,14 +7,17 @@ import time
 from pathlib import Path
 
 from detectkit import spec
-from detectkit.commands.devices import add_device_arguments, choose_device
+from detectkit.commands.options import (
+    add_device_arguments,
+    add_ignored_argument,
+    add_spec_argument,
+    choose_device,
+)
 from detectkit.console import duration, log, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-e", "--experiment_spec_file", required=True, type=Path, metavar="SPEC", help="a training spec"
-    )
+    add_spec_argument(parser, help="a training spec")
     parser.add_argument(
         "-r", "--results_dir", required=True, type=Path, metavar="DIR", help="where results go"
     )
@@ -22,10 +25,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-n", "--model_name", default="model", metavar="NAME", help="of the model files (model)"
     )
     add_device_arguments(parser)
+    add_ignored_argument(
+        parser,
+        "--use_amp",
+        reason="not used; put training_precision { backend_floatx: FLOAT16 } into model_config instead",
+    )
+    add_ignored_argument(parser, "--enable_determinism", reason="not used; it is always on, on the CPU")
+    add_ignored_argument(
+        parser, "-np", "--num_processes", metavar="N", reason="not used; one process trains, on one device"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    experiment = spec.load_experiment(args.experiment_spec_file)  # torch takes seconds: not before
+    experiment = spec.load_experiment(args.experiment_spec)  # torch takes seconds: not before
 
     from detectkit.train.loop import train
     from detectkit.train.run import describe, set_up
@@ -37,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     validation = len(training.validation) if training.validation else 0
     log.info(f"{len(training.training)} training and {validation} validation images, on {device}")
     training.status.write("Starting training.", status="STARTED")
-    if training.state.epoch == experiment.training_config.num_epochs:
+    if training.state.epoch >= experiment.training_config.num_epochs:
         log.info(
             f"{args.results_dir} holds the finished run: raise num_epochs to train on, or use another -r"
         )
@@ -48,5 +60,5 @@ def run(args: argparse.Namespace) -> None:
     say(f"wrote {outcome.last}" + (f" and {outcome.best} (best validation)" if outcome.best else ""))
     say(f"curves: {args.results_dir / 'cost.png'}, {args.results_dir / 'average_precision.png'}")
     say(
-        f"next: detectkit evaluate -e {args.experiment_spec_file} -m {outcome.best or outcome.last} -r {args.results_dir}"
+        f"next: detectkit evaluate -e {args.experiment_spec} -m {outcome.best or outcome.last} -r {args.results_dir}"
     )

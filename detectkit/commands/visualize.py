@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detectkit import spec
+from detectkit.commands.options import add_spec_argument
 from detectkit.console import progress, say
 from detectkit.errors import UsageError
 from detectkit.files import atomic_write, make_directory
@@ -20,9 +21,7 @@ SHEET_COLUMNS = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-e", "--experiment_spec_file", required=True, type=Path, metavar="SPEC", help="a training spec"
-    )
+    add_spec_argument(parser, help="a training spec")
     parser.add_argument(
         "-o", "--output_dir", required=True, type=Path, metavar="DIR", help="where pictures go"
     )
@@ -34,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
 
     if args.num_images < 1:
         raise UsageError(f"-n must be at least 1, got {args.num_images}")
-    experiment = spec.load_experiment(args.experiment_spec_file)
+    experiment = spec.load_experiment(args.experiment_spec)
     pictures: list[Image] = []
     seen = _pictures(experiment, args.num_images)
     for name, picture in progress(seen, total=args.num_images, label="visualize", unit="images"):
@@ -47,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     say(
         f"wrote {len(pictures)} pictures and overview.png to {args.output_dir}: boxes, and coverage targets as tinted cells"
     )
-    say(f"next: detectkit train -e {args.experiment_spec_file} -r RESULTS_DIR")
+    say(f"next: detectkit train -e {args.experiment_spec} -r RESULTS_DIR")
 
 
 def _pictures(experiment: spec.Experiment, count: int) -> Iterator[tuple[str, Image]]:
@@ -57,23 +56,16 @@ def _pictures(experiment: spec.Experiment, count: int) -> Iterator[tuple[str, Im
 
     from detectkit import draw
     from detectkit.data.augment import prepare
-    from detectkit.data.dataset import decode_size, frames, loader, training_order
+    from detectkit.data.dataset import loader, training_frames, training_order
     from detectkit.heads import GridHead
 
     augmentation, seed = experiment.augmentation_config, experiment.random_seed
     head = GridHead(experiment)
     colors = draw.class_colors(len(head.class_names))
-    training, _ = frames(experiment.dataset_config, head.class_names)
+    training = training_frames(experiment.dataset_config, head.class_names)
     order = training_order(len(training), 1, seed=seed, epoch=0)[:count]
     generator = torch.Generator().manual_seed(seed)
-    batches = loader(
-        training,
-        batch_size=BATCH_SIZE,
-        order=order,
-        workers=0,
-        channels=augmentation.preprocessing.output_image_channel,
-        target_size=decode_size(augmentation),
-    )
+    batches = loader(training, augmentation, batch_size=BATCH_SIZE, order=order, workers=0)
     for batch in batches:
         prepared = prepare(batch, augmentation, generator=generator, device="cpu")
         coverage = head.targets(prepared).coverage.numpy()

@@ -6,7 +6,8 @@ import io
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from detectkit.data import tfrecord
 from detectkit.errors import DataError
@@ -24,6 +25,9 @@ from detectkit.spec import AugmentationConfig, DatasetConfig, DataSource
 IMAGE_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm")
 REPLACE = "replace it, or take it out of the data"
 NAMED_FILES = 3  # how many missing files an error names
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+WORKER_DIED = ("exited unexpectedly", "is killed by signal")  # how torch says it
+MORE_MEMORY = "lower training_config.workers, or give the machine more memory or /dev/shm"
 WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # grey with more than 8 bits
 
 
@@ -103,46 +107,63 @@ class Dataset:
         )
 
 
-def frames(config: DatasetConfig, class_names: Sequence[str]) -> tuple[Dataset, Dataset | None]:
-    """Read the records of a spec: the training set, and the validation set if the spec names one.
+def training_frames(config: DatasetConfig, class_names: Sequence[str]) -> Dataset:
+    """Read the records that a spec trains on: those of all sources, without the shards of `validation_fold`.
 
-    `validation_fold` takes the shards with `fold-<3 digits>-of-` in their path out of training, over all sources.
     Record names are compared in lower case with the keys of `target_class_mapping`, which is applied once; boxes of
     classes that are not mapped to one of `class_names` are dropped.
 
     Raises:
-        DataError: no shards for a pattern or fold, a damaged shard, missing images.
+        DataError: no shards for a pattern, none outside the fold, a damaged shard, missing images.
     """
-    mapping = {key.lower(): value for key, value in config.target_class_mapping.items()}
-    numbers = {name: class_names.index(value) for name, value in mapping.items() if value in class_names}
-    training: list[tuple[DataSource, str]] = []
-    validation: list[tuple[DataSource, str]] = []
-    marker = f"fold-{config.validation_fold:03d}-of-" if config.HasField("validation_fold") else None
-    for source in config.data_sources:
-        for shard in _shards(source):
-            held_out = marker is not None and marker in shard
-            (validation if held_out else training).append((source, shard))
+    marker = _fold_marker(config)
+    shards = _shards(config.data_sources)
+    kept = [(source, shard) for source, shard in shards if marker is None or marker not in shard]
+    if not kept:
+        raise DataError(f"every file of the data sources is called *{marker}*: nothing is left to train on")
+    return _Reader(config, class_names).read(kept)
+
+
+def validation_frames(config: DatasetConfig, class_names: Sequence[str]) -> Dataset | None:
+    """Read the records that a spec measures on, as `training_frames` does; None: the spec names none.
+
+    They are those of `validation_data_source`, or the shards of all sources with `fold-<3 digits>-of-` for
+    `validation_fold` in their path. Nothing else has to be there.
+
+    Raises:
+        DataError: no shards for a pattern or the fold, a damaged shard, missing images.
+    """
+    marker = _fold_marker(config)
     if config.HasField("validation_data_source"):
-        source = config.validation_data_source
-        validation = [(source, shard) for shard in _shards(source)]
-    elif marker is not None and not validation:
+        shards = _shards([config.validation_data_source])
+    elif marker is not None:
+        shards = [(source, shard) for source, shard in _shards(config.data_sources) if marker in shard]
+    else:
+        return None
+    if not shards:
         raise DataError(
             f"no file of the data sources is called *{marker}*: change validation_fold, or convert anew"
         )
-    if not training:
-        raise DataError(f"every file of the data sources is called *{marker}*: nothing is left to train on")
-    read = _Reader(config.image_extension, class_names, numbers)
-    return read(training), read(validation) if validation else None
+    return _Reader(config, class_names).read(shards)
+
+
+def _fold_marker(config: DatasetConfig) -> str | None:
+    """What the paths of the shards of the validation fold contain."""
+    return f"fold-{config.validation_fold:03d}-of-" if config.HasField("validation_fold") else None
 
 
 class _Reader:
     """Reads shards into data sets with one naming of images and classes."""
 
-    def __init__(self, extension: str, class_names: Sequence[str], numbers: dict[str, int]):
-        self.extension = "." + extension.lstrip(".")
-        self.class_names, self.numbers = class_names, numbers
+    def __init__(self, config: DatasetConfig, class_names: Sequence[str]):
+        self.extension = "." + config.image_extension.lstrip(".")
+        self.class_names = class_names
+        mapping = {key.lower(): value for key, value in config.target_class_mapping.items()}
+        self.numbers = {
+            name: class_names.index(value) for name, value in mapping.items() if value in class_names
+        }
 
-    def __call__(self, shards: Sequence[tuple[DataSource, str]]) -> Dataset:
+    def read(self, shards: Sequence[tuple[DataSource, str]]) -> Dataset:
         found: list[Frame] = []
         raw: Counter[str] = Counter()
         for source, path in shards:
@@ -211,12 +232,11 @@ def training_order(count: int, batch_size: int, *, seed: int, epoch: int) -> lis
 
 def loader(
     dataset: Dataset,
+    augmentation: AugmentationConfig,
     *,
     batch_size: int,
     order: Sequence[int],
     workers: int,
-    channels: int,
-    target_size: tuple[int, int] | None = None,
 ) -> Iterator[Batch]:
     """Decode the images `order` names, in this order, in batches (the last may be short), on `workers` processes.
 
@@ -224,12 +244,12 @@ def loader(
     no global random state is used.
 
     Args:
-        target_size: see `decode_size`.
+        augmentation: gives the channels, and the size towards which large images are reduced.
 
     Raises:
-        DataError: an image cannot be used (the text is the same from a worker).
+        DataError: an image cannot be used (the text is the same from a worker), or a worker died.
     """
-    fetch = _Fetch(dataset, channels, target_size)
+    fetch = _Fetch(dataset, augmentation)
     batches = [list(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
     loaded: DataLoader[Batch | _Failure] = DataLoader(
         fetch,  # type: ignore[arg-type]  # a batch an index list: no Dataset of torch's
@@ -241,10 +261,17 @@ def loader(
         generator=torch.Generator(),  # else every pass would move the global random state
         pin_memory=torch.cuda.is_available(),
     )
-    for item in loaded:
-        if isinstance(item, _Failure):
-            raise DataError(item.text)
-        yield item
+    with _starting_workers():
+        items = iter(loaded)
+    try:
+        for item in items:
+            if isinstance(item, _Failure):
+                raise DataError(item.text)
+            yield item
+    except RuntimeError as error:
+        if any(text in str(error) for text in WORKER_DIED):
+            raise DataError(f"a loader process died ({error}): {MORE_MEMORY}") from error
+        raise
 
 
 class _Failure(NamedTuple):
@@ -254,28 +281,63 @@ class _Failure(NamedTuple):
 class _Fetch:
     """Decodes and stacks one batch; a failure is handed over as a value (torch would wrap its text in a traceback)."""
 
-    def __init__(self, dataset: Dataset, channels: int, target_size: tuple[int, int] | None):
-        self.dataset, self.channels, self.target_size = dataset, channels, target_size
+    def __init__(self, dataset: Dataset, augmentation: AugmentationConfig):
+        self.dataset = dataset
+        self.channels = augmentation.preprocessing.output_image_channel
+        self.target_size = _decode_size(augmentation)
 
     def __getitem__(self, indices: list[int]) -> Batch | _Failure:
         try:
-            return collate(
-                [
-                    self.dataset.sample(i, channels=self.channels, target_size=self.target_size)
-                    for i in indices
-                ]
-            )
+            batch = collate([self._sample(index) for index in indices])
+            if get_worker_info() is not None:
+                _share(batch)
+            return batch
         except DataError as error:
             return _Failure(str(error))
+
+    def _sample(self, index: int) -> Sample:
+        return self.dataset.sample(index, channels=self.channels, target_size=self.target_size)
+
+
+def _share(batch: Batch) -> None:
+    """Move a batch to shared memory. Left to torch's queue, a batch without space there is lost and awaited for ever."""
+    try:
+        for tensor in batch:
+            if isinstance(tensor, Tensor) and tensor.numel():
+                tensor.share_memory_()
+    except RuntimeError as error:
+        raise DataError(f"no shared memory is left for a loader process ({error}): {MORE_MEMORY}") from error
 
 
 def _as_it_is(item: Any) -> Any:
     return item
 
 
+@contextmanager
+def _starting_workers() -> Iterator[None]:
+    """Guards the signals while loader processes start.
+
+    Those that stop a run wait meanwhile, so that none hits a process before it ignores them. torch's SIGCHLD handler,
+    which would raise in the middle of whatever the main process does, is taken out again: the death of a process is
+    noticed where its batch is waited for.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    on_child_exit = signal.getsignal(signal.SIGCHLD)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if signal.getsignal(signal.SIGCHLD) is not on_child_exit:
+            signal.signal(signal.SIGCHLD, on_child_exit)
+
+
 def _set_up_worker(_: int) -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers
+    for number in STOP_SIGNALS:  # they are for the main process, which ends its workers
+        signal.signal(number, signal.SIG_IGN)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -314,7 +376,7 @@ def sample_from_image(
     Raises:
         DataError: it cannot be read, or the array is not such an image.
     """
-    size, name = decode_size(augmentation), "the image"
+    size, name = _decode_size(augmentation), "the image"
     if isinstance(image, np.ndarray):
         if (
             image.dtype != np.uint8
@@ -335,7 +397,7 @@ def sample_from_image(
     return Sample(pixels, reduction, original, boxes, classes, 1.0, Path(name).stem, name)
 
 
-def decode_size(config: AugmentationConfig) -> tuple[int, int] | None:
+def _decode_size(config: AugmentationConfig) -> tuple[int, int] | None:
     """The (width, height) towards which images may be reduced while they are decoded; None: decode them in full.
 
     An image much larger than the network's input would otherwise be resampled with holes.
@@ -413,13 +475,18 @@ def _name(frame: Frame) -> str:
     return frame.path if frame.shard is None else f"{frame.path} (record {frame.number}, {frame.frame_id})"
 
 
-def _shards(source: DataSource) -> list[str]:
-    shards = tfrecord.find_shards(source.tfrecords_path)
-    if not shards:
-        raise DataError(
-            f"no files match tfrecords_path: {source.tfrecords_path}; correct the pattern, or run detectkit convert"
-        )
-    return shards
+def _shards(sources: Iterable[DataSource]) -> list[tuple[DataSource, str]]:
+    """The shards of every source; each must have some."""
+    found: list[tuple[DataSource, str]] = []
+    for source in sources:
+        shards = tfrecord.find_shards(source.tfrecords_path)
+        if not shards:
+            raise DataError(
+                f"no files match tfrecords_path: {source.tfrecords_path}; "
+                "correct the pattern, or run detectkit convert"
+            )
+        found += [(source, shard) for shard in shards]
+    return found
 
 
 def _require_images(found: Sequence[Frame]) -> None:

@@ -31,7 +31,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # What torch.load(weights_only=True) raises on bytes that are not its own, besides refusing code.
-_UNREADABLE = (
+UNREADABLE = (
     pickle.UnpicklingError,
     ArithmeticError,
     AssertionError,
@@ -337,7 +337,7 @@ def _state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         with file, warnings.catch_warnings(action="ignore"):  # the error says it all
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ModelError(
             f"{path} is not a file of weights, or is cut short, or holds code, which is never run: use a detectkit"
             " model (.safetensors), or the state dict of a torchvision ResNet written by torch.save (.pth)"

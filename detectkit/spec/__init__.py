@@ -24,6 +24,7 @@ from detectkit.spec.load import (
     load_experiment,
     load_inference,
     loads,
+    resolved,
 )
 from detectkit.spec.model_pb2 import ModelConfig
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig, PostProcessingConfig
@@ -75,5 +76,6 @@ __all__ = [
     "load_inference",
     "loads",
     "markdown",
+    "resolved",
     "warnings",
 ]

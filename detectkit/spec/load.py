@@ -24,7 +24,7 @@ from detectkit.spec.inference_pb2 import Inference
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig
 
 Spec: TypeAlias = Experiment | Inference | DatasetExportConfig
-AnySpec = TypeVar("AnySpec", Experiment, Inference, DatasetExportConfig)
+AnySpec = TypeVar("AnySpec", bound=Experiment | Inference | DatasetExportConfig)
 
 
 class Kind(NamedTuple):
@@ -77,14 +77,19 @@ def load_dataset_export(path: str | Path) -> DatasetExportConfig:
     return _of_kind(path, DatasetExportConfig)
 
 
-def dumps(message: Spec) -> str:
-    """The spec as text, every default of a section that is there written out. `loads` reads it back."""
-    resolved = copy.deepcopy(message)
-    for part in _parts(resolved):
+def resolved(message: AnySpec) -> AnySpec:
+    """A copy with every default of a section that is there written out: equal specs are equal messages."""
+    filled = copy.deepcopy(message)
+    for part in _parts(filled):
         for field in schema_of(part).fields:
             if field.has_default_value and not field.containing_oneof and not part.HasField(field.name):
                 setattr(part, field.name, field.default_value)
-    return text_format.MessageToString(resolved, as_utf8=True)
+    return filled
+
+
+def dumps(message: Spec) -> str:
+    """The spec as text, resolved. `loads` reads it back."""
+    return text_format.MessageToString(resolved(message), as_utf8=True)
 
 
 def kind_of(message: Spec) -> Kind:

@@ -24,7 +24,7 @@ class Board:
     Every method raises OutputError when the files cannot be written.
     """
 
-    def __init__(self, folder: Path, experiment: spec.Experiment, class_names: list[str]):
+    def __init__(self, folder: Path, experiment: spec.Experiment, class_names: list[str], *, first_step: int):
         self.folder = folder
         self.config = experiment.training_config.visualizer
         self.class_names = class_names
@@ -34,7 +34,8 @@ class Board:
 
             threading.excepthook = _without_traceback
             with self._written():
-                self.writer = SummaryWriter(str(folder))
+                # What a cut run wrote after the state it goes on from is shown once.
+                self.writer = SummaryWriter(str(folder), purge_step=first_step)
 
     def step(
         self,
@@ -79,8 +80,13 @@ class Board:
         except OSError as error:
             raise OutputError(f"cannot write {self.folder}: {error.strerror or error}") from error
 
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
     def _scalars(self, number: int, state: State, costs: Tensor, regularization: float, rate: float) -> None:
-        weighted = costs.cpu() * state.weights.class_weights[:, None] * state.weights.weights
+        costs = costs.cpu()
+        weighted = costs * state.weights.class_weights[:, None] * state.weights.weights
         task = float(weighted.sum())
         values = {
             "task_cost": task,

@@ -6,10 +6,11 @@ weights as one that was not.
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -21,23 +22,18 @@ from torch import Tensor
 from detectkit import draw, evaluation, spec
 from detectkit.console import ProgressBar, log
 from detectkit.data import augment
-from detectkit.data.dataset import Batch, Dataset, decode_size, loader, training_order
-from detectkit.errors import DetectkitError
+from detectkit.data.dataset import Batch, Dataset, loader, training_order
+from detectkit.errors import DetectkitError, Interrupted
 from detectkit.evaluation import Evaluation
 from detectkit.files import atomic_write
 from detectkit.model import checkpoint
 from detectkit.predict import Predictor
 from detectkit.train import optim, state as states
 from detectkit.train.run import RESUME_FILE, Run
-from detectkit.train.weighting import validation_cost
+from detectkit.train.weighting import ObjectiveWeights, validation_cost
 
-SAVE_SECONDS = 300  # the state is saved at the end of an epoch when the last time is longer ago
-
-
-class Interrupted(DetectkitError):
-    """Stopped by the user, with everything saved."""
-
-    exit_code = 130
+CHECK_STEPS = 20  # the cost is looked at this often; looking waits for the GPU
+SAVE_SECONDS = 300  # the state is saved when the last time is longer ago
 
 
 class Outcome(NamedTuple):
@@ -81,20 +77,33 @@ def train(run: Run) -> Outcome:
     """
     total = run.steps * run.config.num_epochs
     done = run.state.epoch * run.steps + run.state.step
-    batch_size = run.config.batch_size_per_gpu
-    with StopRequest() as stop, ProgressBar("training", total=(total - done) * batch_size, unit="img") as bar:
+    images = max(total - done, 0) * run.config.batch_size_per_gpu
+    with closing(run.board), StopRequest() as stop, ProgressBar("training", total=images, unit="img") as bar:
         while run.state.epoch < run.config.num_epochs:
-            for cost in epoch_steps(run):
-                bar.advance(batch_size, label=f"epoch {run.state.epoch + 1}/{run.config.num_epochs}")
-                if stop.requested:
-                    break
-            if stop.requested and run.state.step < run.steps:
-                _interrupted(run)
-            end_epoch(run, cost)
+            _train_epoch(run, stop, bar)
             if stop.requested and run.state.epoch < run.config.num_epochs:
                 _interrupted(run)
+    if not run.weights_file().exists():  # the spec now ends at or before the epoch that was reached
+        save_model(run, run.weights_file())
     best = run.weights_file("-best")
-    return Outcome(run.weights_file(), best if best.exists() else None, run.state.history)
+    return Outcome(run.weights_file(), best if run.state.best >= 0 else None, run.state.history)
+
+
+def _train_epoch(run: Run, stop: StopRequest, bar: ProgressBar) -> None:
+    """Train to the end of the epoch under way, or to the step in which a stop is requested."""
+    for cost in epoch_steps(run):
+        bar.advance(
+            run.config.batch_size_per_gpu, label=f"epoch {run.state.epoch + 1}/{run.config.num_epochs}"
+        )
+        if run.state.step % CHECK_STEPS == 0:
+            _require_finite(run, cost)
+        if run.state.step < run.steps and (stop.requested or time.monotonic() - run.saved_at > SAVE_SECONDS):
+            _require_finite(run, cost)
+            save_state(run)
+        if stop.requested:
+            break
+    if run.state.step == run.steps:
+        end_epoch(run)
 
 
 def epoch_steps(run: Run) -> Iterator[Tensor]:
@@ -160,14 +169,11 @@ def _precision(run: Run) -> AbstractContextManager[Any]:
     return torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=half)
 
 
-def end_epoch(run: Run, last_cost: Tensor) -> None:
+def end_epoch(run: Run) -> None:
     """Adapt the weights, validate, log, and write what is due."""
     state = run.state
+    _require_finite(run, state.cost_sum)
     mean_cost = float(state.cost_sum) / run.steps
-    if not np.isfinite(mean_cost):
-        raise DetectkitError(
-            f"the cost is no longer a number in epoch {state.epoch + 1}: lower max_learning_rate, or check the labels"
-        )
     rate = state.optimizer.param_groups[0]["lr"]
     entry: dict[str, Any] = {"epoch": state.epoch + 1, "cost": mean_cost, "learning_rate": rate}
     state.weights.end_epoch()
@@ -179,22 +185,25 @@ def end_epoch(run: Run, last_cost: Tensor) -> None:
         entry["validation_cost"] = result.cost
     state.history.append(entry)
     run.board.epoch(entry, state.epoch * run.steps)
-    plot(run)
     report(run, entry)
     if result and result.mean_average_precision > state.best:
         state.best = result.mean_average_precision
         save_model(run, run.weights_file("-best"))
     finished = state.epoch == run.config.num_epochs
-    if finished:
-        save_model(run, run.weights_file())
-    elif state.epoch % run.config.checkpoint_interval == 0:
-        save_model(run, run.results / f"{run.name}.epoch-{state.epoch:03d}.safetensors")
-    if (
-        finished
-        or state.epoch % run.config.checkpoint_interval == 0
-        or time.monotonic() - run.saved_at > SAVE_SECONDS
-    ):
+    due = finished or state.epoch % run.config.checkpoint_interval == 0
+    if due:
+        save_model(run, run.weights_file("" if finished else f".epoch-{state.epoch:03d}"))
+    if due or result:
+        plot(run)
+    if due or time.monotonic() - run.saved_at > SAVE_SECONDS:
         save_state(run)
+
+
+def _require_finite(run: Run, cost: Tensor) -> None:
+    if not torch.isfinite(cost):
+        raise DetectkitError(
+            f"the cost is no longer a number in epoch {run.state.epoch + 1}: lower max_learning_rate, or check the labels"
+        )
 
 
 def validation_due(run: Run) -> bool:
@@ -207,22 +216,23 @@ def validation_due(run: Run) -> bool:
 
 
 def validate(run: Run) -> Evaluation:
-    """Measure the network as it stands on the validation images, each counted once."""
+    """Measure the network on the validation images as `evaluate` would: in float32, costs with the initial weights."""
     assert run.validation is not None
     run.state.detector.eval()
     predictor = Predictor(
-        lambda images: forward(run, images),
+        run.state.detector,
         run.head,
         augmentation=run.experiment.augmentation_config,
         channels=run.channels,
         device=run.device,
     )
     batches = _loader(run, run.validation, list(range(len(run.validation))))
+    weights = ObjectiveWeights(run.experiment.cost_function_config)
     return evaluation.evaluate(
         predictor.batches(batches),
         run.head.class_names,
         run.experiment.evaluation_config,
-        cost=lambda predicted: validation_cost(run.state.weights, run.head, predicted),
+        cost=lambda predicted: validation_cost(weights, run.head, predicted),
     )
 
 
@@ -263,7 +273,7 @@ def plot(run: Run) -> None:
     if measured:
         costs["validation"] = (at, [entry["validation_cost"] for entry in measured])
         values = {
-            name: (at, [entry["average_precision"][name] or 0.0 for entry in measured])
+            name: (at, [_or_nan(entry["average_precision"][name]) for entry in measured])
             for name in run.head.class_names
         }
         values["mean"] = (at, [entry["mean_average_precision"] for entry in measured])
@@ -280,6 +290,10 @@ def plot(run: Run) -> None:
         draw.curves(path, costs, title="cost", x_label="epoch", y_label="cost", logarithmic=True)
 
 
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
@@ -287,11 +301,10 @@ def _percent(value: float | None) -> str:
 def _loader(run: Run, frames: Dataset, order: list[int]) -> Iterator[Batch]:
     return loader(
         frames,
+        run.experiment.augmentation_config,
         batch_size=run.config.batch_size_per_gpu,
         order=order,
         workers=run.config.workers,
-        channels=run.channels,
-        target_size=decode_size(run.experiment.augmentation_config),
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from detectkit import spec
 from detectkit.console import StatusLog, log
-from detectkit.data.dataset import Dataset, class_counts, frames
+from detectkit.data.dataset import Dataset, class_counts, training_frames, validation_frames
 from detectkit.errors import DataError, ModelError, UsageError
 from detectkit.files import atomic_write, make_directory
 from detectkit.heads import GridHead
@@ -25,8 +25,12 @@ from detectkit.train.weighting import ObjectiveWeights
 
 RESUME_FILE = "resume.pt"
 SPEC_FILE = "experiment_spec.txt"
-# Sections that may change between the two halves of a run; any other change makes it another run.
-CHANGEABLE = {"training_config", "evaluation_config", "postprocessing_config"}
+# What may change between two halves of a run; any other change makes it another run.
+MEASURING = ("evaluation_config", "postprocessing_config")
+CHANGEABLE_TRAINING = (
+    *("num_epochs", "learning_rate", "regularizer"),
+    *("checkpoint_interval", "visualizer", "workers"),
+)
 
 
 @dataclass
@@ -53,7 +57,7 @@ class Run:
     @property
     def steps(self) -> int:
         """Steps of an epoch: the last batch is filled up with images of its beginning."""
-        return -(-len(self.training) // self.config.batch_size_per_gpu)
+        return steps_of(len(self.training), self.config.batch_size_per_gpu)
 
     @property
     def channels(self) -> int:
@@ -61,6 +65,11 @@ class Run:
 
     def weights_file(self, suffix: str = "") -> Path:
         return self.results / "weights" / f"{self.name}{suffix}.safetensors"
+
+
+def steps_of(images: int, batch_size: int) -> int:
+    """Steps of an epoch."""
+    return -(-images // batch_size)
 
 
 def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: torch.device) -> Run:
@@ -74,10 +83,12 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
     """
     saved = states.read(results / RESUME_FILE) if (results / RESUME_FILE).exists() else None
     if saved:
-        _check_same_run(text_format.Parse(saved["spec"], spec.Experiment()), experiment, results)
+        trained_with = text_format.Parse(saved["spec"], spec.Experiment())
+        _check_same_run(trained_with, experiment, results)
     torch.manual_seed(experiment.random_seed)
     class_names = spec.class_names(experiment)
-    training, validation = frames(experiment.dataset_config, class_names)
+    training = training_frames(experiment.dataset_config, class_names)
+    validation = validation_frames(experiment.dataset_config, class_names)
     _check_classes(training, class_names)
     if validation is None:
         log.warning("no validation_fold or validation_data_source: nothing is measured while training")
@@ -92,10 +103,15 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
         detector,
         optim.make_optimizer(detector, experiment.training_config.optimizer),
         ObjectiveWeights(experiment.cost_function_config),
+        images=len(training),
     )
     if saved:
+        _check_same_images(saved["images"], len(training), results)
         states.restore(state, saved)
+        if set(MEASURING) & set(_changed_sections(trained_with, experiment)):
+            state.best = -1.0  # measured otherwise: not comparable
         log.info(f"resuming after epoch {state.epoch}, step {state.step}, from {results / RESUME_FILE}")
+    steps = steps_of(len(training), experiment.training_config.batch_size_per_gpu)
     make_directory(results)  # not before everything it will hold is known to be usable
     _write_spec(results / SPEC_FILE, experiment)
     return Run(
@@ -108,7 +124,7 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
         head=GridHead(experiment, stride=detector.stride),
         state=state,
         regularized=optim.regularized_weights(detector),
-        board=Board(results / "events", experiment, class_names),
+        board=Board(results / "events", experiment, class_names, first_step=state.epoch * steps + state.step),
         status=StatusLog(results / "status.jsonl"),
         saved_at=time.monotonic(),
     )
@@ -149,27 +165,40 @@ def _check_classes(training: Dataset, class_names: list[str]) -> None:
 
 
 def _check_same_run(before: spec.Experiment, now: spec.Experiment, results: Path) -> None:
-    changed = [
-        field.name
-        for field in spec.Experiment.DESCRIPTOR.fields
-        if _section_text(before, field.name) != _section_text(now, field.name)
-    ]
-    if set(changed) - CHANGEABLE:
+    """Refuse to go on with another experiment; say what changed in how it is run and measured."""
+    other = _changed_sections(_without_changeable(before), _without_changeable(now))
+    if other:
         raise UsageError(
-            f"{results} holds a run of another spec ({', '.join(changed)} differ): use another -r, or delete"
+            f"{results} holds a run of another spec ({', '.join(other)} differ): use another -r, or delete"
             f" {results / RESUME_FILE} to start again"
         )
+    changed = _changed_sections(before, now)
     if changed:
         log.warning(f"resuming with changed {', '.join(changed)}")
 
 
-def _section_text(experiment: spec.Experiment, section: str) -> str:
-    only = spec.Experiment()
-    only.CopyFrom(experiment)
-    for field in spec.Experiment.DESCRIPTOR.fields:
-        if field.name != section:
-            only.ClearField(field.name)
-    return text_format.MessageToString(only)
+def _check_same_images(before: int, now: int, results: Path) -> None:
+    if before != now:
+        raise UsageError(
+            f"{results} holds a run on {before} images, now there are {now}: use another -r, or delete"
+            f" {results / RESUME_FILE} to start again"
+        )
+
+
+def _changed_sections(before: spec.Experiment, now: spec.Experiment) -> list[str]:
+    before, now = spec.resolved(before), spec.resolved(now)
+    names = [field.name for field in spec.Experiment.DESCRIPTOR.fields]
+    return [name for name in names if getattr(before, name) != getattr(now, name)]
+
+
+def _without_changeable(experiment: spec.Experiment) -> spec.Experiment:
+    kept = spec.Experiment()
+    kept.CopyFrom(experiment)
+    for name in MEASURING:
+        kept.ClearField(name)
+    for name in CHANGEABLE_TRAINING:
+        kept.training_config.ClearField(name)
+    return kept
 
 
 def _write_spec(path: Path, experiment: spec.Experiment) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch.optim import Optimizer
 
 from detectkit.errors import ModelError
 from detectkit.files import atomic_write
+from detectkit.model.checkpoint import UNREADABLE
 from detectkit.model.detector import Detector
 from detectkit.train.weighting import ObjectiveWeights
 
@@ -24,7 +24,7 @@ FORMAT = 1
 class State:
     """A run in progress: what changes while it trains.
 
-    `epoch` and `step` are the position: epochs done, and steps done of the epoch under way. `history` has one
+    `images` is the size of the training set. `epoch` and `step` are the position: epochs done, and steps done of the epoch under way. `history` has one
     entry an epoch: epoch, cost, learning_rate and, where it was validated, mean_average_precision,
     average_precision (by class) and validation_cost.
     """
@@ -32,6 +32,7 @@ class State:
     detector: Detector
     optimizer: Optimizer
     weights: ObjectiveWeights
+    images: int
     epoch: int = 0
     step: int = 0
     cost_sum: Tensor = field(default_factory=lambda: torch.zeros(()))  # over the steps of the epoch under way
@@ -52,6 +53,7 @@ def save(path: Path, state: State, spec_text: str) -> None:
         "optimizer": state.optimizer.state_dict(),
         "weights": state.weights.state(),
         "random": torch.get_rng_state(),
+        "images": state.images,
         "position": [state.epoch, state.step],
         "cost_sum": state.cost_sum.cpu(),
         "best": state.best,
@@ -72,15 +74,9 @@ def read(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = content["format"]
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        LookupError,
-        TypeError,
-        ValueError,
-        pickle.UnpicklingError,
-    ) as error:
+    except PermissionError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    except UNREADABLE as error:
         raise ModelError(
             f"{path} is damaged and cannot be resumed from: delete it to start the run again"
         ) from error

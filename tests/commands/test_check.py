@@ -56,6 +56,15 @@ def test_a_class_without_a_box_is_named(training_spec, tmp_path, capsys):
     )
 
 
+def test_a_class_without_a_validation_box_is_named(training_spec, tmp_path, capsys):
+    write_data(tmp_path / "data", {"a": ["car", "cyclist"], "b": ["pedestrian"]})
+    text = training_spec.read_text()
+    training_spec.write_text(text.replace("validation_fold: 0", "validation_fold: 1"))
+    code = cli.main(["check", "-e", str(training_spec)])
+    print(code, capsys.readouterr())
+    assert 0
+
+
 def test_a_broken_image_is_named(training_spec, tmp_path, capsys):
     write_data(tmp_path / "data", NAMES)
     (tmp_path / "data" / "image_2" / "b.png").write_bytes(b"")

@@ -8,7 +8,7 @@ import pytest
 
 from detectkit import spec
 from detectkit.cli import main
-from detectkit.data.dataset import frames
+from detectkit.data.dataset import validation_frames
 
 
 @pytest.fixture
@@ -26,6 +26,7 @@ def test_results_of_a_model(run, tiny, write_spec, learnt, tmp_path):
     code, out, _ = run("-e", write_spec(tiny), "-m", learnt, "-r", tmp_path / "out")
     assert code == 0
     assert "6 images" in out and "mAP 100.00 %" in out and "median latency, ms an image: preprocessing" in out
+    assert "(preprocessing excludes decoding)" in out
     assert f"next: detectkit infer -e {tmp_path / 'spec.txt'} -m {learnt}" in out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["images"] == 6 and results["mean_average_precision"] == pytest.approx(1)
@@ -52,6 +53,19 @@ def test_training_set(run, tiny, write_spec, learnt):
     assert code == 4 and "--use_training_set" in error
 
 
+@pytest.mark.parametrize("measured, arguments", [(0, []), (1, ["--use_training_set"])])
+def test_only_the_measured_set_has_to_be_there(
+    run, tiny, tiny_root, write_spec, learnt, tmp_path, measured, arguments
+):
+    """The records of the other fold are not on this machine, nor are their images."""
+    (tmp_path / "records").mkdir()
+    for path in (tiny_root / "records").glob(f"*fold-{measured:03d}-of-*"):
+        shutil.copy(path, tmp_path / "records")
+    tiny.dataset_config.data_sources[0].tfrecords_path = str(tmp_path / "records/tiny-fold-*")
+    code, out, _ = run("-e", write_spec(tiny), "-m", learnt, *arguments)
+    assert code == 0 and f"{(6, 18)[measured]} images" in out
+
+
 def test_class_without_labels(run, tiny, write_spec, learnt, tmp_path):
     limits = tiny.evaluation_config.evaluation_box_config
     limits["square"].minimum_height = 0
@@ -67,7 +81,7 @@ def test_detections_of_infer_measure_like_the_model(
     run, tiny, tiny_root, write_spec, learn, tmp_path, capsys
 ):
     model, path = learn(tiny, noise=0.25), write_spec(tiny)
-    _, validation = frames(tiny.dataset_config, ["square", "bar"])
+    validation = validation_frames(tiny.dataset_config, ["square", "bar"])
     for folder in ("images", "truth"):
         (tmp_path / folder).mkdir()
     for frame in validation.frames:
@@ -120,6 +134,10 @@ def test_tuning_prints_a_block_to_paste(run, tiny, write_spec, learnt, tmp_path)
     assert new["mean_average_precision"] > old["mean_average_precision"]
     block = re.search(r"put this into the spec.*?:\n\n(.*?)\n\n", out, re.DOTALL)[1]
     assert new["tuned_spec_block"].strip() == block.strip() and "tuned_spec_block" not in old
+    assert new["mean_average_precision_before_tuning"] == pytest.approx(old["mean_average_precision"])
+    assert new["measured_on_the_images_tuned_on"] is True
+    assert f"before tuning, mAP {100 * old['mean_average_precision']:.2f} %" in out
+    assert "on the very images that the values were tuned on" in out
     tiny.ClearField("postprocessing_config")
     path.write_text(spec.dumps(tiny) + block)
     assert run("-e", path, "-m", learnt, "-r", tmp_path / "pasted")[0] == 0
@@ -135,6 +153,8 @@ def test_tuning_prints_a_block_to_paste(run, tiny, write_spec, learnt, tmp_path)
         (("--detections", "b"), "belong together"),
         (("-m", "a", "--labels", "b"), "belong together"),
         (("--detections", "b", "--labels", "c", "--tune-clustering"), "needs a model"),
+        (("--detections", "b", "--labels", "c", "--use_training_set"), "--use_training_set is for a model"),
+        (("-m", "a", "-f", "tensorrt"), "engines are not run by this version"),
     ],
 )
 def test_usage(run, tmp_path, arguments, message):

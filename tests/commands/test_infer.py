@@ -214,6 +214,23 @@ def test_two_images_for_one_label_file(infer, tiny, learnt, images, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+def test_unreadable_images_are_skipped_and_named(infer, tiny, learnt, images, tmp_path, batch_size):
+    tiny.training_config.batch_size_per_gpu = batch_size
+    (images / "001.png").write_bytes(b"")
+    content = (images / "004.png").read_bytes()
+    (images / "004.png").write_bytes(content[: len(content) // 2])
+    code, out, error = infer(tiny, "-m", learnt)
+    assert code == 4 and "6 detections in 3 images" in out
+    for folder in ("labels", "images_annotated"):
+        assert [name[:3] for name in names(tmp_path / "out" / folder)] == ["000", "002", "003"]
+    first, second, last = error.splitlines()
+    assert first.startswith("WARNING: skipped: cannot read the image") and "001.png: it is empty" in first
+    assert second.startswith("WARNING: skipped: cannot read the image") and "004.png" in second
+    assert last.startswith("error: 2 of 5 images were skipped; the first: cannot read the image")
+    assert "001.png" in last
+
+
 def test_one_image(infer, tiny, learnt, images, tmp_path):
     code, out, _ = infer(tiny, "-m", learnt, source=images / "002.png")
     assert code == 0 and "2 detections in 1 images" in out

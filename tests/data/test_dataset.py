@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +19,12 @@ from detectkit.data.dataset import (
     Sample,
     class_counts,
     collate,
-    decode_size,
-    frames,
     image_files,
     loader,
     sample_from_image,
+    training_frames,
     training_order,
+    validation_frames,
 )
 from detectkit.data.tfrecord import Record, encode, write_shard
 from detectkit.errors import DataError
@@ -64,9 +68,15 @@ def config(root: Path, rest: str = "", *, pattern: str = "*", mapping: str = MAP
     return text_format.Parse(f"{source} {mapping} {rest}", DatasetConfig())
 
 
-def load_all(dataset: Dataset, **arguments: object) -> list[Batch]:
-    settings = {"batch_size": 2, "order": range(len(dataset)), "workers": 0, "channels": 3, **arguments}
-    return list(loader(dataset, **settings))  # type: ignore[arg-type]
+def augmentation(channels: int = 3) -> AugmentationConfig:
+    """Of a spec that leaves images in their size."""
+    size = {"output_image_width": 64, "output_image_height": 32}
+    return AugmentationConfig(preprocessing={**size, "output_image_channel": channels})  # type: ignore[arg-type]
+
+
+def load_all(dataset: Dataset, *, channels: int = 3, **arguments: object) -> list[Batch]:
+    settings = {"batch_size": 2, "order": range(len(dataset)), "workers": 0, **arguments}
+    return list(loader(dataset, augmentation(channels), **settings))  # type: ignore[arg-type]
 
 
 def pixels(path: Path, channels: int = 3) -> np.ndarray:
@@ -79,8 +89,8 @@ class TestFrames:
         make(
             tmp_path, {"train": [record("image_2/a", names=("car", "person")), record("image_2/b", names=())]}
         )
-        training, validation = frames(config(tmp_path), CLASSES)
-        assert validation is None and len(training) == 2
+        training = training_frames(config(tmp_path), CLASSES)
+        assert validation_frames(config(tmp_path), CLASSES) is None and len(training) == 2
         sample = training.sample(0, channels=3)
         assert sample.frame_id == "image_2/a" and sample.original_size == (40, 30)
         assert sample.boxes.tolist() == [[1, 2, 11, 22], [2, 2, 12, 22]]
@@ -91,7 +101,7 @@ class TestFrames:
     def test_mapping_is_by_lower_case_and_applied_once(self, tmp_path: Path) -> None:
         chain = 'target_class_mapping { key: "Car" value: "person" } target_class_mapping { key: "person" value: "vehicle" }'
         make(tmp_path, {"train": [record("a", names=("CAR", "person", "tram"))]})
-        training, _ = frames(config(tmp_path, mapping=chain), CLASSES)
+        training = training_frames(config(tmp_path, mapping=chain), CLASSES)
         assert training.sample(0, channels=3).classes.tolist() == [
             0,
             1,
@@ -102,13 +112,13 @@ class TestFrames:
 
     def test_a_target_without_boxes_counts_zero(self, tmp_path: Path) -> None:
         make(tmp_path, {"train": [record("a"), record("b")]})
-        assert class_counts(frames(config(tmp_path), CLASSES)[0])[0] == {"person": 0, "vehicle": 2}
+        assert class_counts(training_frames(config(tmp_path), CLASSES))[0] == {"person": 0, "vehicle": 2}
 
     def test_boxes_without_area_are_dropped(self, tmp_path: Path) -> None:
         bad = record("a", names=("car", "car"))
         bad.boxes[0] = [5, 5, 5, 9]
         make(tmp_path, {"train": [bad]})
-        assert len(frames(config(tmp_path), CLASSES)[0].sample(0, channels=3).boxes) == 1
+        assert len(training_frames(config(tmp_path), CLASSES).sample(0, channels=3).boxes) == 1
 
     def test_validation_fold_over_all_sources(self, tmp_path: Path) -> None:
         for source in ("one", "two"):
@@ -116,7 +126,7 @@ class TestFrames:
             make(tmp_path / source, {name: [record(f"{source}{name[9]}")] for name in names})
         both = config(tmp_path / "one", "validation_fold: 0")
         both.data_sources.append(config(tmp_path / "two").data_sources[0])
-        training, validation = frames(both, CLASSES)
+        training, validation = training_frames(both, CLASSES), validation_frames(both, CLASSES)
         assert validation is not None
         assert [frame.frame_id for frame in training.frames] == ["one1", "two1"]
         assert [frame.frame_id for frame in validation.frames] == ["one0", "two0"]
@@ -125,16 +135,25 @@ class TestFrames:
         make(tmp_path / "a", {"k-fold-000-of-002": [record("x")], "k-fold-001-of-002": [record("y")]})
         make(tmp_path / "b", {"v": [record("z")]})
         paths = f'tfrecords_path: "{tmp_path}/b/records/v" image_directory_path: "{tmp_path}/b"'
-        training, validation = frames(
-            config(tmp_path / "a", f"validation_data_source {{ {paths} }}"), CLASSES
-        )
+        split = config(tmp_path / "a", f"validation_data_source {{ {paths} }}")
+        training, validation = training_frames(split, CLASSES), validation_frames(split, CLASSES)
         assert len(training) == 2 and validation is not None and validation.frames[0].frame_id == "z"
 
-    @pytest.mark.parametrize("fold, message", [(7, "fold-007-of-"), (0, "nothing is left to train on")])
-    def test_fold_that_takes_nothing_or_everything(self, tmp_path: Path, fold: int, message: str) -> None:
+    def test_validation_data_is_read_without_training_data(self, tmp_path: Path) -> None:
+        make(tmp_path, {"v": [record("z")]})
+        paths = f'tfrecords_path: "{tmp_path}/records/v" image_directory_path: "{tmp_path}"'
+        split = config(tmp_path / "elsewhere", f"validation_data_source {{ {paths} }}")
+        validation = validation_frames(split, CLASSES)
+        assert validation is not None and [frame.frame_id for frame in validation.frames] == ["z"]
+        with pytest.raises(DataError, match="no files match tfrecords_path.*elsewhere"):
+            training_frames(split, CLASSES)
+
+    def test_fold_that_takes_nothing_or_everything(self, tmp_path: Path) -> None:
         make(tmp_path, {"k-fold-000-of-001": [record("a")]})
-        with pytest.raises(DataError, match=message):
-            frames(config(tmp_path, f"validation_fold: {fold}"), CLASSES)
+        with pytest.raises(DataError, match="fold-007-of-"):
+            validation_frames(config(tmp_path, "validation_fold: 7"), CLASSES)
+        with pytest.raises(DataError, match="nothing is left to train on"):
+            training_frames(config(tmp_path, "validation_fold: 0"), CLASSES)
 
     def test_source_weights(self, tmp_path: Path) -> None:
         for name in ("one", "two"):
@@ -142,25 +161,25 @@ class TestFrames:
         both = config(tmp_path / "one")
         both.data_sources.append(config(tmp_path / "two").data_sources[0])
         both.data_sources[1].source_weight = 0.25
-        [batch] = load_all(frames(both, CLASSES)[0])
+        [batch] = load_all(training_frames(both, CLASSES))
         assert batch.weights.tolist() == [1, 0.25]
 
     def test_pattern_without_files(self, tmp_path: Path) -> None:
         make(tmp_path, {"train": [record("a")]})
         with pytest.raises(DataError, match="no files match tfrecords_path.*valid\\*"):
-            frames(config(tmp_path, pattern="valid*"), CLASSES)
+            training_frames(config(tmp_path, pattern="valid*"), CLASSES)
 
     def test_shards_without_records(self, tmp_path: Path) -> None:
         make(tmp_path, {"train": []})
         with pytest.raises(DataError, match="no records in .*train"):
-            frames(config(tmp_path), CLASSES)
+            training_frames(config(tmp_path), CLASSES)
 
     def test_missing_images_are_found_before_any_work(self, tmp_path: Path) -> None:
         make(tmp_path, {"train": [record(f"frame{i}") for i in range(6)]})
         for i in range(5):
             (tmp_path / f"frame{i}.png").unlink()
         with pytest.raises(DataError) as caught:
-            frames(config(tmp_path), CLASSES)
+            training_frames(config(tmp_path), CLASSES)
         assert "5 of 6 images are missing" in str(caught.value)
         assert "frame0.png" in str(caught.value) and "frame3.png" not in str(caught.value)
 
@@ -168,7 +187,7 @@ class TestFrames:
     def test_image_extension_with_or_without_dot(self, tmp_path: Path, extension: str) -> None:
         make(tmp_path, {"train": [record("a")]}, images=False)
         picture(40, 30).save(tmp_path / "a.jpg")
-        training, _ = frames(config(tmp_path, f'image_extension: "{extension}"'), CLASSES)
+        training = training_frames(config(tmp_path, f'image_extension: "{extension}"'), CLASSES)
         assert training.sample(0, channels=3).image_path.endswith("a.jpg")
 
     def test_embedded_images_need_no_image_files(self, tmp_path: Path) -> None:
@@ -176,7 +195,7 @@ class TestFrames:
         picture(40, 30).save(buffer, "PNG")
         plain = record("b")
         make(tmp_path, {"train": [record("a", image=buffer.getvalue(), image_format="png"), plain]})
-        training, _ = frames(config(tmp_path), CLASSES)
+        training = training_frames(config(tmp_path), CLASSES)
         first, second = (training.sample(i, channels=3).image for i in (0, 1))
         assert np.array_equal(first, np.asarray(picture(40, 30)).transpose(2, 0, 1))
         assert second.shape == first.shape
@@ -184,13 +203,13 @@ class TestFrames:
     def test_damaged_embedded_image_names_shard_and_record(self, tmp_path: Path) -> None:
         make(tmp_path, {"train": [record("a", image=b"nothing", image_format="png")]})
         with pytest.raises(DataError, match=r"train \(record 0, a\)"):
-            frames(config(tmp_path), CLASSES)[0].sample(0, channels=3)
+            training_frames(config(tmp_path), CLASSES).sample(0, channels=3)
 
     def test_image_of_another_size_than_its_record(self, tmp_path: Path) -> None:
         make(tmp_path, {"train": [record("a")]}, images=False)
         picture(41, 30).save(tmp_path / "a.png")
         with pytest.raises(DataError, match="a.png is 41x30 pixels, its record says 40x30"):
-            frames(config(tmp_path), CLASSES)[0].sample(0, channels=3)
+            training_frames(config(tmp_path), CLASSES).sample(0, channels=3)
 
 
 class TestDecoding:
@@ -275,14 +294,16 @@ class TestDecoding:
     @pytest.mark.parametrize(
         "fields, expected",
         [
-            ("", None),
-            ("enable_auto_resize: true", (64, 32)),
-            ("enable_auto_resize: true crop_right: 9 crop_bottom: 9", None),
+            ("", 1),
+            ("enable_auto_resize: true", 3),
+            ("enable_auto_resize: true crop_right: 9 crop_bottom: 9", 1),
         ],
     )
-    def test_decode_size(self, fields: str, expected: tuple[int, int] | None) -> None:
+    def test_the_spec_says_whether_images_are_reduced(self, fields: str, expected: int) -> None:
         text = f"preprocessing {{ output_image_width: 64 output_image_height: 32 {fields} }}"
-        assert decode_size(text_format.Parse(text, AugmentationConfig())) == expected
+        augmentation = text_format.Parse(text, AugmentationConfig())
+        sample = sample_from_image(picture(200, 100), channels=3, augmentation=augmentation)
+        assert sample.reduction == expected
 
 
 class TestImageFiles:
@@ -345,7 +366,7 @@ class TestCollate:
 
     def test_boxes_know_their_image(self, tmp_path: Path) -> None:
         make(tmp_path, {"t": [record("a", names=("car", "person")), record("b", names=()), record("c")]})
-        [batch] = load_all(frames(config(tmp_path), CLASSES)[0], batch_size=4)
+        [batch] = load_all(training_frames(config(tmp_path), CLASSES), batch_size=4)
         assert batch.image_index.tolist() == [0, 0, 2]
         assert batch.classes.tolist() == [1, 0, 1]
         assert batch.frame_ids == ["a", "b", "c"]
@@ -356,7 +377,7 @@ class TestLoader:
     def dataset(self, tmp_path: Path) -> Dataset:
         sizes = [(40, 30), (36, 34), (20, 20), (40, 30), (50, 10)]
         make(tmp_path, {"t": [record(f"f{i}", size=size) for i, size in enumerate(sizes)]})
-        return frames(config(tmp_path), CLASSES)[0]
+        return training_frames(config(tmp_path), CLASSES)
 
     @pytest.mark.parametrize("workers", [1, 2])
     def test_workers_give_what_the_caller_would(self, dataset: Dataset, workers: int) -> None:
@@ -381,9 +402,41 @@ class TestLoader:
         assert torch.equal(before, torch.get_rng_state())
 
     def test_stopping_early(self, dataset: Dataset) -> None:
-        batches = loader(dataset, batch_size=1, order=range(5), workers=1, channels=3)
+        batches = loader(dataset, augmentation(), batch_size=1, order=range(5), workers=1)
         assert next(batches).frame_ids == ["f0"]
         batches.close()  # type: ignore[attr-defined]
+
+    def test_a_worker_that_is_killed(self, dataset: Dataset) -> None:
+        batches = loader(dataset, augmentation(), batch_size=1, order=[0] * 50, workers=1)
+        next(batches)
+        on_child_exit = signal.getsignal(signal.SIGCHLD)
+        (worker,) = multiprocessing.active_children()
+        worker.kill()
+        worker.join()
+        assert signal.getsignal(signal.SIGCHLD) is on_child_exit is signal.SIG_DFL  # nothing is raised here
+        with pytest.raises(DataError, match=r"a loader process died \(.*: lower training_config.workers, or"):
+            list(batches)
+
+    def test_a_worker_without_shared_memory(self, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(tensor: torch.Tensor) -> None:
+            raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+        monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+        with pytest.raises(DataError, match="No space left on device.*: lower training_config.workers, or"):
+            load_all(dataset, workers=1)
+
+    def test_workers_ignore_what_stops_a_run_and_end_with_the_loader(self, dataset: Dataset) -> None:
+        batches = loader(dataset, augmentation(), batch_size=1, order=[0] * 50, workers=2)
+        next(batches)
+        workers = multiprocessing.active_children()
+        for worker in workers:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.kill(worker.pid or 0, number)
+        assert len(list(zip(batches, range(40)))) == 40
+        assert all(worker.is_alive() for worker in workers)
+        start = time.monotonic()
+        batches.close()  # type: ignore[attr-defined]
+        assert not any(worker.is_alive() for worker in workers) and time.monotonic() - start < 2
 
     def test_grey(self, dataset: Dataset) -> None:
         assert load_all(dataset, channels=1)[0].images.shape == (2, 1, 34, 40)

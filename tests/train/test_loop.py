@@ -13,11 +13,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detectkit.console import set_up as set_up_console
-from detectkit.errors import DataError, DetectkitError, ModelError, OutputError, UsageError
+from detectkit.errors import DataError, DetectkitError, Interrupted, ModelError, OutputError, UsageError
 from detectkit.files import atomic_write
 from detectkit.model import checkpoint
 from detectkit.train import loop
-from detectkit.train.loop import Interrupted, StopRequest, train
+from detectkit.train.loop import StopRequest, train
 from detectkit.train.run import describe, set_up
 
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ def test_a_run_learns_and_leaves_its_files(tiny, tmp_path):
     assert outcome.history[-1]["mean_average_precision"] > 0.7
     assert outcome.last == tmp_path / "weights/model.safetensors"
     assert outcome.best == tmp_path / "weights/model-best.safetensors"
-    assert (tmp_path / "model.epoch-010.safetensors").exists()
+    assert (tmp_path / "weights/model.epoch-010.safetensors").exists()
     for name in ("cost.png", "average_precision.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     records = [json.loads(line) for line in (tmp_path / "status.jsonl").read_text().splitlines()]
@@ -92,10 +92,10 @@ def wait_for(path, process):
 
 
 @pytest.mark.parametrize("cut", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_cut_and_started_again_ends_with_the_same_weights(tiny, tmp_path, write_spec, cut):
-    tiny.training_config.num_epochs = 6
-    tiny.training_config.checkpoint_interval = 2
-    path = write_spec(tiny)
+def test_a_run_that_is_cut_and_started_again_ends_with_the_same_weights(tiny_text, tmp_path, cut):
+    text = tiny_text.replace("num_epochs: 2", "num_epochs: 6")
+    path = tmp_path / "spec.txt"  # as a person writes it, without the defaults
+    path.write_text(text.replace("checkpoint_interval: 1", "checkpoint_interval: 2"))
     unbroken = start(path, tmp_path / "unbroken")
     output = unbroken.communicate()[0]
     assert unbroken.returncode == 0, output
@@ -150,6 +150,35 @@ def test_results_of_another_spec_are_refused(tiny, tmp_path):
     tiny.model_config.num_layers = 18
     with pytest.raises(UsageError, match="model_config differ"):
         run(tiny, tmp_path)
+
+
+def test_resuming_the_same_spec_with_more_epochs_and_other_data(tiny, tmp_path, caplog):
+    run(tiny, tmp_path)
+    tiny.training_config.num_epochs = 3
+    assert [entry["epoch"] for entry in run(tiny, tmp_path).history] == [1, 2, 3]
+    tiny.training_config.batch_size_per_gpu = 2
+    with pytest.raises(UsageError, match="training_config differ"):
+        run(tiny, tmp_path)
+    tiny.training_config.batch_size_per_gpu = 4
+    tiny.dataset_config.ClearField("dataset_split_type")  # the held-out fold is now trained on
+    with pytest.raises(UsageError, match="dataset_config differ"):
+        run(tiny, tmp_path)
+
+
+def test_fewer_epochs_than_done_still_leave_a_model(tiny, tmp_path):
+    tiny.training_config.num_epochs = 3
+    first = run(tiny, tmp_path)
+    first.last.unlink()
+    tiny.training_config.num_epochs = 2
+    assert run(tiny, tmp_path).last.exists()
+
+
+def test_the_state_is_saved_within_a_long_epoch(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    saved = []
+    monkeypatch.setattr(loop, "save_state", lambda run: saved.append((run.state.epoch, run.state.step)))
+    run(tiny, tmp_path)
+    assert saved[:6] == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 0), (1, 1)]
 
 
 def test_a_damaged_state_names_the_file(tiny, tmp_path):
