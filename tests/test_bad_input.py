@@ -562,7 +562,7 @@ def test_stopped_with_ctrl_c_and_taken_up_again(place: Place, capsys: Capture) -
     place.experiment.training_config.checkpoint_interval = 100  # no state is saved but by the stop
     place.write()
     process = start(place)
-    status, deadline = place.results / "status.jsonl", time.monotonic() + 60
+    status, deadline = place.results / "status.jsonl", time.monotonic() + 240
     while not (status.exists() and '"epoch": 1' in status.read_text()):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)

@@ -126,7 +126,10 @@ TLT_LINES = [
     ("dataset_convert --dataset_export_spec s.txt --output_filename out --validation_fold 0 --verbose", []),
     ("dataset_convert -d s.txt -o out --results_dir dir --log_file log.txt", []),
     ("train -e s.txt -r dir -n name -k key -v", ["-k: files are not encrypted"]),
-    ("train --experiment_spec_file s.txt --results_dir dir --model_name name --key key --verbose", ["--key: "]),
+    (
+        "train --experiment_spec_file s.txt --results_dir dir --model_name name --key key --verbose",
+        ["--key: "],
+    ),
     ("train --experiment_spec s.txt -r dir --gpus 1 --gpu_index 0 --log_file log.txt", []),
     ("train -e s.txt -r dir --use_amp", ["--use_amp: not used; put training_precision"]),
     ("train -e s.txt -r dir --enable_determinism -np 1", ["--enable_determinism: ", "-np: not used"]),
@@ -134,8 +137,14 @@ TLT_LINES = [
     ("evaluate -e s.txt -m model -r dir -f tlt --use_training_set -k key -v", ["-k: "]),
     ("evaluate --experiment_spec s.txt --model_path model --results_dir dir --framework tensorrt", []),
     ("evaluate --experiment_spec_file s.txt -m engine -f tensorrt", []),
-    ("evaluate -e s.txt -m model -i images -l labels -b 4", ["-i: ", "-l: ", "-b: not used; the batch size"]),
-    ("evaluate -e s.txt -m m --image_dir i --label_dir l --batch_size 4", ["--image_dir: ", "--label_dir: ", "--b"]),
+    (
+        "evaluate -e s.txt -m model -i images -l labels -b 4",
+        ["-i: ", "-l: ", "-b: not used; images, labels and batch"],
+    ),
+    (
+        "evaluate -e s.txt -m m --image_dir i --label_dir l --batch_size 4",
+        ["--image_dir: ", "--label_dir: ", "--b"],
+    ),
     ("inference -e s.txt -i images -r dir -b 4 -m model -k key -v", ["-k: "]),
     ("inference --experiment_spec s.txt --image_dir images --results_dir dir --batch_size 4 --verbosity", []),
     ("inference --experiment_spec_file s.txt -i images -r dir --model_path model --key key", ["--key: "]),

@@ -45,14 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-f", "--framework", choices=["tlt", "tensorrt"], default="tlt", help=argparse.SUPPRESS
     )
     add_device_arguments(parser)
-    for names, what in (
-        (("-i", "--image_dir"), "images"),
-        (("-l", "--label_dir"), "labels"),
-        (("-b", "--batch_size"), "batch size"),
-    ):
-        add_ignored_argument(
-            parser, *names, metavar="X", reason=f"not used; the {what} of the spec are taken"
-        )
+    for names in (("-i", "--image_dir"), ("-l", "--label_dir"), ("-b", "--batch_size")):
+        reason = "not used; images, labels and batch size are those of the spec"
+        add_ignored_argument(parser, *names, metavar="X", reason=reason)
 
 
 def run(args: argparse.Namespace) -> None:

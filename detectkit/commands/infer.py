@@ -111,10 +111,8 @@ def _readable(
             for batch in load(range(start, count), 1):
                 yield batch
                 start += batch_size
-        except (
-            DataError
-        ):  # of one image of the batch from `start`: take these one by one, then go on behind them
-            stop = min(start + batch_size, count)
+        except DataError:  # in the batch from `start`: take its images one by one, then go on behind them
+            stop, before = min(start + batch_size, count), len(skipped)
             for index in range(start, stop):
                 try:
                     yield from load([index], 0)

@@ -19,7 +19,7 @@ from detectkit.errors import OutputError
 
 CLASSES = {0: "zero", 1: "one", 4: "four"}  # digits that a person tells apart at a glance
 VALIDATION_SHARE = 5  # every fifth frame, and every fifth of the digits, is for validation only
-FRAMES, WIDTH, HEIGHT = 500, 320, 192
+FRAMES, WIDTH, HEIGHT = 1000, 320, 192
 HEIGHTS = (40, 110)  # of a digit, pixels
 MOST_OVERLAP = 0.3  # share of a digit's pixels that another one may hide
 

@@ -82,7 +82,8 @@ class Board:
 
     def close(self) -> None:
         if self.writer is not None:
-            self.writer.close()
+            with self._written():
+                self.writer.close()
 
     def _scalars(self, number: int, state: State, costs: Tensor, regularization: float, rate: float) -> None:
         costs = costs.cpu()
@@ -107,8 +108,14 @@ class Board:
         count = self.config.num_images
         self.writer.add_images("image/images", prepared.images[:count], number)
         for index, name in enumerate(self.class_names):
-            for tag, values in (("gt", targets.coverage), ("pred", coverage)):
-                picture = values[:count, index : index + 1].clamp(0, 1)
+            shown = self.config.target_class_config
+            threshold = shown[name].coverage_threshold if name in shown else 0.0
+            predicted = coverage[:count, index : index + 1]
+            pictures = {
+                "gt": targets.coverage[:count, index : index + 1],
+                "pred": predicted * (predicted > threshold),
+            }
+            for tag, picture in pictures.items():
                 self.writer.add_images(f"image/{name}_cov_{tag}", picture, number)
         self.writer.flush()
 

@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -156,17 +156,10 @@ def train_step(run: Run, batch: Batch) -> Tensor:
 
 
 def forward(run: Run, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The network in the precision of the spec."""
-    with _precision(run):
+    """The network in the precision of the run; bfloat16 has the range of float32, so costs need no scaling."""
+    with torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=run.bfloat16):
         outputs: tuple[Tensor, Tensor] = run.state.detector(images)
     return outputs
-
-
-def _precision(run: Run) -> AbstractContextManager[Any]:
-    """FLOAT16 computes in bfloat16, which has the range of float32: costs need no scaling."""
-    precision = spec.ModelConfig.TrainingPrecision
-    half = run.experiment.model_config.training_precision.backend_floatx == precision.FLOAT16
-    return torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=half)
 
 
 def end_epoch(run: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from google.protobuf import text_format
@@ -48,6 +49,7 @@ class Run:
     regularized: list[Tensor]
     board: Board
     status: StatusLog
+    bfloat16: bool
     saved_at: float
 
     @property
@@ -126,6 +128,7 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
         regularized=optim.regularized_weights(detector),
         board=Board(results / "events", experiment, class_names, first_step=state.epoch * steps + state.step),
         status=StatusLog(results / "status.jsonl"),
+        bfloat16=_use_bfloat16(experiment.model_config.training_precision, device),
         saved_at=time.monotonic(),
     )
 
@@ -138,6 +141,21 @@ def describe(run: Run) -> str:
         f"{model.arch} {model.num_layers}: {size.parameters:,} parameters ({size.trainable:,} trained),"
         f" {size.gmacs:.2f} GMACs at {head.width}x{head.height}, stride {size.stride}"
     )
+
+
+def _use_bfloat16(precision: spec.ModelConfig.TrainingPrecision, device: torch.device) -> bool:
+    """Whether FLOAT16 is asked for and the device computes in bfloat16; emulating it would be slower than float32."""
+    if precision.backend_floatx != spec.ModelConfig.TrainingPrecision.FLOAT16:
+        return False
+    if device.type == "cuda":
+        able = bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    else:
+        found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        able = any(found.get(unit) for unit in ("amx_bf16", "avx512_bf16", "bf16"))
+    log.info(
+        "training in bfloat16" if able else f"this {device.type} has no bfloat16 units: training in float32"
+    )
+    return able
 
 
 def _load_pretrained(detector: Detector, model: spec.ModelConfig, class_names: list[str]) -> None:
