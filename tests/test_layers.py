@@ -27,7 +27,9 @@ def imports(path):
     """The detectkit rooms that a file imports, wherever in it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module] if node.module != "detectkit" else [f"detectkit.{a.name}" for a in node.names]
+            names = (
+                [node.module] if node.module != "detectkit" else [f"detectkit.{a.name}" for a in node.names]
+            )
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
@@ -46,7 +48,9 @@ def test_every_import_goes_down():
         assert room in LEVEL, f"{path}: a room that the list above does not place"
         allowed = {other for other in LEVEL if LEVEL[other] < LEVEL[room]} | {room}
         allowed |= BASE.get(room, set())
-        wrong += [f"{path.relative_to(PACKAGE)} imports {other}" for other in imports(path) if other not in allowed]
+        wrong += [
+            f"{path.relative_to(PACKAGE)} imports {other}" for other in imports(path) if other not in allowed
+        ]
     assert wrong == []
 
 

@@ -194,7 +194,5 @@ def test_a_large_image_is_reduced_while_it_is_decoded(seeing, tiny, tmp_path):
     Image.fromarray(picture((96 * 8, 64 * 8), (128, 128, 512, 384))).save(tmp_path / "large.png")
     predictor = seeing()
     assert only_box(predictor, tmp_path / "large.png") == pytest.approx((128, 128, 512, 384), abs=0.1)
-    (batch,) = loader(
-        image_files(tmp_path), tiny.augmentation_config, batch_size=1, order=[0], workers=0
-    )
+    (batch,) = loader(image_files(tmp_path), tiny.augmentation_config, batch_size=1, order=[0], workers=0)
     assert batch.images.shape == (1, 3, 64, 96)

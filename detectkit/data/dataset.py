@@ -304,7 +304,7 @@ def _share(batch: Batch) -> None:
     try:
         for tensor in batch:
             if isinstance(tensor, Tensor) and tensor.numel():
-                tensor.share_memory_()
+                tensor.share_memory_()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise DataError(f"no shared memory is left for a loader process ({error}): {MORE_MEMORY}") from error
 

@@ -56,7 +56,14 @@ def test_a_run_learns_and_leaves_its_files(tiny, tmp_path):
     assert records[0]["graphical"]["loss"] == outcome.history[0]["cost"]
     events = EventAccumulator(str(tmp_path / "events")).Reload()
     tags = events.Tags()
-    wanted = {"task_cost", "regularization_cost", "total_cost", "learning_rate", "validation_cost", "square_AP (in %)"}
+    wanted = {
+        "task_cost",
+        "regularization_cost",
+        "total_cost",
+        "learning_rate",
+        "validation_cost",
+        "square_AP (in %)",
+    }
     assert wanted | {"mean_cost_bar_cov", "cost_autoweight_square_bbox"} <= set(tags["scalars"])
     assert {"image/images", "image/square_cov_gt", "image/square_cov_pred"} <= set(tags["images"])
     measured = events.Scalars("mean average precision (mAP) (in %)")[-1].value
@@ -81,7 +88,9 @@ def test_workers_do_not_change_the_weights(tiny, tmp_path):
 def start(spec_path, results):
     command = [sys.executable, "-m", "detectkit", "train", "-e", str(spec_path), "-r", str(results)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def wait_for(path, process):
@@ -109,7 +118,9 @@ def test_a_run_that_is_cut_and_started_again_ends_with_the_same_weights(tiny_tex
     output = again.communicate()[0]
     assert again.returncode == 0 and "resuming" in output, output
     for name in ("model", "model-best"):
-        broken, whole = (weights(tmp_path / side / f"weights/{name}.safetensors") for side in ("cut", "unbroken"))
+        broken, whole = (
+            weights(tmp_path / side / f"weights/{name}.safetensors") for side in ("cut", "unbroken")
+        )
         assert equal(broken, whole)
     assert list((tmp_path / "cut").glob("**/.*.tmp")) == []
 

@@ -20,7 +20,9 @@ def config(**fields):
 def test_initial_weights_are_shares_within_the_class():
     weights = ObjectiveWeights(config())
     assert weights.class_weights.tolist() == [0.25, 0.75]
-    assert weights.weights.tolist() == [pytest.approx([0.2, 0.8])] * 2  # cov first, whatever the order in the spec
+    assert (
+        weights.weights.tolist() == [pytest.approx([0.2, 0.8])] * 2
+    )  # cov first, whatever the order in the spec
 
 
 def test_total_cost():
