@@ -30,7 +30,7 @@ demo: setup
 	$(BIN)/detectkit convert -d specs/demo/convert.txt -o $(DEMO)/records/digits
 	$(BIN)/detectkit train -e specs/demo/train.txt -r $(DEMO)/train
 	$(BIN)/detectkit evaluate -e specs/demo/train.txt -m $(DEMO)/train/weights/model-best.safetensors -r $(DEMO)/evaluation
-	$(BIN)/detectkit infer -e specs/demo/train.txt -m $(DEMO)/train/weights/model-best.safetensors -i $(DEMO)/data/image_2 -r $(DEMO)/detections
+	$(BIN)/detectkit infer -e specs/demo/infer.txt -m $(DEMO)/train/weights/model-best.safetensors -i $(DEMO)/data/image_2 -r $(DEMO)/detections
 
 test: setup
 	$(BIN)/pytest -m 'not slow'

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import os
 import signal
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -263,6 +265,8 @@ def loader(
     )
     with _starting_workers():
         items = iter(loaded)
+    # Held by a traceback or a reference cycle, torch's iterator may go without a word to its processes.
+    weakref.finalize(items, _kill, getattr(items, "_workers", []), os.getpid())
     try:
         for item in items:
             if isinstance(item, _Failure):
@@ -332,6 +336,13 @@ def _starting_workers() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if signal.getsignal(signal.SIGCHLD) is not on_child_exit:
             signal.signal(signal.SIGCHLD, on_child_exit)
+
+
+def _kill(workers: Sequence[BaseProcess], parent: int) -> None:
+    """End processes that are still there; nothing in a forked copy of the process that started them."""
+    if os.getpid() == parent:
+        for worker in workers:
+            worker.kill()
 
 
 def _set_up_worker(_: int) -> None:

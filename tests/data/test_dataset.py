@@ -4,6 +4,8 @@ import io
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -407,10 +409,11 @@ class TestLoader:
         batches.close()  # type: ignore[attr-defined]
 
     def test_a_worker_that_is_killed(self, dataset: Dataset) -> None:
+        before = set(multiprocessing.active_children())
         batches = loader(dataset, augmentation(), batch_size=1, order=[0] * 50, workers=1)
         next(batches)
         on_child_exit = signal.getsignal(signal.SIGCHLD)
-        (worker,) = multiprocessing.active_children()
+        (worker,) = set(multiprocessing.active_children()) - before
         worker.kill()
         worker.join()
         assert signal.getsignal(signal.SIGCHLD) is on_child_exit is signal.SIG_DFL  # nothing is raised here
@@ -426,9 +429,10 @@ class TestLoader:
             load_all(dataset, workers=1)
 
     def test_workers_ignore_what_stops_a_run_and_end_with_the_loader(self, dataset: Dataset) -> None:
+        before = set(multiprocessing.active_children())
         batches = loader(dataset, augmentation(), batch_size=1, order=[0] * 50, workers=2)
         next(batches)
-        workers = multiprocessing.active_children()
+        workers = set(multiprocessing.active_children()) - before
         for worker in workers:
             for number in (signal.SIGINT, signal.SIGTERM):
                 os.kill(worker.pid or 0, number)
@@ -436,7 +440,17 @@ class TestLoader:
         assert all(worker.is_alive() for worker in workers)
         start = time.monotonic()
         batches.close()  # type: ignore[attr-defined]
-        assert not any(worker.is_alive() for worker in workers) and time.monotonic() - start < 2
+        assert not any(worker.is_alive() for worker in workers) and time.monotonic() - start < 4
+
+    def test_workers_of_a_loader_that_is_never_closed_end_with_the_program(self, dataset: Dataset) -> None:
+        program = (
+            "import sys; from detectkit.data.dataset import image_files, loader;"
+            "from detectkit.spec import AugmentationConfig;"
+            "batches = loader(image_files(sys.argv[1]), AugmentationConfig(), batch_size=1, order=[0] * 50, workers=2);"
+            "next(batches); cycle = [batches]; cycle.append(cycle)"
+        )
+        folder = os.path.dirname(dataset.frames[0].path)
+        subprocess.run([sys.executable, "-c", program, folder], check=True, timeout=60)
 
     def test_grey(self, dataset: Dataset) -> None:
         assert load_all(dataset, channels=1)[0].images.shape == (2, 1, 34, 40)
