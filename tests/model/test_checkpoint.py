@@ -1,5 +1,6 @@
 """Model files: what is written is what is read, and a bad file is one clear error."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -86,12 +87,15 @@ def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def full_disk() -> Iterator[Callable[[int], None]]:
-    """Call it with the number of bytes after which a file can grow no more."""
+@contextlib.contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """In the block a file can grow no more after `room` bytes; not longer, or pytest could not write its own output."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # --- save and load
@@ -268,22 +272,18 @@ def test_tensors_that_do_not_fit(
 
 
 @pytest.mark.parametrize("room", [0, 1000, 100_000])
-def test_a_full_disk_leaves_nothing_behind(
-    tmp_path: Path, full_disk: Callable[[int], None], room: int
-) -> None:
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, room: int) -> None:
     network = detector()
-    full_disk(room)
-    with pytest.raises(OutputError, match="cannot write .*m.safetensors"):
+    with pytest.raises(OutputError, match="cannot write .*m.safetensors"), full_disk(room):
         checkpoint.save(tmp_path / "m.safetensors", network, spec_text(), CLASSES)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_full_disk_leaves_the_old_model_as_it_was(tmp_path: Path, full_disk: Callable[[int], None]) -> None:
+def test_a_full_disk_leaves_the_old_model_as_it_was(tmp_path: Path) -> None:
     old = detector()
     checkpoint.save(tmp_path / "m.safetensors", old, spec_text(), CLASSES)
     content = (tmp_path / "m.safetensors").read_bytes()
-    full_disk(len(content) // 2)
-    with pytest.raises(OutputError):
+    with pytest.raises(OutputError), full_disk(len(content) // 2):
         checkpoint.save(tmp_path / "m.safetensors", detector(seed=1), spec_text(), CLASSES)
     assert os.listdir(tmp_path) == ["m.safetensors"]
     assert (tmp_path / "m.safetensors").read_bytes() == content
