@@ -60,6 +60,7 @@ def experiment(root: Path, workers: int) -> spec.Experiment:
     pre.output_image_width, pre.output_image_height = WIDTH, HEIGHT
     made.augmentation_config.spatial_augmentation.hflip_probability = 0.5
     made.model_config.num_layers = 18
+    made.model_config.ClearField("training_precision")  # both sides in float32
     made.training_config.batch_size_per_gpu, made.training_config.workers = BATCH, workers
     made.training_config.ClearField("visualizer")
     return made
