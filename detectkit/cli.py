@@ -55,14 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
         return OutputError.exit_code
-    except Exception as error:
+    except RuntimeError as error:
         if not _is_out_of_gpu_memory(error):
             raise
         print("error: out of GPU memory: lower training_config.batch_size_per_gpu (or -b)", file=sys.stderr)
         return DetectkitError.exit_code
 
 
-def _is_out_of_gpu_memory(error: Exception) -> bool:
+def _is_out_of_gpu_memory(error: RuntimeError) -> bool:
     torch = sys.modules.get("torch")  # not imported here: it takes seconds
     return torch is not None and isinstance(error, torch.cuda.OutOfMemoryError)
 
