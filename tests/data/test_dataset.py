@@ -450,7 +450,8 @@ class TestLoader:
             "next(batches); cycle = [batches]; cycle.append(cycle)"
         )
         folder = os.path.dirname(dataset.frames[0].path)
-        subprocess.run([sys.executable, "-c", program, folder], check=True, timeout=60)
+        finished = subprocess.run([sys.executable, "-c", program, folder], timeout=60)
+        assert finished.returncode == 0
 
     def test_grey(self, dataset: Dataset) -> None:
         assert load_all(dataset, channels=1)[0].images.shape == (2, 1, 34, 40)
