@@ -4,7 +4,12 @@ from detectkit.spec.augmentation_pb2 import AugmentationConfig
 from detectkit.spec.bbox_rasterizer_pb2 import BboxRasterizerConfig
 from detectkit.spec.check import Violation, check, class_names, warnings
 from detectkit.spec.cost_function_pb2 import CostFunctionConfig
-from detectkit.spec.dataset_export_pb2 import COCOConfig, DatasetExportConfig, KITTIConfig
+from detectkit.spec.dataset_export_pb2 import (
+    COCOConfig,
+    DatasetExportConfig,
+    KITTIConfig,
+    VOCConfig,
+)
 from detectkit.spec.dataset_pb2 import DatasetConfig, DataSource
 from detectkit.spec.evaluation_pb2 import EvaluationConfig
 from detectkit.spec.experiment_pb2 import Experiment
@@ -15,6 +20,7 @@ from detectkit.spec.inference_pb2 import (
     Inference,
     InferencerConfig,
 )
+from detectkit.spec.label_filter_pb2 import LabelFilter, ObjectiveLabelFilter
 from detectkit.spec.load import (
     Spec,
     dumps,
@@ -27,44 +33,60 @@ from detectkit.spec.load import (
     resolved,
 )
 from detectkit.spec.model_pb2 import ModelConfig
-from detectkit.spec.postprocessing_pb2 import ClusteringConfig, PostProcessingConfig
+from detectkit.spec.postprocessing_pb2 import ClusteringConfig, ConfidenceConfig, PostProcessingConfig
 from detectkit.spec.training_pb2 import (
     AdamOptimizerConfig,
+    AdamWOptimizerConfig,
+    CostScalingConfig,
+    EarlyStoppingAnnealingScheduleConfig,
+    FirstStageConfig,
     LearningRateConfig,
     OptimizerConfig,
     RegularizerConfig,
+    SgdOptimizerConfig,
     SoftStartAnnealingScheduleConfig,
     TrainingConfig,
 )
-from detectkit.spec.visualizer_pb2 import VisualizerConfig
+from detectkit.spec.visualizer_pb2 import ClearMLConfig, VisualizerConfig, WandBConfig
 
 __all__ = [
     "AdamOptimizerConfig",
+    "AdamWOptimizerConfig",
     "AugmentationConfig",
     "BboxHandlerConfig",
     "BboxRasterizerConfig",
     "COCOConfig",
     "ClasswiseBboxHandlerConfig",
+    "ClearMLConfig",
     "ClusteringConfig",
+    "ConfidenceConfig",
     "CostFunctionConfig",
+    "CostScalingConfig",
     "DataSource",
     "DatasetConfig",
     "DatasetExportConfig",
+    "EarlyStoppingAnnealingScheduleConfig",
     "EvaluationConfig",
     "Experiment",
+    "FirstStageConfig",
     "Inference",
     "InferencerConfig",
     "KITTIConfig",
+    "LabelFilter",
     "LearningRateConfig",
     "ModelConfig",
+    "ObjectiveLabelFilter",
     "OptimizerConfig",
     "PostProcessingConfig",
     "RegularizerConfig",
+    "SgdOptimizerConfig",
     "SoftStartAnnealingScheduleConfig",
     "Spec",
     "TrainingConfig",
+    "VOCConfig",
     "Violation",
     "VisualizerConfig",
+    "WandBConfig",
     "check",
     "class_names",
     "dumps",

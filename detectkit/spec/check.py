@@ -22,13 +22,12 @@ from detectkit.spec.evaluation_pb2 import EvaluationConfig
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.inference_pb2 import Inference
 from detectkit.spec.model_pb2 import ModelConfig
+from detectkit.spec.networks import NETWORKS
 from detectkit.spec.rule_pb2 import Rule
 from detectkit.spec.rule_pb2 import rule as rule_option
 from detectkit.spec.training_pb2 import TrainingConfig
 
 INTERVAL = re.compile(r"([\[(])\s*([^,\s]+)\s*,\s*([^,\s]+)\s*([\])])$")
-RESNET_DEPTHS = (10, 18, 34, 50, 101, 152)
-RESNET_BLOCKS = 4
 
 
 class Violation(NamedTuple):
@@ -260,16 +259,17 @@ def _augmentation(config: AugmentationConfig) -> Iterator[Violation]:
 
 
 def _model(config: ModelConfig) -> Iterator[Violation]:
-    known = rule_of(schema_of(ModelConfig).fields_by_name["arch"]).choices
-    if config.arch in known and config.arch != "resnet":
-        yield Violation("model_config.arch", "this version has resnet only", _quoted(config.arch))
-    if config.arch == "resnet":
-        if config.num_layers not in RESNET_DEPTHS and config.num_layers >= 0:
-            depths = ", ".join(map(str, RESNET_DEPTHS))
-            yield Violation("model_config.num_layers", f"resnet has {depths} layers", str(config.num_layers))
+    network = NETWORKS.get(config.arch)
+    if network:
+        if network.depths and config.num_layers > 0 and config.num_layers not in network.depths:
+            depths = ", ".join(map(str, sorted(network.depths)))
+            yield Violation(
+                "model_config.num_layers", f"{config.arch} has {depths} layers", str(config.num_layers)
+            )
         for index, block in enumerate(config.freeze_blocks):
-            if not (block.is_integer() and block <= RESNET_BLOCKS) and block >= 0 and math.isfinite(block):
-                rule = f"must be a whole number from 0 to {RESNET_BLOCKS} for resnet"
+            if block not in network.blocks and block >= 0 and math.isfinite(block):
+                first, last = network.blocks[0], network.blocks[-1]
+                rule = f"must be a whole number from {first} to {last} for {config.arch}"
                 yield Violation(f"model_config.freeze_blocks[{index}]", rule, _short(block))
     if config.load_graph and not config.pretrained_model_file:
         yield Violation(
@@ -284,9 +284,6 @@ def _training(config: TrainingConfig) -> Iterator[Violation]:
         schedule = config.learning_rate.soft_start_annealing_schedule
         pairs = ("min_learning_rate", "max_learning_rate", "soft_start", "annealing")
         yield from _ordered(f"{path}.{kind}", schedule, *pairs)
-    elif kind == "early_stopping_annealing_schedule":
-        rule = "this schedule is not in this version: use soft_start_annealing_schedule"
-        yield Violation(f"{path}.{kind}", rule, "")
     elif config.HasField("learning_rate"):
         yield Violation(path, "needs soft_start_annealing_schedule { … }", "")
 
@@ -452,8 +449,8 @@ def _dataset_export(spec: DatasetExportConfig) -> Iterator[Violation]:
     kind = spec.WhichOneof("convert_config_type")
     if kind is None:
         yield Violation("kitti_config", "this section is missing", "")
-    elif kind == "coco_config":
-        yield Violation("coco_config", "COCO files are not converted in this version: use kitti_config", "")
+    elif kind != "kitti_config":
+        return
     elif (
         spec.kitti_config.partition_mode == "sequence" and not spec.kitti_config.kitti_sequence_to_frames_file
     ):

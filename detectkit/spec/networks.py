@@ -1,0 +1,33 @@
+"""The backbones by `model_config.arch`: what a spec can say about each. `detectkit.model.backbones` builds them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Network(NamedTuple):
+    """What the fields of `model_config` can mean for one backbone."""
+
+    depths: tuple[int, ...]  # values of num_layers, the default first; empty: the network has one depth
+    blocks: tuple[int, ...]  # values of freeze_blocks
+    stride: int = 16  # input pixels per grid cell
+    pooling: bool = False  # use_pooling chooses between two forms
+    projections: bool = False  # all_projections chooses between two forms
+    batch_norm: bool | None = None  # None: use_batch_norm chooses; otherwise always or never
+
+    def depth(self, num_layers: int) -> int:
+        """The depth that `num_layers` asks for: 0 is the default; networks of one depth have 0."""
+        return (num_layers or self.depths[0]) if self.depths else 0
+
+
+EFFICIENTNET = Network(depths=(), blocks=tuple(range(9)), stride=32, batch_norm=True)
+NETWORKS: dict[str, Network] = {
+    "resnet": Network((18, 10, 34, 50, 101, 152), tuple(range(5)), pooling=True, projections=True),
+    "vgg": Network((16, 19), tuple(range(1, 6)), pooling=True),
+    "darknet": Network((19, 53), tuple(range(6)), stride=32),
+    "mobilenet_v1": Network((), tuple(range(12))),
+    "mobilenet_v2": Network((), tuple(range(14))),
+    "squeezenet": Network((), tuple(range(9)), batch_norm=False),
+    "googlenet": Network((), tuple(range(10))),
+    **{f"efficientnet_b{number}": EFFICIENTNET for number in range(8)},
+}
