@@ -4,17 +4,25 @@ import pytest
 import torch
 
 from detectkit import spec
-from detectkit.data.augment import Prepared
+from detectkit.data.augment import Labels, Prepared
 from detectkit.heads import GridHead, by_class, clustering_arguments
+
+
+def labels(boxes, classes, images):
+    return Labels(
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        torch.tensor(classes, dtype=torch.int64),
+        torch.tensor(images, dtype=torch.int64),
+        ["label"] * len(boxes),
+    )
 
 
 def prepared(boxes, classes, images, count):
     """A batch of `count` grey pictures of 96 x 64 with labels."""
     return Prepared(
         images=torch.zeros(count, 3, 64, 96),
-        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        classes=torch.tensor(classes, dtype=torch.int64),
-        image_index=torch.tensor(images, dtype=torch.int64),
+        labels=labels(boxes, classes, images),
+        others=labels([], [], []),
         weights=torch.ones(count),
         matrices=torch.eye(3).repeat(count, 1, 1),
     )

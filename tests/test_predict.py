@@ -7,7 +7,7 @@ from PIL import Image
 
 import detectkit
 from detectkit import spec
-from detectkit.data.augment import Prepared
+from detectkit.data.augment import Labels, Prepared
 from detectkit.data.dataset import image_files, loader, validation_frames
 from detectkit.errors import DataError, ModelError
 from detectkit.heads import GridHead
@@ -30,20 +30,28 @@ def seeing(tiny):
                 if len(rows):
                     boxes.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
                     index.append(number)
-            labels = Prepared(
+            prepared = Prepared(
                 images=images,
-                boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-                classes=torch.zeros(len(boxes), dtype=torch.int64),
-                image_index=torch.tensor(index, dtype=torch.int64),
+                labels=labels(boxes, [0] * len(boxes), index),
+                others=labels([], [], []),
                 weights=torch.ones(len(images)),
                 matrices=torch.eye(3).repeat(len(images), 1, 1),
             )
-            targets = head.targets(labels)
+            targets = head.targets(prepared)
             return targets.coverage, targets.bbox.flatten(1, 2)
 
         return Predictor(forward, head, augmentation=tiny.augmentation_config)
 
     return make
+
+
+def labels(boxes, classes, images):
+    return Labels(
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        torch.tensor(classes, dtype=torch.int64),
+        torch.tensor(images, dtype=torch.int64),
+        ["label"] * len(boxes),
+    )
 
 
 def picture(size, box=BOX):
@@ -90,18 +98,17 @@ def test_scaled_then_cropped(seeing, tiny):
 
 def test_a_detection_is_clipped_to_its_image_and_dropped_in_the_padding(tiny):
     head = GridHead(tiny)
-    boxes = torch.tensor([[30.0, 20.0, 62.0, 60.0], [60.0, 8.0, 92.0, 56.0]])
+    boxes = [[30.0, 20.0, 62.0, 60.0], [60.0, 8.0, 92.0, 56.0]]
 
     def forward(images):
-        labels = Prepared(
+        prepared = Prepared(
             images,
-            boxes,
-            torch.tensor([0, 1]),
-            torch.zeros(2, dtype=torch.int64),
+            labels(boxes, [0, 1], [0, 0]),
+            labels([], [], []),
             torch.ones(1),
             torch.eye(3)[None],
         )
-        targets = head.targets(labels)
+        targets = head.targets(prepared)
         return targets.coverage, targets.bbox.flatten(1, 2)
 
     predictor = Predictor(forward, head, augmentation=tiny.augmentation_config)

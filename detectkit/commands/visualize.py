@@ -63,7 +63,7 @@ def _pictures(experiment: spec.Experiment, count: int) -> Iterator[tuple[str, Im
     head = GridHead(experiment)
     colors = draw.class_colors(len(head.class_names))
     training = training_frames(experiment.dataset_config, head.class_names)
-    order = training_order(len(training), 1, seed=seed, epoch=0)[:count]
+    order = training_order(training.groups(), 1, seed=seed, epoch=0)[:count]
     generator = torch.Generator().manual_seed(seed)
     batches = loader(training, augmentation, batch_size=BATCH_SIZE, order=order, workers=0)
     for batch in batches:
@@ -71,12 +71,12 @@ def _pictures(experiment: spec.Experiment, count: int) -> Iterator[tuple[str, Im
         coverage = head.targets(prepared).coverage.numpy()
         pixels = (prepared.images * 255).round().byte().permute(0, 2, 3, 1).numpy()
         for index, frame_id in enumerate(batch.frame_ids):
-            own = prepared.image_index == index
-            classes = prepared.classes[own].tolist()
+            own = prepared.labels.image_index == index
+            classes = prepared.labels.classes[own].tolist()
             tinted = draw.overlay(pixels[index], coverage[index], colors=colors)
             picture = draw.annotate(
                 np.asarray(tinted),
-                prepared.boxes[own].numpy(),
+                prepared.labels.boxes[own].numpy(),
                 labels=[head.class_names[number] for number in classes],
                 colors=[colors[number] for number in classes],
             )

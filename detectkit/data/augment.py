@@ -26,13 +26,21 @@ SATURATION = [[0.701, -0.299, -0.299], [-0.587, 0.413, -0.587], [-0.114, -0.114,
 HUE = [[0.168, -0.328, 1.25], [0.330, 0.035, -1.05], [-0.497, 0.292, -0.203]]
 
 
+class Labels(NamedTuple):
+    """Labelled boxes of a batch, inside the image, never empty."""
+
+    boxes: Tensor  # float32 [N, 4] x1 y1 x2 y2 in network pixels
+    classes: Tensor  # int64 [N], see `detectkit.data.dataset.Objects`
+    image_index: Tensor  # int64 [N], which of the B images a box is in
+    names: list[str]  # N names as in the records
+
+
 class Prepared(NamedTuple):
-    """A batch as the network takes it. Boxes are x1 y1 x2 y2 in network pixels, inside the image, never empty."""
+    """A batch as the network takes it."""
 
     images: Tensor  # float32 [B, c, H, W] in [0, 1]
-    boxes: Tensor  # float32 [N, 4]
-    classes: Tensor  # int64 [N]
-    image_index: Tensor  # int64 [N], which of the B images a box is in
+    labels: Labels  # of target classes
+    others: Labels  # of none: BACKGROUND and DONTCARE
     weights: Tensor  # float32 [B], source_weight
     matrices: Tensor  # float32 [B, 3, 3], original pixels to network pixels
 
@@ -66,11 +74,11 @@ def prepare(
     )
     images = _color(images, colors)
     boxes, kept = _move_boxes(batch, matrices, regions, pre)
+    is_target = batch.classes >= 0
     return Prepared(
         images=images,
-        boxes=boxes.to(device),
-        classes=batch.classes[kept].to(device),
-        image_index=batch.image_index[kept].to(device),
+        labels=_labels(batch, boxes, kept & is_target, device),
+        others=_labels(batch, boxes, kept & ~is_target, device),
         weights=batch.weights.to(device),
         matrices=matrices.float().to(device),
     )
@@ -294,7 +302,7 @@ def _color(images: Tensor, matrices: Tensor | None) -> Tensor:
 def _move_boxes(
     batch: Batch, matrices: Tensor, regions: Tensor, pre: AugmentationConfig.Preprocessing
 ) -> tuple[Tensor, Tensor]:
-    """The batch's boxes in network pixels, and which of them remain ([N] bool)."""
+    """The batch's boxes [N, 4] in network pixels, and which of them remain ([N] bool)."""
     visible = regions[batch.image_index]
     boxes = batch.boxes.double()
     corners = torch.stack([boxes[:, :2], boxes[:, 2:]], dim=1)  # [N, 2, 2]
@@ -305,7 +313,17 @@ def _move_boxes(
     at_least = torch.tensor([pre.min_bbox_width, pre.min_bbox_height])
     inside = (corners[:, 1] > corners[:, 0]).all(dim=1)  # something of it was on the image
     kept = inside & ((sizes > 0) & (sizes >= at_least)).all(dim=1)
-    return moved[kept], kept
+    return moved, kept
+
+
+def _labels(batch: Batch, boxes: Tensor, kept: Tensor, device: torch.device | str) -> Labels:
+    """The labels that a mask [N] names, with their boxes [N, 4] moved."""
+    return Labels(
+        boxes[kept].to(device),
+        batch.classes[kept].to(device),
+        batch.image_index[kept].to(device),
+        [name for name, is_kept in zip(batch.names, kept.tolist(), strict=True) if is_kept],
+    )
 
 
 def _truncated_normal(uniform: Tensor) -> Tensor:

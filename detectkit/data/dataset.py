@@ -33,40 +33,68 @@ MORE_MEMORY = "lower training_config.workers, or give the machine more memory or
 WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # grey with more than 8 bits
 
 
+BACKGROUND = -1  # class of a label that is no target class
+DONTCARE = -2  # class of a label in dontcare_labels: counts neither for nor against
+
+
+class Objects(NamedTuple):
+    """The labels of an image, those of no target class included. n boxes."""
+
+    boxes: NDArray[np.float32]  # [n, 4] x1 y1 x2 y2 in original pixels
+    classes: NDArray[np.int64]  # [n], a target class (0 and up), BACKGROUND or DONTCARE
+    names: tuple[str, ...]  # n names as in the records, in lower case
+    truncation: NDArray[np.float32]  # [n] 0 whole, 1 outside the image, as KITTI labels
+    occlusion: NDArray[np.int64]  # [n] 0 visible, 1 partly, 2 largely hidden, 3 unknown, as KITTI labels
+
+    def chosen(self, index: NDArray[Any]) -> Objects:
+        """Those that an index array or mask [n] names."""
+        names = tuple(np.array(self.names, dtype=object)[index])
+        return Objects(
+            self.boxes[index], self.classes[index], names, self.truncation[index], self.occlusion[index]
+        )
+
+
+NO_OBJECTS = Objects(
+    np.zeros((0, 4), np.float32), np.zeros(0, np.int64), (), np.zeros(0, np.float32), np.zeros(0, np.int64)
+)
+
+
 class Frame(NamedTuple):
-    """An image of a data set, not yet decoded, and its labels. n boxes."""
+    """An image of a data set, not yet decoded, and its labels."""
 
     frame_id: str
     path: str  # the image file, or the shard that holds it
     shard: tfrecord.Shard | None  # set when the image is in a record
     number: int  # of the record in its shard
     size: tuple[int, int] | None  # width, height as the record says; None: not known before decoding
-    boxes: NDArray[np.float32]  # [n, 4] x1 y1 x2 y2 in original pixels
-    classes: NDArray[np.int64]  # [n]
-    weight: float  # source_weight
+    objects: Objects
+    weight: float = 1.0  # source_weight
+    source: int = 0  # number of its data source
 
 
 class Sample(NamedTuple):
-    """A decoded image and its labels. n boxes."""
+    """A decoded image and its labels."""
 
     image: NDArray[np.uint8]  # [c, h, w], possibly reduced
     reduction: int  # original pixels a pixel of `image`, along each axis
     original_size: tuple[int, int]  # width, height of the image file
-    boxes: NDArray[np.float32]  # [n, 4] x1 y1 x2 y2 in original pixels
-    classes: NDArray[np.int64]  # [n]
+    objects: Objects
     weight: float
     frame_id: str
     image_path: str
 
 
 class Batch(NamedTuple):
-    """Samples stacked. B images, N boxes in all."""
+    """Samples stacked. B images, N labels in all, see `Objects`."""
 
     images: Tensor  # uint8 [B, c, h, w]; right of and below an image: its last pixels once more, then 0
     sizes: Tensor  # float32 [B, 2] width, height of the image in pixels of `images`
     original_sizes: Tensor  # float32 [B, 2] width, height of the image file
     boxes: Tensor  # float32 [N, 4] x1 y1 x2 y2 in original pixels
     classes: Tensor  # int64 [N]
+    names: list[str]
+    truncation: Tensor  # float32 [N]
+    occlusion: Tensor  # int64 [N]
     image_index: Tensor  # int64 [N], which of the B images a box is in
     weights: Tensor  # float32 [B]
     frame_ids: list[str]
@@ -74,17 +102,37 @@ class Batch(NamedTuple):
 
 
 class Dataset:
-    """Labelled images; `raw_counts` are the boxes by class name as in the records, before any mapping."""
+    """Labelled images.
+
+    Args:
+        raw_counts: the boxes by class name as in the records, before any mapping.
+        uniform: training draws equally from every source, not in proportion to their sizes.
+    """
 
     def __init__(
-        self, frames: Sequence[Frame], class_names: Sequence[str] = (), raw_counts: Counter[str] | None = None
+        self,
+        frames: Sequence[Frame],
+        class_names: Sequence[str] = (),
+        *,
+        raw_counts: Counter[str] | None = None,
+        uniform: bool = False,
     ):
         self.frames = list(frames)
         self.class_names = list(class_names)
         self.raw_counts = Counter() if raw_counts is None else raw_counts
+        self.uniform = uniform
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    def groups(self) -> list[list[int]]:
+        """The numbers of the images, in the groups that training draws from equally."""
+        if not self.uniform:
+            return [list(range(len(self)))]
+        members: dict[int, list[int]] = {}
+        for number, frame in enumerate(self.frames):
+            members.setdefault(frame.source, []).append(number)
+        return list(members.values())
 
     def sample(self, index: int, *, channels: int, target_size: tuple[int, int] | None = None) -> Sample:
         """Decode an image to 3 (RGB) or 1 channel; with a `target_size`, reduced towards it, never below.
@@ -104,26 +152,25 @@ class Dataset:
                 )
             size = image.size
             pixels, reduction = decode(image, channels=channels, target_size=target_size, name=_name(frame))
-        return Sample(
-            pixels, reduction, size, frame.boxes, frame.classes, frame.weight, frame.frame_id, frame.path
-        )
+        return Sample(pixels, reduction, size, frame.objects, frame.weight, frame.frame_id, frame.path)
 
 
 def training_frames(config: DatasetConfig, class_names: Sequence[str]) -> Dataset:
     """Read the records that a spec trains on: those of all sources, without the shards of `validation_fold`.
 
-    Record names are compared in lower case with the keys of `target_class_mapping`, which is applied once; boxes of
-    classes that are not mapped to one of `class_names` are dropped.
+    Record names are compared in lower case with the keys of `target_class_mapping`, which is applied once, and with
+    `dontcare_labels`; boxes without area are dropped.
 
     Raises:
         DataError: no shards for a pattern, none outside the fold, a damaged shard, missing images.
     """
     marker = _fold_marker(config)
     shards = _shards(config.data_sources)
-    kept = [(source, shard) for source, shard in shards if marker is None or marker not in shard]
+    kept = [shard for shard in shards if marker is None or marker not in shard.path]
     if not kept:
         raise DataError(f"every file of the data sources is called *{marker}*: nothing is left to train on")
-    return _Reader(config, class_names).read(kept)
+    uniform = config.sampling_mode == DatasetConfig.UNIFORM
+    return _Reader(config, class_names).read(kept, uniform=uniform)
 
 
 def validation_frames(config: DatasetConfig, class_names: Sequence[str]) -> Dataset | None:
@@ -139,7 +186,7 @@ def validation_frames(config: DatasetConfig, class_names: Sequence[str]) -> Data
     if config.HasField("validation_data_source"):
         shards = _shards([config.validation_data_source])
     elif marker is not None:
-        shards = [(source, shard) for source, shard in _shards(config.data_sources) if marker in shard]
+        shards = [shard for shard in _shards(config.data_sources) if marker in shard.path]
     else:
         return None
     if not shards:
@@ -164,30 +211,35 @@ class _Reader:
         self.numbers = {
             name: class_names.index(value) for name, value in mapping.items() if value in class_names
         }
+        self.numbers |= {name.lower(): DONTCARE for name in config.dontcare_labels}
 
-    def read(self, shards: Sequence[tuple[DataSource, str]]) -> Dataset:
+    def read(self, shards: Sequence[_SourceShard], *, uniform: bool = False) -> Dataset:
         found: list[Frame] = []
         raw: Counter[str] = Counter()
-        for source, path in shards:
+        for source, source_number, path in shards:
             shard: tfrecord.Shard | None = None
             for number, record in enumerate(tfrecord.read_records(path)):
                 if record.image is not None and shard is None:
                     shard = tfrecord.open_shard(path)
                 raw.update(name.lower() for name in record.names)
-                found.append(
-                    self._frame(record, source, shard if record.image is not None else None, number=number)
+                frame = self._frame(
+                    record, source, shard if record.image is not None else None, number=number
                 )
+                found.append(frame._replace(source=source_number))
         if not found:
-            raise DataError(f"there are no records in {', '.join(path for _, path in shards[:NAMED_FILES])}")
+            raise DataError(
+                f"there are no records in {', '.join(item.path for item in shards[:NAMED_FILES])}"
+            )
         _require_images(found)
-        return Dataset(found, self.class_names, raw)
+        return Dataset(found, self.class_names, raw_counts=raw, uniform=uniform)
 
     def _frame(
         self, record: tfrecord.Record, source: DataSource, shard: tfrecord.Shard | None, *, number: int
     ) -> Frame:
-        classes = np.array([self.numbers.get(name.lower(), -1) for name in record.names], dtype=np.int64)
+        names = tuple(name.lower() for name in record.names)
+        classes = np.array([self.numbers.get(name, BACKGROUND) for name in names], dtype=np.int64)
+        objects = Objects(record.boxes, classes, names, record.truncation, record.occlusion)
         has_area = (record.boxes[:, 2:] > record.boxes[:, :2]).all(axis=1)
-        kept = (classes >= 0) & has_area
         image = os.path.join(
             os.path.expanduser(source.image_directory_path), record.frame_id + self.extension
         )
@@ -197,8 +249,7 @@ class _Reader:
             shard=shard,
             number=number,
             size=(record.width, record.height),
-            boxes=record.boxes[kept],
-            classes=classes[kept],
+            objects=objects if has_area.all() else objects.chosen(has_area),
             weight=source.source_weight or 1.0,
         )
 
@@ -215,20 +266,49 @@ def image_files(path: str | os.PathLike[str]) -> Dataset:
     files = [root] if root.is_file() else sorted(file for file in root.iterdir() if _is_image(file))
     if not files:
         raise DataError(f"there are no images in {root}: files must end in {', '.join(IMAGE_EXTENSIONS)}")
-    boxes, classes = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-    return Dataset([Frame(file.stem, str(file), None, 0, None, boxes, classes, 1.0) for file in files])
+    return Dataset([Frame(file.stem, str(file), None, 0, None, NO_OBJECTS) for file in files])
+
+
+def capped(dataset: Dataset, limit: int) -> Dataset:
+    """The data set with at most `limit` boxes of target classes an image, the largest ones; 0: as it is."""
+    if not limit:
+        return dataset
+    frames = [frame._replace(objects=_largest(frame.objects, limit)) for frame in dataset.frames]
+    return Dataset(frames, dataset.class_names, raw_counts=dataset.raw_counts, uniform=dataset.uniform)
+
+
+def _largest(objects: Objects, limit: int) -> Objects:
+    target = np.flatnonzero(objects.classes >= 0)
+    if len(target) <= limit:
+        return objects
+    sizes = (objects.boxes[target, 2:] - objects.boxes[target, :2]).prod(axis=1)
+    kept = objects.classes < 0
+    kept[target[np.argsort(-sizes, kind="stable")[:limit]]] = True
+    return objects.chosen(kept)
 
 
 def class_counts(dataset: Dataset) -> tuple[Counter[str], Counter[str]]:
     """Boxes by target class (those without a box are there with 0), and by class name as in the records."""
-    classes = np.concatenate([frame.classes for frame in dataset.frames] or [np.zeros(0, np.int64)])
-    totals = np.bincount(classes, minlength=len(dataset.class_names))
+    classes = np.concatenate([frame.objects.classes for frame in dataset.frames] or [NO_OBJECTS.classes])
+    totals = np.bincount(classes[classes >= 0], minlength=len(dataset.class_names))
     return Counter(dict(zip(dataset.class_names, totals.tolist()))), dataset.raw_counts
 
 
-def training_order(count: int, batch_size: int, *, seed: int, epoch: int) -> list[int]:
-    """A permutation of range(count) that seed and epoch fix, continued from its start to fill the last batch."""
-    order = np.random.default_rng([seed, epoch]).permutation(count)
+def training_order(groups: Sequence[Sequence[int]], batch_size: int, *, seed: int, epoch: int) -> list[int]:
+    """The images of an epoch in the order that seed and epoch fix, continued from its start to fill the last batch.
+
+    Of one group, every image once. Of several, as many images in all, the same number from each group: a small one is
+    gone through more than once, and of a large one other images come in the next epoch.
+    """
+    random, count = np.random.default_rng([seed, epoch]), sum(map(len, groups))
+    if len(groups) == 1:
+        order = random.permutation(groups[0])
+    else:
+        shares = [
+            count * (turn + 1) // len(groups) - count * turn // len(groups) for turn in range(len(groups))
+        ]
+        drawn = [np.resize(random.permutation(group), share) for group, share in zip(groups, shares)]
+        order = random.permutation(np.concatenate(drawn))
     return [int(index) for index in np.resize(order, -(-count // batch_size) * batch_size)]
 
 
@@ -361,14 +441,18 @@ def collate(samples: Sequence[Sample]) -> Batch:
         # Bilinear sampling at an image's edge reaches half a pixel over it, and must not find black there.
         target[:, h : h + 1, :w] = target[:, h - 1 : h, :w]
         target[:, : h + 1, w : w + 1] = target[:, : h + 1, w - 1 : w]
-    counts = torch.tensor([len(sample.boxes) for sample in samples])
+    objects = [sample.objects for sample in samples]
+    counts = torch.tensor([len(item.names) for item in objects])
     original = torch.tensor([sample.original_size for sample in samples], dtype=torch.float32)
     return Batch(
         images=torch.from_numpy(images),
         sizes=original / torch.tensor([[sample.reduction] for sample in samples]),
         original_sizes=original,
-        boxes=torch.from_numpy(np.concatenate([sample.boxes for sample in samples])),
-        classes=torch.from_numpy(np.concatenate([sample.classes for sample in samples])),
+        boxes=torch.from_numpy(np.concatenate([item.boxes for item in objects])),
+        classes=torch.from_numpy(np.concatenate([item.classes for item in objects])),
+        names=[name for item in objects for name in item.names],
+        truncation=torch.from_numpy(np.concatenate([item.truncation for item in objects])),
+        occlusion=torch.from_numpy(np.concatenate([item.occlusion for item in objects])),
         image_index=torch.repeat_interleave(torch.arange(len(samples)), counts),
         weights=torch.tensor([sample.weight for sample in samples], dtype=torch.float32),
         frame_ids=[sample.frame_id for sample in samples],
@@ -404,8 +488,7 @@ def sample_from_image(
         with open_image(name, name=name) as file:
             original = file.size
             pixels, reduction = decode(file, channels=channels, target_size=size, name=name)
-    boxes, classes = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-    return Sample(pixels, reduction, original, boxes, classes, 1.0, Path(name).stem, name)
+    return Sample(pixels, reduction, original, NO_OBJECTS, 1.0, Path(name).stem, name)
 
 
 def _decode_size(config: AugmentationConfig) -> tuple[int, int] | None:
@@ -486,17 +569,23 @@ def _name(frame: Frame) -> str:
     return frame.path if frame.shard is None else f"{frame.path} (record {frame.number}, {frame.frame_id})"
 
 
-def _shards(sources: Iterable[DataSource]) -> list[tuple[DataSource, str]]:
+class _SourceShard(NamedTuple):
+    source: DataSource
+    number: int  # of the source
+    path: str
+
+
+def _shards(sources: Iterable[DataSource]) -> list[_SourceShard]:
     """The shards of every source; each must have some."""
-    found: list[tuple[DataSource, str]] = []
-    for source in sources:
+    found: list[_SourceShard] = []
+    for number, source in enumerate(sources):
         shards = tfrecord.find_shards(source.tfrecords_path)
         if not shards:
             raise DataError(
                 f"no files match tfrecords_path: {source.tfrecords_path}; "
                 "correct the pattern, or run detectkit convert"
             )
-        found += [(source, shard) for shard in shards]
+        found += [_SourceShard(source, number, shard) for shard in shards]
     return found
 
 

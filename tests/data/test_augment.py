@@ -20,7 +20,7 @@ from detectkit.data.augment import (
     spatial_matrices,
     warp,
 )
-from detectkit.data.dataset import Batch, Sample, collate
+from detectkit.data.dataset import Batch, Objects, Sample, collate
 from detectkit.spec import AugmentationConfig
 
 NO_SPATIAL = dict(hflip_probability=0.0, vflip_probability=0.0, zoom_min=1.0, zoom_max=1.0)
@@ -38,8 +38,14 @@ def batch(*images: np.ndarray, boxes: list[list[float]] | None = None, reduction
     for index, image in enumerate(images):
         own = np.array(boxes if boxes and index == 0 else [], dtype=np.float32).reshape(-1, 4)
         size = (image.shape[2] * reduction, image.shape[1] * reduction)
-        classes = np.arange(len(own), dtype=np.int64)
-        samples.append(Sample(image, reduction, size, own, classes, 1.0 + index, f"frame{index}", ""))
+        objects = Objects(
+            own,
+            np.arange(len(own), dtype=np.int64),
+            tuple(map(str, range(len(own)))),
+            np.zeros(len(own), np.float32),
+            np.zeros(len(own), np.int64),
+        )
+        samples.append(Sample(image, reduction, size, objects, 1.0 + index, f"frame{index}", ""))
     return collate(samples)
 
 
@@ -96,7 +102,7 @@ class TestPreprocessing:
     def test_boxes_are_scaled_by_each_axis_of_the_resize(self) -> None:
         spec = config(48, 32, preprocessing="enable_auto_resize: true")
         result = run(batch(noise(3, 64, 24), boxes=[[2, 8, 12, 40]]), spec)
-        assert result.boxes.tolist() == [[4, 4, 24, 20]]  # x times 2, y times 0.5
+        assert result.labels.boxes.tolist() == [[4, 4, 24, 20]]  # x times 2, y times 0.5
         assert result.matrices[0].tolist() == [[2, 0, 0], [0, 0.5, 0], [0, 0, 1]]
 
     def test_a_reduced_image_is_resized_as_the_whole_would_be(self) -> None:
@@ -105,7 +111,7 @@ class TestPreprocessing:
         whole = run(batch(image, boxes=[[2, 4, 10, 12]]), spec)
         reduced = run(batch(image, boxes=[[8, 16, 40, 48]], reduction=4), spec)
         torch.testing.assert_close(reduced.images, whole.images, atol=1e-5, rtol=0)
-        assert torch.equal(reduced.boxes, whole.boxes)
+        assert torch.equal(reduced.labels.boxes, whole.labels.boxes)
 
     def test_crop_shifts_and_blackens_what_it_cuts_off(self) -> None:
         image = noise(3, 40, 60)
@@ -115,8 +121,8 @@ class TestPreprocessing:
         )
         assert torch.equal(result.images[0, :, :32, :32], as_float(image[:, 4:36, 8:40]))
         assert result.images[0, :, :, 32:].abs().sum() == 0
-        assert result.boxes.tolist() == [[0, 6, 12, 16]]  # the second box is outside the rectangle
-        assert result.classes.tolist() == [0]
+        assert result.labels.boxes.tolist() == [[0, 6, 12, 16]]  # the second box is outside the rectangle
+        assert result.labels.classes.tolist() == [0]
 
     def test_crop_with_auto_resize_fills_the_network_input(self) -> None:
         image = noise(3, 40, 60)
@@ -132,7 +138,7 @@ class TestPreprocessing:
             slice(1, -1),
         )  # the crop's edge blends with its neighbours
         torch.testing.assert_close(result.images[inner], expected[inner], atol=2e-5, rtol=0)
-        assert result.boxes.tolist() == [[0, 0, 24, 16]]
+        assert result.labels.boxes.tolist() == [[0, 0, 24, 16]]
 
     def test_scale_fields_come_before_the_crop(self) -> None:
         pre = config(
@@ -149,11 +155,11 @@ class TestSpatial:
         spec = config(48, 32, rest="spatial_augmentation { hflip_probability: 1 vflip_probability: 1 }")
         once = run(batch(image, boxes=[[1, 2, 11, 22]]), spec, seed=0)
         assert torch.equal(once.images[0], as_float(image).flip(1, 2))
-        assert once.boxes.tolist() == [[37, 10, 47, 30]]  # 48 - 11, 32 - 22, 48 - 1, 32 - 2
+        assert once.labels.boxes.tolist() == [[37, 10, 47, 30]]  # 48 - 11, 32 - 22, 48 - 1, 32 - 2
         pixels = (once.images[0] * 255).round().to(torch.uint8).numpy()
-        twice = run(batch(pixels, boxes=once.boxes.tolist()), spec, seed=0)
+        twice = run(batch(pixels, boxes=once.labels.boxes.tolist()), spec, seed=0)
         assert torch.equal(twice.images[0], as_float(image))
-        assert twice.boxes.tolist() == [[1, 2, 11, 22]]
+        assert twice.labels.boxes.tolist() == [[1, 2, 11, 22]]
 
     def test_translation_is_by_whole_pixels_and_exact(self) -> None:
         image = noise(3, 32, 48)
@@ -238,10 +244,10 @@ class TestSpatial:
         spec = config(64, 48, preprocessing=preprocessing, rest=text)
         result = run(batch(image, noise(3, 50, 60), boxes=[[x, y, x + 12, y + 12]]), spec, seed=seed)
         rows, columns = np.nonzero(result.images[0, 0].numpy() > 0.5)
-        if not len(result.boxes):
+        if not len(result.labels.boxes):
             assert len(rows) == 0
             return
-        x1, y1, x2, y2 = result.boxes[0].tolist()
+        x1, y1, x2, y2 = result.labels.boxes[0].tolist()
         assert 0 <= x1 < x2 <= 64 and 0 <= y1 < y2 <= 48
         if len(rows):
             # All of the mark is inside the box, and reaches each side of it to within the blur of a bilinear tap.
@@ -263,8 +269,11 @@ class TestBoxes:
     def test_clipping_at_the_image_and_at_the_network_input(self) -> None:
         boxes = [[-5, -5, 10, 10], [20, 10, 100, 100], [70, 5, 90, 15]]
         result = run(batch(noise(3, 24, 60), boxes=boxes), config(48, 32))
-        assert result.boxes.tolist() == [[0, 0, 10, 10], [20, 10, 48, 24]]  # 24 rows of image, then padding
-        assert result.classes.tolist() == [0, 1]
+        assert result.labels.boxes.tolist() == [
+            [0, 0, 10, 10],
+            [20, 10, 48, 24],
+        ]  # 24 rows of image, then padding
+        assert result.labels.classes.tolist() == [0, 1]
 
     @pytest.mark.parametrize(
         "box, kept",
@@ -278,12 +287,12 @@ class TestBoxes:
     )
     def test_min_bbox_applies_after_clipping(self, box: list[float], kept: bool) -> None:
         spec = config(48, 32, preprocessing="min_bbox_width: 10 min_bbox_height: 8")
-        assert len(run(batch(noise(3, 32, 60), boxes=[box]), spec).boxes) == kept
+        assert len(run(batch(noise(3, 32, 60), boxes=[box]), spec).labels.boxes) == kept
 
     def test_empty_boxes_go_even_without_a_minimum(self) -> None:
         spec = config(48, 32, preprocessing="min_bbox_width: 0 min_bbox_height: 0")
         data = batch(noise(3, 32, 48), boxes=[[5, 5, 5, 20], [60, 1, 70, 9], [1, 1, 1.5, 1.5]])
-        assert run(data, spec).boxes.tolist() == [[1, 1, 1.5, 1.5]]
+        assert run(data, spec).labels.boxes.tolist() == [[1, 1, 1.5, 1.5]]
 
     def test_a_rotated_box_encloses_its_corners(self) -> None:
         spec = config(64, 64, rest="spatial_augmentation { rotate_rad_max: 0.5 }")
@@ -291,11 +300,11 @@ class TestBoxes:
         cosine, sine = abs(result.matrices[0, 0, 0].item()), abs(result.matrices[0, 0, 1].item())
         width, height = 20 * cosine + 10 * sine, 20 * sine + 10 * cosine
         expected = [32 - width / 2, 32 - height / 2, 32 + width / 2, 32 + height / 2]
-        assert result.boxes[0].tolist() == pytest.approx(expected, abs=1e-4)
+        assert result.labels.boxes[0].tolist() == pytest.approx(expected, abs=1e-4)
 
     def test_no_boxes_and_weights(self) -> None:
         result = run(batch(noise(1, 32, 48), noise(1, 32, 48)), config(48, 32))
-        assert result.boxes.shape == (0, 4) and result.images.shape == (2, 1, 32, 48)
+        assert result.labels.boxes.shape == (0, 4) and result.images.shape == (2, 1, 32, 48)
         assert result.weights.tolist() == [1, 2]
 
 
@@ -383,7 +392,8 @@ class TestDeterminism:
         first = run(data, spec, seed=7)
         torch.manual_seed(99)
         again, other = run(data, spec, seed=7), run(data, spec, seed=8)
-        assert all(torch.equal(a, b) for a, b in zip(first, again))
+        assert torch.equal(first.images, again.images) and torch.equal(first.matrices, again.matrices)
+        assert torch.equal(first.labels.boxes, again.labels.boxes)
         assert not torch.equal(first.images, other.images)
 
     def test_without_a_generator_nothing_is_random(self) -> None:

@@ -16,6 +16,8 @@ from google.protobuf import text_format
 from PIL import Image
 
 from detectkit.data.dataset import (
+    BACKGROUND,
+    NO_OBJECTS,
     Batch,
     Dataset,
     Sample,
@@ -95,8 +97,8 @@ class TestFrames:
         assert validation_frames(config(tmp_path), CLASSES) is None and len(training) == 2
         sample = training.sample(0, channels=3)
         assert sample.frame_id == "image_2/a" and sample.original_size == (40, 30)
-        assert sample.boxes.tolist() == [[1, 2, 11, 22], [2, 2, 12, 22]]
-        assert sample.classes.tolist() == [1, 0]
+        assert sample.objects.boxes.tolist() == [[1, 2, 11, 22], [2, 2, 12, 22]]
+        assert sample.objects.classes.tolist() == [1, 0]
         assert sample.image.shape == (3, 30, 40)
         assert np.array_equal(sample.image, np.asarray(picture(40, 30)).transpose(2, 0, 1))
 
@@ -104,10 +106,9 @@ class TestFrames:
         chain = 'target_class_mapping { key: "Car" value: "person" } target_class_mapping { key: "person" value: "vehicle" }'
         make(tmp_path, {"train": [record("a", names=("CAR", "person", "tram"))]})
         training = training_frames(config(tmp_path, mapping=chain), CLASSES)
-        assert training.sample(0, channels=3).classes.tolist() == [
-            0,
-            1,
-        ]  # car -> person, and not on to vehicle
+        objects = training.sample(0, channels=3).objects
+        assert objects.classes.tolist() == [0, 1, BACKGROUND]  # car -> person, and not on to vehicle
+        assert objects.names == ("car", "person", "tram")
         targets, raw = class_counts(training)
         assert targets == {"person": 1, "vehicle": 1}
         assert raw == {"car": 1, "person": 1, "tram": 1}
@@ -120,7 +121,7 @@ class TestFrames:
         bad = record("a", names=("car", "car"))
         bad.boxes[0] = [5, 5, 5, 9]
         make(tmp_path, {"train": [bad]})
-        assert len(training_frames(config(tmp_path), CLASSES).sample(0, channels=3).boxes) == 1
+        assert len(training_frames(config(tmp_path), CLASSES).sample(0, channels=3).objects.boxes) == 1
 
     def test_validation_fold_over_all_sources(self, tmp_path: Path) -> None:
         for source in ("one", "two"):
@@ -354,11 +355,10 @@ class TestSampleFromImage:
 
 class TestCollate:
     def test_padding_repeats_the_edge_once(self) -> None:
-        empty, none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
         small = np.arange(1, 7, dtype=np.uint8).reshape(1, 2, 3)
         large = np.full((1, 4, 5), 9, dtype=np.uint8)
         samples = [
-            Sample(image, 1, (image.shape[2], image.shape[1]), empty, none, 1.0, "", "")
+            Sample(image, 1, (image.shape[2], image.shape[1]), NO_OBJECTS, 1.0, "", "")
             for image in (small, large)
         ]
         batch = collate(samples)
@@ -459,16 +459,16 @@ class TestLoader:
 
 class TestTrainingOrder:
     def test_every_index_once_then_wrap_around(self) -> None:
-        order = training_order(10, 4, seed=1, epoch=0)
+        order = training_order([range(10)], 4, seed=1, epoch=0)
         assert len(order) == 12 and sorted(order[:10]) == list(range(10)) and order[10:] == order[:2]
 
     def test_fewer_images_than_a_batch(self) -> None:
-        order = training_order(3, 8, seed=1, epoch=0)
+        order = training_order([range(3)], 8, seed=1, epoch=0)
         assert len(order) == 8 and order[3:6] == order[:3] and order[6:] == order[:2]
 
     def test_seed_and_epoch_decide(self) -> None:
-        first = training_order(50, 5, seed=1, epoch=0)
-        assert first == training_order(50, 5, seed=1, epoch=0)
-        assert first != training_order(50, 5, seed=1, epoch=1) and first != training_order(
-            50, 5, seed=2, epoch=0
+        first = training_order([range(50)], 5, seed=1, epoch=0)
+        assert first == training_order([range(50)], 5, seed=1, epoch=0)
+        assert first != training_order([range(50)], 5, seed=1, epoch=1) and first != training_order(
+            [range(50)], 5, seed=2, epoch=0
         )
