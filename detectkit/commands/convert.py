@@ -1,4 +1,4 @@
-"""Convert a KITTI folder of images and label files to TFRecord shards, split into folds."""
+"""Convert images and labels of KITTI, COCO or Pascal VOC to TFRecord shards, split into folds."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
         say(f"left out: {len(summary.rejected)} lines, labels or images; listed in {summary.warning_file}")
     shards = [shard for fold in summary.folds for shard in fold.shards]
     say(f"wrote {len(shards)} shards and their indexes: {args.output_filename}*")
-    _print_next(config, summary, args.output_filename)
+    _print_next(summary, args.output_filename, validation_fold=args.validation_fold or 0)
     images = sum(fold.frames for fold in summary.folds)
     boxes = sum(fold.boxes.total() for fold in summary.folds)
     if not boxes:
@@ -73,13 +73,18 @@ def _with_total(counts: list[int]) -> list[int]:
     return [*counts, sum(counts)]
 
 
-def _print_next(config: spec.DatasetExportConfig, summary: Summary, prefix: str) -> None:
+def _print_next(summary: Summary, prefix: str, *, validation_fold: int) -> None:
     """Print what a training spec needs to read these records."""
-    source = config.kitti_config
-    part = "-fold-*" if source.num_partitions else "-shard-*" if source.num_shards else ""
+    names = [shard.name for fold in summary.folds for shard in fold.shards]
+    part = next(
+        (part for part in ("-fold-", "-shard-") if part in names[0].removeprefix(Path(prefix).name)), ""
+    )
     say("next: put this into the dataset_config of your training spec (class names are those in the table):")
-    say(f'  data_sources {{ tfrecords_path: "{prefix}{part}" image_directory_path: "{summary.image_root}" }}')
-    say(f'  image_extension: "{source.image_extension.removeprefix(".")}"')
-    if len(summary.folds) > 1 and summary.folds[0].frames:
-        say("  validation_fold: 0")
+    pattern = prefix + (f"{part}*" if part else "")
+    say(f'  data_sources {{ tfrecords_path: "{pattern}" image_directory_path: "{summary.image_root}" }}')
+    if summary.image_extension:
+        say(f'  image_extension: "{summary.image_extension}"')
+    filled = [fold.number for fold in summary.folds if fold.frames]
+    if len(filled) > 1 and validation_fold in filled:
+        say(f"  validation_fold: {validation_fold}")
     say("then: detectkit check -e TRAINING_SPEC")

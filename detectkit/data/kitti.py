@@ -1,34 +1,24 @@
-"""KITTI label files: one object a line, 15 columns for a label and 16 for a detection."""
+"""KITTI folders and label files: one object a line, 15 columns for a label and 16 for a detection."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from detectkit.data import frames
+from detectkit.data.frames import Frame, LabelFile, Source, box_text
+from detectkit.data.frames import Label as Label  # what a line of a label file is
 from detectkit.errors import DataError
 from detectkit.files import atomic_write
+from detectkit.spec import DatasetExportConfig, KITTIConfig
 
 COLUMNS = (
     *("class", "truncation", "occlusion", "alpha", "x1", "y1", "x2", "y2"),
     *("height", "width", "length", "x", "y", "z", "rotation_y", "score"),
 )
-LARGEST = 1e9  # beyond this a number is a mistake, and would not survive the record's float32 and int64
-
-
-class Label(NamedTuple):
-    """One line of a label file. Boxes are x1, y1, x2, y2 in pixels, as written: they may leave the image."""
-
-    name: str
-    truncation: float
-    occlusion: int
-    alpha: float
-    box: tuple[float, float, float, float]
-    dimensions: tuple[float, float, float] = (0.0, 0.0, 0.0)  # height, width, length in metres
-    location: tuple[float, float, float] = (0.0, 0.0, 0.0)  # x, y, z in metres, camera coordinates
-    rotation_y: float = 0.0
-    score: float | None = None
 
 
 class Reject(NamedTuple):
@@ -107,6 +97,80 @@ def file_name(name: str) -> str:
     return "_".join(name.split())
 
 
+# Folders
+
+
+def read_folder(config: DatasetExportConfig, generator: random.Random) -> Source:
+    """Read the images and labels of a KITTI folder, dealt to folds as `partition_mode` says.
+
+    Raises:
+        DataError: a folder or the sequence file is missing or unusable, or no image has the extension.
+    """
+    source = config.kitti_config
+    pairs = _pairs(config)
+    names = frames.list_images(pairs.image_root / source.image_dir_name, pairs.image_extension)
+    if source.partition_mode == "sequence":
+        sequences = _sequences(source)
+        listed = {name for sequence in sequences.values() for name in sequence}
+        rejected = pairs.missing_images(listed - names)
+        found = pairs.read(sorted(names & listed), rejected)
+        folds = _deal(sequences, found, num_folds=max(source.num_partitions, 1))
+    else:
+        rejected = pairs.missing_images(frames.list_names(pairs.labels, ".txt", "label_dir_name") - names)
+        found = pairs.read(sorted(names), rejected)
+        folds = frames.split(list(found.values()), source.val_split, generator)
+    shards = [source.num_shards] * len(folds)
+    extension = pairs.image_extension.removeprefix(".")
+    return Source(folds, rejected, pairs.image_root, extension, shards, source.num_partitions > 0)
+
+
+def _pairs(config: DatasetExportConfig) -> frames.Pairs:
+    source = config.kitti_config
+    root = Path(source.root_directory_path).expanduser()
+    image_root = frames.find_image_root(config.image_directory_path, root, [source.image_dir_name])
+    return frames.Pairs(
+        image_root,
+        source.image_dir_name,
+        image_extension="." + source.image_extension.removeprefix("."),
+        labels=root / source.label_dir_name,
+        label_extension=".txt",
+        parse=_label_file,
+    )
+
+
+def _label_file(path: Path) -> LabelFile:
+    labels, rejected = read_labels(path)
+    return LabelFile(labels, [(line, reason) for line, reason in rejected])
+
+
+def _sequences(source: KITTIConfig) -> dict[str, list[str]]:
+    """Read the JSON file of sequence name -> frame names; a frame may be in one sequence only."""
+    path = Path(source.root_directory_path).expanduser() / source.kitti_sequence_to_frames_file
+    sequences = frames.read_json(path, "kitti_sequence_to_frames_file")
+    if not isinstance(sequences, dict) or not all(isinstance(names, list) for names in sequences.values()):
+        raise DataError(f"{path}: expected one JSON object of sequence name to list of frame names")
+    sequences = {str(sequence): [str(name) for name in names] for sequence, names in sequences.items()}
+    counts = Counter(name for names in sequences.values() for name in names)
+    for name, count in counts.most_common(1):
+        if count > 1:
+            raise DataError(f"{path}: the frame {name} is listed {count} times; it would be in two folds")
+    return sequences
+
+
+def _deal(
+    sequences: Mapping[str, list[str]], found: Mapping[str, Frame], *, num_folds: int
+) -> list[list[Frame]]:
+    """Deal sequences, longest first, to the folds in turn, and count the folds from the last, as TLT does."""
+    ordered = sorted(sequences, key=lambda sequence: (-len(sequences[sequence]), sequence))
+    folds: list[list[Frame]] = [[] for _ in range(num_folds)]
+    for turn, sequence in enumerate(ordered):
+        folds[turn % num_folds].extend(found[name] for name in sequences[sequence] if name in found)
+    return folds[::-1]
+
+
+# Lines
+
+
 def _content(path: str | Path) -> bytes:
     try:
         return Path(path).read_bytes()
@@ -128,11 +192,11 @@ def _parse(line: bytes) -> Label:
         raise ValueError("not UTF-8 text") from error
     if len(columns) not in (15, 16):
         raise ValueError(f"{len(columns)} columns, but a label has 15, or 16 with a score")
-    truncation, occlusion, alpha, x1, y1, x2, y2, *rest = map(_number, COLUMNS[1:], columns[1:])
+    truncation, occlusion, alpha, x1, y1, x2, y2, *rest = map(frames.number, COLUMNS[1:], columns[1:])
     if occlusion != int(occlusion):
         raise ValueError(f"occlusion is {columns[2]!r}, not a whole number")
     if x2 < x1 or y2 < y1:
-        raise ValueError(f"the box {_text(x1, y1, x2, y2)} is reversed: it needs x1 < x2 and y1 < y2")
+        raise ValueError(f"the box {box_text(x1, y1, x2, y2)} is reversed: it needs x1 < x2 and y1 < y2")
     return Label(
         columns[0],
         truncation,
@@ -146,21 +210,7 @@ def _parse(line: bytes) -> Label:
     )
 
 
-def _number(column: str, text: str) -> float:
-    try:
-        value = float(text.replace("_", "?"))  # Python would read 1_0 as ten
-    except ValueError as error:
-        raise ValueError(f"{column} is {text!r}, not a number") from error
-    if not math.isfinite(value) or abs(value) > LARGEST:
-        raise ValueError(f"{column} is {text!r}, not a finite number of a sensible size")
-    return value
-
-
 def _require_area(label: Label) -> None:
     x1, y1, x2, y2 = label.box
     if x1 == x2 or y1 == y2:
-        raise ValueError(f"the box {_text(*label.box)} has no area: it needs x1 < x2 and y1 < y2")
-
-
-def _text(*box: float) -> str:
-    return "(" + ", ".join(f"{value:g}" for value in box) + ")"
+        raise ValueError(f"the box {box_text(*label.box)} has no area: it needs x1 < x2 and y1 < y2")

@@ -1,4 +1,4 @@
-"""From a KITTI folder to shards: names, splits, what is left out and why, and nothing half-written."""
+"""From label files to shards: names, splits, what is left out and why, and nothing half-written."""
 
 import errno
 import json
@@ -10,10 +10,12 @@ import pytest
 from google.protobuf import text_format
 from PIL import Image
 
-from detectkit.data import kitti, tfrecord
-from detectkit.data.convert import Frame, convert, modify
+from detectkit import spec
+from detectkit.data import tfrecord
+from detectkit.data.convert import convert, modify
 from detectkit.data.example_pb2 import Example
-from detectkit.errors import DataError, OutputError, SpecError, UsageError
+from detectkit.data.frames import Frame, Label
+from detectkit.errors import DataError, OutputError, UsageError
 from detectkit.spec import DatasetExportConfig
 
 CAR = "Car 0.5 1 -1.57 10.5 20 30.25 40 1.5 1.6 3.9 1 2 8.4 0.01\n"
@@ -85,6 +87,7 @@ def test_names_and_counts(root, prefix):
         ({"num_shards": 20, "val_split": 80}, [f"-fold-001-of-002-shard-0000{i}-of-00002" for i in range(2)]),
     ],
 )
+@pytest.mark.spec_field("KITTIConfig.num_shards")
 def test_name_parts(root, prefix, changes, expected):
     convert(settings(root, **changes), prefix)
     assert [name for name in files(prefix) if "index" not in name][-len(expected) :] == expected
@@ -110,6 +113,7 @@ def test_columns_of_tlt_are_all_there(root, prefix):
     assert feature["target/observation_angle"].float_list.value[0] == pytest.approx(-1.57)
 
 
+@pytest.mark.spec_field("DatasetExportConfig.random_seed")
 def test_random_split_is_random_seeded_and_complete(root, prefix):
     first, again = (read(convert(settings(root), prefix)) for _ in range(2))
     assert first == again
@@ -124,10 +128,20 @@ def test_random_split_is_random_seeded_and_complete(root, prefix):
     assert len(validation) > 4  # TLT always takes the first two by name
 
 
+@pytest.mark.spec_field("KITTIConfig.val_split")
+def test_the_validation_share_is_in_percent(root, prefix):
+    shares = {share: convert(settings(root, val_split=share), prefix).folds for share in (0, 30, 50, 99, 100)}
+    assert {share: [fold.frames for fold in folds] for share, folds in shares.items()} == {
+        **{0: [0, 10], 30: [3, 7]},
+        **{50: [5, 5], 99: [9, 1], 100: [10, 0]},
+    }
+
+
 def test_small_validation_share_still_gives_a_frame(root, prefix):
     assert [fold.frames for fold in convert(settings(root, val_split=1), prefix).folds] == [1, 9]
 
 
+@pytest.mark.spec_field("KITTIConfig.partition_mode", "KITTIConfig.kitti_sequence_to_frames_file")
 def test_sequences_are_dealt_longest_first_and_folds_counted_from_the_last(root, prefix):
     sequences = {"b": ["000000"], "long": ["000001", "000002", "000003"], "a": ["000004"]}
     (root / "seq.json").write_text(json.dumps(sequences))
@@ -139,6 +153,7 @@ def test_sequences_are_dealt_longest_first_and_folds_counted_from_the_last(root,
     ]
 
 
+@pytest.mark.spec_field("KITTIConfig.num_partitions")
 def test_sequences_without_partitions_give_one_file(root, prefix):
     (root / "seq.json").write_text(json.dumps({"a": ["000004", "000009"], "b": ["000005"]}))
     changes = {"partition_mode": "sequence", "kitti_sequence_to_frames_file": "seq.json", "num_partitions": 0}
@@ -267,6 +282,7 @@ def test_unusable_frame_is_left_out_and_listed(root, prefix, damage, file, reaso
 @pytest.mark.parametrize(
     "mode, extension", [("I;16", "png"), ("L", "png"), ("P", "png"), ("CMYK", "jpg"), ("RGBA", "png")]
 )
+@pytest.mark.spec_field("KITTIConfig.image_extension")
 def test_size_of_any_kind_of_image_is_read(tmp_path, prefix, mode, extension):
     add_frame(tmp_path / "k", "a", mode=mode, extension=extension, size=(33, 21))
     summary = convert(one_fold(tmp_path / "k", image_extension=extension), prefix)
@@ -308,6 +324,26 @@ def test_missing_folder(root, prefix, field):
         convert(config, prefix)
 
 
+@pytest.mark.spec_field(
+    "KITTIConfig.root_directory_path",
+    "KITTIConfig.image_dir_name",
+    "KITTIConfig.label_dir_name",
+    "DatasetExportConfig.image_directory_path",
+)
+def test_images_and_labels_in_different_places(root, tmp_path, prefix):
+    """Images below image_directory_path, labels below root_directory_path; frame ids start at the former."""
+    pictures = tmp_path / "elsewhere" / "pictures"
+    pictures.mkdir(parents=True)
+    (root / "image_2").rename(pictures / "left")
+    (root / "label_2").rename(root / "text")
+    config = one_fold(root, image_dir_name="left", label_dir_name="text")
+    config.image_directory_path = str(pictures)
+    summary = convert(config, prefix)
+    assert summary.image_root == pictures
+    assert sorted(read(summary)[1]) == [f"left/{number:06}" for number in range(10)]
+    assert summary.folds[1].boxes == {"car": 10, "pedestrian": 5}
+
+
 def test_image_directory_without_the_images_falls_back_to_the_root(root, prefix, caplog):
     config = settings(root)
     config.image_directory_path = str(root / "image_2")
@@ -318,21 +354,22 @@ def test_image_directory_without_the_images_falls_back_to_the_root(root, prefix,
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"num_partitions": 5}, 'partition_mode "random" needs num_partitions: 2, got 5'),
-        ({"partition_mode": "sequence"}, "needs kitti_sequence_to_frames_file"),
-        ({"partition_mode": "folds"}, '"random" or "sequence", got "folds"'),
+        (
+            {"num_partitions": 5},
+            'kitti_config.num_partitions: partition_mode "random" makes 2 partitions, got 5',
+        ),
+        ({"partition_mode": "sequence"}, 'sequence_to_frames_file: partition_mode "sequence" needs it'),
+        ({"partition_mode": "folds"}, 'partition_mode: must be one of random, sequence, got "folds"'),
     ],
 )
-def test_spec_that_cannot_be_done(root, prefix, changes, message):
-    with pytest.raises(SpecError, match=message):
-        convert(settings(root, **changes), prefix)
+def test_spec_that_cannot_be_done(root, changes, message):
+    [found] = spec.check(settings(root, **changes))
+    assert str(found).endswith(message)
 
 
-def test_coco_is_said_not_to_be_converted(prefix):
-    config = DatasetExportConfig()
-    config.coco_config.root_directory_path = "/data"
-    with pytest.raises(SpecError, match="kitti_config is missing"):
-        convert(config, prefix)
+def test_spec_without_a_source():
+    [found] = spec.check(DatasetExportConfig())
+    assert "this section is missing (or coco_config, or voc_config)" in str(found)
 
 
 @pytest.mark.parametrize("bad", ["", "/"])
@@ -342,16 +379,18 @@ def test_prefix_that_is_a_folder(root, tmp_path, bad):
 
 
 def test_fold_that_does_not_exist(root, prefix):
-    with pytest.raises(UsageError, match="there is no fold 2: num_partitions is 2"):
+    with pytest.raises(UsageError, match="there is no fold 2: the spec makes 2, counted from 0"):
         convert(settings(root), prefix, validation_fold=2)
 
 
+@pytest.mark.spec_field("DatasetExportConfig.target_class_mapping")
 def test_class_names_are_renamed_in_the_records(root, prefix):
     config = one_fold(root)
     config.target_class_mapping["Car"] = "vehicle"
     assert convert(config, prefix).folds[1].boxes == {"vehicle": 10, "pedestrian": 5}
 
 
+@pytest.mark.spec_field("DatasetExportConfig.embed_images")
 def test_embedded_images(root, prefix):
     config = one_fold(root)
     config.embed_images = True
@@ -404,7 +443,7 @@ def test_output_below_a_file(root, tmp_path):
 def frames(*names):
     """One frame for each string, with a box of the class of each letter."""
     return [
-        Frame(text, None, 10, 10, tuple(kitti.Label(letter, 0, 0, 0, (0, 0, 1, 1)) for letter in text))
+        Frame(text, None, 10, 10, tuple(Label(letter, 0, 0, 0, (0, 0, 1, 1)) for letter in text))
         for text in names
     ]
 
@@ -427,9 +466,69 @@ def frames(*names):
         ),
     ],
 )
+@pytest.mark.spec_field(
+    "DatasetExportConfig.SampleModifierConfig.filter_samples_containing_only",
+    "DatasetExportConfig.SampleModifierConfig.dominant_target_classes",
+    "DatasetExportConfig.SampleModifierConfig.minimum_target_class_imbalance",
+    "DatasetExportConfig.SampleModifierConfig.num_duplicates",
+    "DatasetExportConfig.SampleModifierConfig.max_training_samples",
+    "DatasetExportConfig.SampleModifierConfig.source_to_target_class_mapping",
+)
 def test_sample_modifier(modifier, expected):
     message = text_format.Parse(modifier, DatasetExportConfig.SampleModifierConfig())
-    assert [frame.name for frame in modify(frames("cc", "p", "ccp", "ppc"), message, num_folds=1)] == expected
+    assert [
+        frame.frame_id for frame in modify(frames("cc", "p", "ccp", "ppc"), message, num_folds=1)
+    ] == expected
+
+
+@pytest.mark.parametrize(
+    "modifier, expected",
+    [
+        ('filter_samples_containing_only: "C"', ["p", "ccp", "ppc"]),
+        ('dominant_target_classes: ["C"] num_duplicates: 1', ["cc", "p", "p", "ccp", "ppc", "ppc"]),
+        (
+            'dominant_target_classes: "c" num_duplicates: 1 minimum_target_class_imbalance { key: "P" value: 2 }',
+            ["cc", "p", "p", "ccp", "ppc"],
+        ),
+        (
+            'source_to_target_class_mapping { key: "P" value: "C" } filter_samples_containing_only: "c"',
+            [],
+        ),
+    ],
+)
+def test_classes_of_the_sample_modifier_are_compared_in_lower_case(modifier, expected):
+    message = text_format.Parse(modifier, DatasetExportConfig.SampleModifierConfig())
+    kept = modify(frames("cc", "p", "ccp", "ppc"), message, num_folds=1)
+    assert [frame.frame_id for frame in kept] == expected
+
+
+def test_the_mapping_of_the_sample_modifier_does_not_reach_the_records(root, prefix):
+    config = one_fold(root)
+    config.sample_modifier_config.source_to_target_class_mapping["pedestrian"] = "car"
+    config.sample_modifier_config.filter_samples_containing_only.append("person")
+    assert convert(config, prefix).folds[1].boxes == {"car": 10, "pedestrian": 5}
+
+
+def test_a_cap_is_for_all_training_frames_also_when_a_fold_is_empty(root, prefix):
+    config = one_fold(root)
+    config.sample_modifier_config.max_training_samples = 4
+    assert [fold.frames for fold in convert(config, prefix).folds] == [0, 4]
+
+
+@pytest.mark.parametrize(
+    "modifier",
+    [
+        'filter_samples_containing_only: "car" filter_samples_containing_only: "vehicle"',
+        "max_training_samples: 1",
+    ],
+)
+def test_nothing_left_by_the_sample_modifier(root, prefix, modifier):
+    config = settings(root)
+    config.target_class_mapping["pedestrian"] = "car"
+    text_format.Parse(modifier, config.sample_modifier_config)
+    with pytest.raises(DataError, match="sample_modifier_config leaves no frame"):
+        convert(config, prefix)
+    assert files(prefix) == []
 
 
 def test_frame_without_boxes_is_not_filtered():
@@ -451,3 +550,117 @@ def test_duplicates_are_counted(root, prefix):
     summary = convert(config, prefix)  # the five frames with a car and no pedestrian come twice
     assert summary.folds[1].frames == 15
     assert Counter(Counter(read(summary)[1]).values()) == {1: 5, 2: 5}
+
+
+# --------------------------------------------------------------------------------- the same pictures, three times
+
+PICTURES = {
+    "000": [("Car", (1, 2, 30, 40)), ("Red Cell", (0, 0, 12.5, 8.25))],
+    "001": [],
+    "002": [("Car", (-3, -2, 70, 50))],
+    "003": [("Red Cell", (5, 5, 6, 6)), ("Red Cell", (7, 7, 20, 21)), ("Car", (3, 4, 5, 6))],
+    "004": [("Car", (9, 9, 19, 19)), ("Car", (10, 10, 20, 20))],
+    "005": [("DontCare", (0, 0, 64, 48))],
+    "006": [("Red Cell", (5.5, 5, 16, 16))],
+    "007": [("Car", (1, 1, 2, 2)), ("DontCare", (30, 30, 40, 40))],
+}
+SETS = {"validation": ["000", "005", "001"], "training": ["002", "003", "004", "006", "007"]}
+
+
+def describe_kitti(root):
+    (root / "labels").mkdir()
+    for name, objects in PICTURES.items():
+        lines = [
+            f"{label.replace(' ', '')} 0 0 0 {' '.join(map(str, box))} 0 0 0 0 0 0 0\n"
+            for label, box in objects
+        ]
+        (root / "labels" / f"{name}.txt").write_text("".join(lines))
+    (root / "sequences.json").write_text(json.dumps(SETS))
+    return """kitti_config { root_directory_path: "ROOT" image_dir_name: "pictures" label_dir_name: "labels"
+      partition_mode: "sequence" kitti_sequence_to_frames_file: "sequences.json" num_shards: 2 }"""
+
+
+def describe_coco(root):
+    ids = {"Car": 1, "Red Cell": 4, "DontCare": 90}
+    for part, names in SETS.items():
+        annotations = [
+            {"image_id": int(name), "category_id": ids[label], "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            for name in names
+            for label, (x1, y1, x2, y2) in PICTURES[name]
+        ]
+        content = {
+            "images": [{"id": int(name), "file_name": f"{name}.png"} for name in names],
+            "annotations": annotations,
+            "categories": [{"id": number, "name": label} for label, number in ids.items()],
+        }
+        (root / f"{part}.json").write_text(json.dumps(content))
+    return """coco_config { root_directory_path: "ROOT" img_dir_names: ["pictures", "pictures"]
+      annotation_files: ["validation.json", "training.json"] num_shards: 2 }"""
+
+
+def describe_voc(root):
+    (root / "labels").mkdir()
+    for name, objects in PICTURES.items():
+        elements = [
+            f"<object><name>{label}</name><bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax>"
+            f"<ymax>{y2}</ymax></bndbox></object>"
+            for label, (x1, y1, x2, y2) in objects
+        ]
+        (root / "labels" / f"{name}.xml").write_text(f"<annotation>{''.join(elements)}</annotation>")
+    for part, names in SETS.items():
+        (root / f"{part}.txt").write_text("\n".join(names))
+    return """voc_config { root_directory_path: "ROOT" image_dir_name: "pictures" annotation_dir_name: "labels"
+      image_extension: "png" image_set_files: ["validation.txt", "training.txt"] num_shards: 2 }"""
+
+
+def record_bytes(root, describe, more):
+    """Every record of each fold, as it lies in the file, in order of the frame ids; and the shards' names."""
+    for name in PICTURES:
+        (root / "pictures").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48)).save(root / "pictures" / f"{name}.png")
+    text = describe(root).replace("ROOT", str(root))
+    summary = convert(spec.loads(text + more), str(root / "records" / "data"), validation_fold=0)
+    folds = []
+    for fold in summary.folds:
+        opened = [tfrecord.open_shard(str(shard)) for shard in fold.shards]
+        content = [(Path(shard.path).read_bytes(), shard.offsets, shard.lengths) for shard in opened]
+        folds.append(
+            sorted(data[at : at + size] for data, starts, sizes in content for at, size in zip(starts, sizes))
+        )
+    return folds, [shard.name for fold in summary.folds for shard in fold.shards]
+
+
+@pytest.mark.parametrize("describe", [describe_coco, describe_voc])
+@pytest.mark.parametrize(
+    "more, expected",
+    [
+        ("", 5),
+        ("embed_images: true target_class_mapping { key: 'Red Cell' value: 'cell' }", 5),
+        ("sample_modifier_config { filter_samples_containing_only: 'car' }", 3),
+        ("sample_modifier_config { dominant_target_classes: ['car', 'dontcare'] num_duplicates: 2 }", 9),
+        (
+            "sample_modifier_config { dominant_target_classes: 'car' num_duplicates: 1"
+            " minimum_target_class_imbalance { key: 'Red Cell' value: 2 } }",
+            6,
+        ),
+        ("sample_modifier_config { dominant_target_classes: 'redcell' num_duplicates: 1 }", 8),
+        (
+            "sample_modifier_config { filter_samples_containing_only: 'thing'"
+            " source_to_target_class_mapping { key: 'Red Cell' value: 'thing' } }",
+            4,
+        ),
+    ],
+)
+def test_three_descriptions_of_the_same_pictures_give_the_same_records(tmp_path, describe, more, expected):
+    folds, names = record_bytes(tmp_path / "kitti", describe_kitti, more)
+    assert record_bytes(tmp_path / "other", describe, more) == (folds, names)
+    assert [len(fold) for fold in folds] == [3, expected]
+    assert names == [f"data-fold-00{f}-of-002-shard-0000{s}-of-00002" for f in (0, 1) for s in (0, 1)]
+
+
+@pytest.mark.parametrize("describe", [describe_kitti, describe_coco, describe_voc])
+def test_a_cap_takes_a_random_part_of_every_source(tmp_path, describe):
+    more = "sample_modifier_config {{ max_training_samples: 2 }} random_seed: {}"
+    drawn = [record_bytes(tmp_path / str(seed), describe, more.format(seed))[0] for seed in range(6)]
+    assert {len(folds[1]) for folds in drawn} == {2}
+    assert len({record for folds in drawn for record in folds[1]}) > 2

@@ -227,3 +227,156 @@ def framed(data):
 def test_unknown_protocol():
     with pytest.raises(DataError, match="cannot list nosuch://"):
         tfrecord.find_shards("nosuch://bucket/*")
+
+
+# Files that TLT wrote, built byte by byte
+
+
+def varint(value):
+    """Protobuf's varint; negative numbers are 64 bits of two's complement, so ten bytes."""
+    value, out = value % 2**64, b""
+    while value > 127:
+        out, value = out + bytes([value % 128 + 128]), value // 128
+    return out + bytes([value])
+
+
+def field(number, content):
+    """A field of wire type 2: a message, bytes or packed numbers."""
+    return varint(number * 8 + 2) + varint(len(content)) + content
+
+
+def strings(*values):
+    return field(1, b"".join(field(1, value.encode()) for value in values))
+
+
+def floats(*values):
+    return field(2, field(1, struct.pack(f"<{len(values)}f", *values)) if values else b"")
+
+
+def integers(*values):
+    return field(3, field(1, b"".join(map(varint, values))) if values else b"")
+
+
+def example(features):
+    """A tf.train.Example: a message with one map of feature name to Feature."""
+    entries = [field(1, field(1, name.encode()) + field(2, value)) for name, value in features.items()]
+    return field(1, b"".join(entries))
+
+
+def masked_crc32c(data):
+    """CRC-32C bit by bit (polynomial 0x1EDC6F41, reflected), then TFRecord's mask."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32)
+
+
+def as_tlt_frames_it(data):
+    length = struct.pack("<Q", len(data))
+    return length + masked_crc32c(length) + data + masked_crc32c(data)
+
+
+TLT = {  # frame 006505 of KITTI: a car behind the left edge of the image, and a region nobody labelled
+    "frame/id": strings("image_2/006505"),
+    "frame/height": integers(375),
+    "frame/width": integers(1242),
+    "target/object_class": strings("car", "dontcare"),
+    "target/truncation": floats(0.25, -1.0),
+    "target/occlusion": integers(2, -1),
+    "target/observation_angle": floats(-1.5, -10.0),
+    "target/coordinates_x1": floats(-3.5, 503.89),
+    "target/coordinates_y1": floats(180.0, 169.71),
+    "target/coordinates_x2": floats(100.25, 590.61),
+    "target/coordinates_y2": floats(374.0, 190.13),
+    "target/world_bbox_h": floats(1.5, -1.0),
+    "target/world_bbox_w": floats(1.75, -1.0),
+    "target/world_bbox_l": floats(4.0, -1.0),
+    "target/world_bbox_x": floats(-16.5, -1000.0),
+    "target/world_bbox_y": floats(2.5, -1000.0),
+    "target/world_bbox_z": floats(58.5, -1000.0),
+    "target/world_bbox_rot_y": floats(1.57, -10.0),
+}
+WITH_LIDAR = {
+    **TLT,
+    "point_cloud/id": strings("velodyne/006505"),
+    "point_cloud/num_input_channels": integers(4),
+    "calibration/T_lidar_to_camera": floats(*range(16)),
+    "calibration/P_lidar_to_image": floats(*range(12)),
+}
+
+
+def without(*names):
+    return {name: value for name, value in TLT.items() if name not in names}
+
+
+@pytest.fixture
+def tlt_shard(tmp_path):
+    """A shard as TLT names it, without an index."""
+
+    def write(*examples):
+        path = tmp_path / "kitti_trainval-fold-000-of-002-shard-00000-of-00010"
+        path.write_bytes(b"".join(as_tlt_frames_it(example(features)) for features in examples))
+        return path
+
+    return write
+
+
+EMPTY = {"frame/id": strings("image_2/000001"), "frame/height": integers(370), "frame/width": integers(1224)}
+EMPTY |= {name: strings() if "class" in name else floats() for name in TLT if name.startswith("target/")}
+EMPTY["target/occlusion"] = integers()
+
+
+def test_records_of_tlt_give_what_was_put_in(tlt_shard):
+    path = tlt_shard(TLT, EMPTY, WITH_LIDAR)
+    assert len(TLT) == 18
+    assert tfrecord.find_shards(f"{path.parent}/kitti_trainval*") == [str(path)]
+    opened = tfrecord.open_shard(str(path))
+    car, empty, lidar = (tfrecord.read_record(opened, number) for number in range(3))
+    assert (car.frame_id, car.width, car.height) == ("image_2/006505", 1242, 375)
+    assert car.names == ["car", "dontcare"]
+    boxes = [[-3.5, 180, 100.25, 374], [503.89, 169.71, 590.61, 190.13]]
+    numpy.testing.assert_array_equal(car.boxes, numpy.array(boxes, dtype=numpy.float32))
+    assert car.truncation.tolist() == [0.25, -1] and car.occlusion.tolist() == [2, -1]
+    assert car.occlusion.dtype == numpy.int64 and car.boxes.dtype == car.truncation.dtype == numpy.float32
+    assert car.image is None and car.image_format == ""
+    assert (empty.frame_id, empty.names, empty.boxes.shape) == ("image_2/000001", [], (0, 4))
+    assert_same(lidar, car)
+    for one, other in zip(tfrecord.read_records(str(path)), (car, empty, lidar), strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize(
+    "absent",
+    [
+        ["target/truncation"],
+        ["target/occlusion"],
+        ["target/truncation", "target/occlusion", "target/observation_angle"],
+        [name for name in TLT if "world_bbox" in name],
+    ],
+)
+def test_records_of_tlt_without_some_columns(tlt_shard, absent):
+    [record] = tfrecord.read_records(str(tlt_shard(without(*absent))))
+    assert record.names == ["car", "dontcare"]
+    assert record.truncation.tolist() == ([0, 0] if "target/truncation" in absent else [0.25, -1])
+    assert record.occlusion.tolist() == ([0, 0] if "target/occlusion" in absent else [2, -1])
+
+
+def test_our_records_are_those_of_tlt_to_the_byte(tlt_shard, tmp_path):
+    """A map has no order, so the features are sorted by name for the comparison."""
+    path = tlt_shard(dict(sorted(TLT.items())))
+    [record] = tfrecord.read_records(str(path))
+    columns = {
+        "target/observation_angle": [-1.5, -10],
+        **{
+            "target/world_bbox_h": [1.5, -1],
+            "target/world_bbox_w": [1.75, -1],
+            "target/world_bbox_l": [4, -1],
+        },
+        **{f"target/world_bbox_{axis}": [at, -1000] for axis, at in zip("xyz", (-16.5, 2.5, 58.5))},
+        "target/world_bbox_rot_y": [1.57, -10],
+    }
+    tfrecord.write_shard(tmp_path / "ours", [tfrecord.encode(record, columns)])
+    assert (tmp_path / "ours").read_bytes() == path.read_bytes()

@@ -1,0 +1,238 @@
+"""COCO annotation files: one JSON file for a folder of images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detectkit.console import progress
+from detectkit.data import frames
+from detectkit.data.frames import LARGEST, Frame, Label, Reject, Source, box_text
+from detectkit.errors import DataError
+from detectkit.spec import DatasetExportConfig
+
+Id = str | int | float  # whole numbers as a rule
+Json = Any  # what a JSON file may hold: objects of other shapes than COCO's too
+
+
+class Annotations(NamedTuple):
+    """One annotation file, its lists not yet judged."""
+
+    path: Path
+    images: list[Json]
+    annotations: list[Json]
+    categories: dict[Id, str]  # id to name
+
+
+class Listed(NamedTuple):
+    """An image as the annotation file lists it."""
+
+    identity: Id
+    file_name: str
+    size: tuple[object, object]  # width and height, as stated; None: not
+
+
+def read_folders(config: DatasetExportConfig) -> Source:
+    """Read the image folders and annotation files of all folds.
+
+    Category names lose what is not ASCII, as in TLT. A crowd is one box, like every object, and called `crowd_label`
+    where that is set. Segmentations are not read.
+
+    Raises:
+        DataError: a folder is missing, an annotation file is none, two of them disagree on the categories, or an
+            image is in two folds.
+    """
+    source = config.coco_config
+    root = Path(source.root_directory_path).expanduser()
+    image_root = frames.find_image_root(config.image_directory_path, root, source.img_dir_names)
+    files = [_load(root / file) for file in source.annotation_files]
+    _require_same_categories(files)
+    rejected: list[Reject] = []
+    folds = [
+        _read_fold(file, image_root, folder, crowd_label=source.crowd_label, rejected=rejected)
+        for file, folder in zip(files, source.img_dir_names)
+    ]
+    if not config.embed_images:
+        folds = _of_one_extension(folds, rejected)
+    folds = [_of_different_names(fold, rejected) for fold in folds]
+    frames.require_disjoint(folds)
+    extensions = {frame.image.suffix.removeprefix(".") for fold in folds for frame in fold}
+    shards = list(source.num_shards) or [0]
+    return Source(
+        folds,
+        rejected,
+        image_root,
+        extension=extensions.pop() if len(extensions) == 1 else "",
+        num_shards=shards * len(folds) if len(shards) == 1 else shards,
+    )
+
+
+# Annotation files
+
+
+def _load(path: Path) -> Annotations:
+    content = frames.read_json(path, "annotation_files")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise DataError(f'{path} is not a COCO annotation file for detection: it has no list "{key}"')
+    categories = _categories(content["categories"], path)
+    return Annotations(path, content["images"], content["annotations"], categories)
+
+
+def _categories(entries: list[Json], path: Path) -> dict[Id, str]:
+    """Give category id to name in the records; ids may have holes."""
+    found: dict[Id, str] = {}
+    originals: dict[str, str] = {}
+    for number, entry in enumerate(entries):
+        identity, original = _id(entry, "id"), _text(entry, "name")
+        if identity is None or not original:
+            raise DataError(f"{path}: categories[{number}] needs an id and a name")
+        name = frames.class_name(original.encode("ascii", "ignore").decode())
+        other = originals.setdefault(name, original)
+        if not name or frames.class_name(other) != frames.class_name(original):
+            clash = f"and {other!r} would have one name" if name else "has no ASCII letter"
+            raise DataError(
+                f"{path}: category {original!r} {clash}: records keep ASCII letters only; rename it"
+            )
+        if found.setdefault(identity, name) != name:
+            raise DataError(f"{path}: category {identity!r} is called {found[identity]} and {name}")
+    return found
+
+
+def _require_same_categories(files: Sequence[Annotations]) -> None:
+    first = files[0]
+    for other in files[1:]:
+        for identity in first.categories | other.categories:
+            names = [file.categories.get(identity, "nothing") for file in (first, other)]
+            if names[0] != names[1]:
+                raise DataError(
+                    f"category {identity!r} is {names[0]} in {first.path} and {names[1]} in {other.path}: "
+                    "all annotation files need the same categories"
+                )
+
+
+def _id(entry: Json, key: str) -> Id | None:
+    value = entry.get(key) if isinstance(entry, dict) else None
+    return value if isinstance(value, str | int | float) else None
+
+
+def _text(entry: Json, key: str) -> str:
+    value = entry.get(key) if isinstance(entry, dict) else None
+    return value if isinstance(value, str) else ""
+
+
+# Images
+
+
+def _read_fold(
+    file: Annotations, image_root: Path, folder: str, *, crowd_label: str, rejected: list[Reject]
+) -> list[Frame]:
+    """Read the images of one annotation file in its order; adds what is left out to `rejected`."""
+    if not (image_root / folder).is_dir():
+        raise DataError(f"there is no folder {image_root / folder}; img_dir_names has {folder}")
+    images = _images(file, rejected)
+    labels = _labels(file, {image.identity for image in images}, crowd_label, rejected)
+    found = []
+    for image in progress(images, total=len(images), label=f"reading {file.path.name}"):
+        path = image_root / folder / image.file_name
+        try:
+            size = frames.image_size(path)
+            frames.require_size(size, image.size)
+        except ValueError as error:
+            rejected.append(Reject(str(path), None, str(error)))
+        else:
+            frame_id = frames.frame_id(folder, image.file_name)
+            found.append(Frame(frame_id, path, *size, tuple(labels.get(image.identity, ()))))
+    return found
+
+
+def _images(file: Annotations, rejected: list[Reject]) -> list[Listed]:
+    """Give the images whose id and file are listed once; those of others cannot be told apart."""
+    listed: dict[tuple[Id, str], Listed] = {}
+    for number, entry in enumerate(file.images):
+        identity, name = _id(entry, "id"), _text(entry, "file_name")
+        if identity is None or not name:
+            rejected.append(Reject(str(file.path), None, f"images[{number}] needs an id and a file_name"))
+        elif (identity, name) in listed:
+            rejected.append(Reject(str(file.path), None, f"images[{number}], {name}, is listed before"))
+        else:
+            size = (entry.get("width"), entry.get("height"))
+            listed[identity, name] = Listed(identity, name, size)
+    ids, names = (Counter(key[part] for key in listed) for part in (0, 1))
+    for identity, name in list(listed):
+        if ids[identity] > 1 or names[name] > 1:
+            twice = f"the id {identity!r}" if ids[identity] > 1 else "this file_name"
+            rejected.append(Reject(str(file.path), None, f"{name}: several images have {twice}"))
+            del listed[identity, name]
+    return list(listed.values())
+
+
+def _of_one_extension(folds: Sequence[Sequence[Frame]], rejected: list[Reject]) -> list[list[Frame]]:
+    """Leave out the images that the one image_extension of a training spec would not find."""
+    counts = Counter(frame.image.suffix for fold in folds for frame in fold)
+    common = max(counts, key=lambda suffix: (bool(suffix), counts[suffix]), default="")
+    reason = f"most images end in {common}, and a training spec has one image_extension; or set embed_images"
+    odd = [frame for fold in folds for frame in fold if frame.image.suffix != common or not common]
+    rejected.extend(Reject(str(frame.image), None, reason) for frame in odd)
+    return [[frame for frame in fold if frame.image.suffix == common != ""] for fold in folds]
+
+
+def _of_different_names(fold: Sequence[Frame], rejected: list[Reject]) -> list[Frame]:
+    """Leave out an image whose name, without extension, is that of an earlier one: records could not tell them apart."""
+    found: dict[str, Frame] = {}
+    for frame in fold:
+        first = found.setdefault(frame.frame_id, frame)
+        if first is not frame:
+            reason = f"{first.image.name} has the same name but for its extension"
+            rejected.append(Reject(str(frame.image), None, reason))
+    return list(found.values())
+
+
+# Objects
+
+
+def _labels(
+    file: Annotations, images: Container[Id], crowd_label: str, rejected: list[Reject]
+) -> dict[Id, list[Label]]:
+    """Give the usable objects of each image."""
+    found: dict[Id, list[Label]] = {}
+    for number, entry in enumerate(file.annotations):
+        try:
+            image = _id(entry, "image_id")
+            if image is None or image not in images:
+                raise ValueError(f"no usable image has the id {_shown(entry, 'image_id')}")
+            label = _label(entry, file.categories, crowd_label)
+        except ValueError as error:
+            name = _id(entry, "id")
+            which = f"annotations[{number}]" if name is None else f"annotation {name!r}"
+            rejected.append(Reject(str(file.path), None, f"{which}: {error}"))
+        else:
+            found.setdefault(image, []).append(label)
+    return found
+
+
+def _label(entry: dict[str, Json], categories: Mapping[Id, str], crowd_label: str) -> Label:
+    category = _id(entry, "category_id")
+    if category is None or category not in categories:
+        raise ValueError(f"no category has the id {_shown(entry, 'category_id')}")
+    is_crowd = entry.get("iscrowd") == 1
+    name = crowd_label if is_crowd and crowd_label else categories[category]
+    return Label(name, truncation=0.0, occlusion=0, alpha=0.0, box=_box(entry.get("bbox")))
+
+
+def _box(values: Json) -> tuple[float, float, float, float]:
+    """Give x1, y1, x2, y2 for x, y, width, height; ValueError says what is wrong with them."""
+    if not isinstance(values, list) or len(values) != 4:
+        raise ValueError("it has no bbox of x, y, width and height")
+    if not all(isinstance(value, int | float) and abs(value) <= LARGEST for value in values):
+        raise ValueError(f"its bbox {values!r:.80} is not four finite numbers of a sensible size")
+    x, y, width, height = values
+    if width <= 0 or height <= 0:
+        raise ValueError(f"its bbox {box_text(*values)}, x, y, width, height, has no area")
+    return (float(x), float(y), float(x + width), float(y + height))
+
+
+def _shown(entry: Json, key: str) -> str:
+    return f"{entry.get(key) if isinstance(entry, dict) else None!r:.40}"

@@ -1,0 +1,144 @@
+"""Pascal VOC folders: an XML file for each image, and lists of image names for each set."""
+
+from __future__ import annotations
+
+import random
+import re
+from functools import partial
+from pathlib import Path
+from xml.etree import ElementTree
+
+from detectkit.data import frames
+from detectkit.data.frames import Label, LabelFile, Source, box_text
+from detectkit.errors import DataError
+from detectkit.spec import DatasetExportConfig
+
+MEMBERSHIP = re.compile(
+    r"(.*\S)\s+(?:-1|0|1)"
+)  # a line of a class's list: name, and whether the class is there
+PIECE = 64  # bytes of XML that are parsed at a time: too few for a declaration of entities and their use
+
+
+def read_folder(config: DatasetExportConfig, generator: random.Random) -> Source:
+    """Read the images and XML files of a VOC folder: a fold for each image set, or a random split.
+
+    Raises:
+        DataError: a folder or list is missing or unusable, no image has the extension, or an image is in two sets.
+    """
+    source = config.voc_config
+    root = Path(source.root_directory_path).expanduser()
+    image_root = frames.find_image_root(config.image_directory_path, root, [source.image_dir_name])
+    extension = "." + source.image_extension.removeprefix(".")
+    labels = root / source.annotation_dir_name
+    parse = partial(read_labels, difficult_label=source.difficult_label)
+    pairs = frames.Pairs(image_root, source.image_dir_name, extension, labels, ".xml", parse)
+    names = frames.list_images(image_root / source.image_dir_name, extension)
+    annotated = frames.list_names(labels, ".xml", "annotation_dir_name")
+    if source.image_set_files:
+        sets = [_read_list(root / file) for file in source.image_set_files]
+        rejected: list[frames.Reject] = []
+        folds = [list(pairs.read(listed, rejected).values()) for listed in sets]
+        frames.require_disjoint(folds)
+    else:
+        rejected = pairs.missing_images(annotated - names)
+        folds = frames.split(list(pairs.read(sorted(names), rejected).values()), source.val_split, generator)
+    shards = [source.num_shards] * len(folds)
+    return Source(folds, rejected, image_root, extension.removeprefix("."), shards)
+
+
+def read_labels(path: Path, *, difficult_label: str = "") -> LabelFile:
+    """Read the objects of one XML file.
+
+    VOC counts pixels from 1 and includes the last one: xmin, ymin, xmax, ymax are x1 = xmin - 1, y1 = ymin - 1, x2 =
+    xmax, y2 = ymax. Parts of objects are not read; `truncated` and `occluded` are 0 or 1.
+
+    Args:
+        difficult_label: the name of difficult objects; empty: their own.
+
+    Raises:
+        DataError: the file cannot be read, is not well-formed, declares a document type, or is no annotation.
+    """
+    try:
+        tree = _parse(path.read_bytes())
+        size = _size(tree)
+    except OSError as error:
+        raise DataError(f"cannot read the label file {path}: {error.strerror or error}") from error
+    except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
+        raise DataError(f"not a usable XML file: {error}") from error
+    if tree.tag != "annotation":
+        raise DataError(f"not an annotation of Pascal VOC: it begins with <{tree.tag}>")
+    labels: list[Label] = []
+    rejected: list[tuple[int | None, str]] = []
+    for number, element in enumerate(tree.findall("object"), start=1):
+        try:
+            labels.append(_label(element, difficult_label))
+        except ValueError as error:
+            rejected.append((None, f"object {number}: {error}"))
+    return LabelFile(labels, rejected, size)
+
+
+class _Builder(ElementTree.TreeBuilder):
+    """Builds the tree of a file that declares nothing: declared entities can grow without bound, or name other files."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise ValueError("it declares a document type, which is refused")
+
+
+def _parse(content: bytes) -> ElementTree.Element:
+    parser = ElementTree.XMLParser(target=_Builder())
+    for start in range(0, len(content), PIECE):
+        parser.feed(content[start : start + PIECE])
+    tree: ElementTree.Element = parser.close()
+    return tree
+
+
+def _size(tree: ElementTree.Element) -> tuple[float, float]:
+    """Give width and height of the image as the file states them; 0 where it does not."""
+    width, height = (tree.findtext(f"size/{side}", "").strip() for side in ("width", "height"))
+    return (frames.number("width", width or "0"), frames.number("height", height or "0"))
+
+
+def _label(element: ElementTree.Element, difficult_label: str) -> Label:
+    """Read one object; ValueError says what is wrong with it."""
+    name = element.findtext("name", "").strip()
+    if not name:
+        raise ValueError("it has no name")
+    is_renamed = bool(difficult_label) and _is_set(element, "difficult")
+    return Label(
+        difficult_label if is_renamed else name,
+        truncation=float(_is_set(element, "truncated")),
+        occlusion=int(_is_set(element, "occluded")),
+        alpha=0.0,
+        box=_box(element),
+    )
+
+
+def _is_set(element: ElementTree.Element, tag: str) -> bool:
+    """Whether a mark is 1; `Unspecified`, nothing and no mark at all are 0."""
+    text = element.findtext(tag, "").strip().lower()
+    return text == "true" or (text.replace(".", "").isdecimal() and float(text) != 0)
+
+
+def _box(element: ElementTree.Element) -> tuple[float, float, float, float]:
+    bounds = element.find("bndbox")
+    if bounds is None:
+        raise ValueError("it has no bndbox")
+    sides = ("xmin", "ymin", "xmax", "ymax")
+    xmin, ymin, xmax, ymax = (frames.number(side, bounds.findtext(side, "").strip()) for side in sides)
+    if xmax <= xmin - 1 or ymax <= ymin - 1:
+        raise ValueError(
+            f"the box {box_text(xmin, ymin, xmax, ymax)} has no area: xmax and ymax are too small"
+        )
+    return (xmin - 1, ymin - 1, xmax, ymax)
+
+
+def _read_list(path: Path) -> list[str]:
+    """Read the image names of a set, or of a class's list (name and -1, 0 or 1), which names the same images."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read image_set_files {path}: {error}") from error
+    if not lines:
+        raise DataError(f"image_set_files {path} names no image")
+    pairs = [MEMBERSHIP.fullmatch(line) for line in lines]
+    return list(dict.fromkeys(pair[1] for pair in pairs if pair) if all(pairs) else dict.fromkeys(lines))

@@ -1,0 +1,396 @@
+"""Pascal VOC folders: what becomes a record, what is left out and why, and what stops a conversion."""
+
+import json
+import time
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from PIL import Image
+
+from detectkit import spec
+from detectkit.cli import main
+from detectkit.data import tfrecord
+from detectkit.data.convert import convert
+from detectkit.data.voc import read_labels
+from detectkit.errors import DataError
+
+DATA_ERROR = 4
+BOX = "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>30</xmax><ymax>40</ymax></bndbox>"
+SIZE = "<size><width>64</width><height>48</height><depth>3</depth></size>"
+
+
+def thing(name="Car", box=BOX, more=""):
+    return f"<object><name>{name}</name><pose>Unspecified</pose>{more}{box}</object>"
+
+
+def annotation(*objects, size=SIZE):
+    return (
+        f"<annotation><folder>VOC2007</folder><filename>x.jpg</filename>{size}{''.join(objects)}</annotation>"
+    )
+
+
+def add_image(root, name, content, *, images="JPEGImages", labels="Annotations", extension="jpg"):
+    for path in (root / images / f"{name}.{extension}", root / labels / f"{name}.xml"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (64, 48)).save(root / images / f"{name}.{extension}")
+    (root / labels / f"{name}.xml").write_text(content, encoding="utf-8")
+
+
+def settings(root, **changes):
+    config = spec.DatasetExportConfig()
+    config.voc_config.root_directory_path = str(root)
+    for field, value in changes.items():
+        if isinstance(value, list):
+            getattr(config.voc_config, field)[:] = value
+        else:
+            setattr(config.voc_config, field, value)
+    return config
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Ten images with a car each."""
+    for number in range(10):
+        add_image(tmp_path / "voc", f"{number:06}", annotation(thing()))
+    return tmp_path / "voc"
+
+
+@pytest.fixture
+def prefix(tmp_path):
+    return str(tmp_path / "records" / "data")
+
+
+def records(summary):
+    """Records of each fold by frame id."""
+    return [
+        {record.frame_id: record for shard in fold.shards for record in tfrecord.read_records(str(shard))}
+        for fold in summary.folds
+    ]
+
+
+def labels(tmp_path, content, **more):
+    path = tmp_path / "a.xml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_labels(path, **more)
+
+
+# What becomes a record
+
+
+@pytest.mark.spec_field("VOCConfig.val_split")
+@pytest.mark.parametrize("val_split, expected", [(0, [0, 10]), (1, [1, 9]), (30, [3, 7])])
+def test_random_folds(root, prefix, val_split, expected):
+    summary = convert(settings(root, val_split=val_split), prefix)
+    assert [fold.frames for fold in summary.folds] == expected
+    names = sorted(name for fold in records(summary) for name in fold)
+    assert names == [f"JPEGImages/{number:06}" for number in range(10)]
+    assert (summary.image_extension, summary.image_root, summary.rejected) == ("jpg", root, [])
+
+
+@pytest.mark.spec_field("VOCConfig.image_set_files", "VOCConfig.num_shards")
+def test_a_list_makes_a_fold(root, prefix):
+    """The lists of VOC's Main folder, and one of a class, where -1, 0 and 1 say whether it is in the image."""
+    (root / "ImageSets").mkdir()
+    (root / "ImageSets" / "val.txt").write_text("000003\n000001\r\n\n000001\n")
+    (root / "ImageSets" / "car_train.txt").write_text("000000 -1\n000002  1\n000004  0\n000009  1\n")
+    files = ["ImageSets/val.txt", "ImageSets/car_train.txt"]
+    summary = convert(settings(root, image_set_files=files, num_shards=2), prefix)
+    assert [sorted(fold) for fold in records(summary)] == [
+        [f"JPEGImages/00000{number}" for number in numbers] for numbers in ((1, 3), (0, 2, 4, 9))
+    ]
+    assert [shard.name for fold in summary.folds for shard in fold.shards] == [
+        f"data-fold-00{fold}-of-002-shard-0000{shard}-of-00002" for fold in (0, 1) for shard in (0, 1)
+    ]
+
+
+def test_names_of_a_list_may_have_spaces_and_folders(root, prefix):
+    add_image(root, "street 1", annotation())
+    add_image(root, "more/street 7", annotation())
+    (root / "list.txt").write_text("\ufeffstreet 1\nmore/street 7\n", encoding="utf-8")
+    summary = convert(settings(root, image_set_files=["list.txt"]), prefix)
+    assert sorted(records(summary)[0]) == ["JPEGImages/more/street 7", "JPEGImages/street 1"]
+    assert summary.folds[0].shards[0].name == "data-fold-000-of-001"
+
+
+@pytest.mark.spec_field(
+    "VOCConfig.root_directory_path",
+    "VOCConfig.image_dir_name",
+    "VOCConfig.annotation_dir_name",
+    "VOCConfig.image_extension",
+)
+@pytest.mark.parametrize("extension", ["png", ".png"])
+def test_folders_of_other_names(tmp_path, prefix, extension):
+    root = tmp_path / "cells"
+    add_image(root, "a", annotation(thing()), images="pictures", labels="xml", extension="png")
+    add_image(root, "b", annotation(thing()), images="pictures", labels="xml", extension="jpg")
+    config = settings(
+        root, image_dir_name="pictures", annotation_dir_name="xml", image_extension=extension, val_split=0
+    )
+    summary = convert(config, prefix)
+    assert [sorted(fold) for fold in records(summary)] == [[], ["pictures/a"]]
+    assert [(reject.file, reject.reason) for reject in summary.rejected] == [
+        (f"{root}/pictures/b.png", "the image is missing")
+    ]
+
+
+@pytest.mark.parametrize(
+    "bounds, expected",
+    [
+        (("2", "3", "30", "40"), (1, 2, 30, 40)),  # pixels 2 to 30, counted from 1: 29 of them
+        (("1", "1", "64", "48"), (0, 0, 64, 48)),  # the whole image
+        (("5", "6", "5", "6"), (4, 5, 5, 6)),  # one pixel
+        (("0", "-3", "70.5", "1e2"), (-1, -4, 70.5, 100)),
+        ((" 2.25\n", "3", "30", "40"), (1.25, 2, 30, 40)),
+    ],
+)
+def test_pixel_numbers_become_edges(tmp_path, bounds, expected):
+    sides = zip(("xmin", "ymin", "xmax", "ymax"), bounds)
+    box = "<bndbox>" + "".join(f"<{side}>{text}</{side}>" for side, text in sides) + "</bndbox>"
+    content = labels(tmp_path, annotation(thing(box=box)))
+    assert [label.box for label in content.labels] == [expected] and content.rejected == []
+
+
+@pytest.mark.parametrize(
+    "more, truncation, occlusion",
+    [
+        ("", 0, 0),
+        ("<truncated>1</truncated><occluded>0</occluded>", 1, 0),
+        ("<truncated>0</truncated><occluded>1</occluded>", 0, 1),
+        ("<truncated>Unspecified</truncated><occluded/>", 0, 0),
+        ("<truncated> 1 </truncated><occluded>True</occluded>", 1, 1),
+        ("<truncated>0.0</truncated><occluded>.</occluded>", 0, 0),
+    ],
+)
+def test_marks(tmp_path, more, truncation, occlusion):
+    [label] = labels(tmp_path, annotation(thing(more=more))).labels
+    assert (label.truncation, label.occlusion) == (truncation, occlusion)
+
+
+@pytest.mark.spec_field("VOCConfig.difficult_label")
+@pytest.mark.parametrize("label, names", [("", ["car", "busstop"]), ("DontCare", ["car", "dontcare"])])
+def test_difficult_objects(root, prefix, label, names):
+    easy, hard = ("<difficult>0</difficult>", "<difficult>1</difficult>")
+    add_image(root, "d", annotation(thing(more=easy), thing("Bus Stop", more=hard)))
+    found = records(convert(settings(root, difficult_label=label), prefix))
+    assert found[1]["JPEGImages/d"].names == names
+
+
+def test_parts_and_names_of_their_own_are_not_objects(tmp_path):
+    part = f"<part><name>head</name>{BOX}</part>"
+    content = labels(tmp_path, annotation(f"<object>{part}<name>person</name>{BOX}</object>"))
+    assert [label.name for label in content.labels] == ["person"]
+
+
+def test_the_image_is_the_one_of_the_xml_file_s_name(root, prefix):
+    """Files that were renamed still hold the old name, here x.jpg."""
+    assert len(records(convert(settings(root), prefix))[1]) == 10
+
+
+@pytest.mark.parametrize("size", ["", "<size/>", "<size><width>0</width><height>0</height></size>"])
+def test_a_size_need_not_be_stated(root, prefix, size):
+    add_image(root, "s", annotation(thing(), size=size))
+    summary = convert(settings(root), prefix)
+    assert records(summary)[1]["JPEGImages/s"].width == 64 and summary.rejected == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "latin-1", "utf-8-sig"])
+def test_encodings(tmp_path, encoding):
+    declared = f"<?xml version='1.0' encoding='{encoding.removesuffix('-sig')}'?>\n"
+    content = labels(tmp_path, (declared + annotation(thing("Caf\u00e9"))).encode(encoding))
+    assert [label.name for label in content.labels] == ["Caf\u00e9"]
+
+
+def test_embedded_images(root, prefix):
+    config = settings(root)
+    config.embed_images = True
+    record = records(convert(config, prefix))[1]["JPEGImages/000004"]
+    assert record.image == (root / "JPEGImages/000004.jpg").read_bytes() and record.image_format == "jpg"
+
+
+# What is left out
+
+
+@pytest.mark.parametrize(
+    "element, reason",
+    [
+        ("<object/>", "object 2: it has no name"),
+        (thing(""), "object 2: it has no name"),
+        (thing(box=""), "object 2: it has no bndbox"),
+        (thing(box=BOX.replace(">30<", ">one<")), "object 2: xmax is 'one', not a number"),
+        (thing(box=BOX.replace(">30<", "><")), "object 2: xmax is '', not a number"),
+        (thing(box=BOX.replace("<xmax>30</xmax>", "")), "object 2: xmax is '', not a number"),
+        (thing(box=BOX.replace(">30<", ">nan<")), "object 2: xmax is 'nan', not a finite number"),
+        (thing(box=BOX.replace(">30<", ">1<")), "object 2: the box (2, 3, 1, 40) has no area"),
+        (thing(box=BOX.replace(">40<", ">-7<")), "object 2: the box (2, 3, 30, -7) has no area"),
+    ],
+)
+def test_an_object_that_is_left_out(root, prefix, element, reason):
+    add_image(root, "bad", annotation(thing(), element, thing("Dog")))
+    summary = convert(settings(root), prefix)
+    [entry] = json.loads(summary.warning_file.read_text())
+    assert (entry["file"], entry["line"]) == (f"{root}/Annotations/bad.xml", None)
+    assert reason in entry["reason"]
+    assert records(summary)[1]["JPEGImages/bad"].names == ["car", "dog"]
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"", "not a usable XML file: no element found"),
+        (b"<annotation><object>", "not a usable XML file: no element found"),
+        (b"<annotation></object>", "not a usable XML file: mismatched tag: line 1"),
+        (b"\xff\xd8\xff\xe0", "not a usable XML file: not well-formed"),
+        (b"<?xml version='1.0' encoding='klingon'?><annotation/>", "not a usable XML file: unknown encoding"),
+        (b"<html></html>", "not an annotation of Pascal VOC: it begins with <html>"),
+        (
+            annotation(size=SIZE.replace("64", "63")).encode(),
+            "the image is 64x48 pixels, but its labels are for 63x48",
+        ),
+        (annotation(size=SIZE.replace("64", "wide")).encode(), "width is 'wide', not a number"),
+        (b"<!DOCTYPE annotation><annotation/>", "it declares a document type, which is refused"),
+        (
+            b'<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation>&x;</annotation>',
+            "it declares a document type, which is refused",
+        ),
+        (b"<annotation>&x;</annotation>", "not a usable XML file: undefined entity"),
+        (None, "the label file is missing"),
+    ],
+)
+def test_a_file_that_is_left_out(root, prefix, content, reason):
+    file = root / "Annotations" / "000003.xml"
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    summary = convert(settings(root), prefix)
+    [reject] = summary.rejected
+    assert (reject.file, reject.line) == (str(file), None) and reason in reject.reason
+    assert sum(fold.frames for fold in summary.folds) == 9
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "cp037"])
+def test_entities_that_would_grow_without_bound(tmp_path, encoding):
+    """A thousand million times "lol" from a thousand bytes, in encodings that hide it from a search too."""
+    levels = "".join(f"<!ENTITY l{n} '{f'&l{n - 1};' * 10}'>" for n in range(1, 10))
+    text = f"<!DOCTYPE a [<!ENTITY l0 'lol'>{levels}]><annotation>&l9;</annotation>"
+    declaration = f"<?xml version='1.0' encoding='{encoding}'?>"
+    begin = time.monotonic()
+    with pytest.raises(DataError, match="not a usable XML file"):
+        labels(tmp_path, (declaration + text).encode(encoding))
+    assert time.monotonic() - begin < 1
+
+
+def test_elements_nested_without_end(tmp_path):
+    depth = 100_000
+    content = labels(tmp_path, annotation("<object>" * depth + "</object>" * depth))
+    assert content.labels == [] and content.rejected == [(None, "object 1: it has no name")]
+
+
+@pytest.mark.parametrize(
+    "damage, file, reason",
+    [
+        (lambda image: image.unlink(), "JPEGImages/000003.jpg", "the image is missing"),
+        (lambda image: image.write_bytes(b""), "JPEGImages/000003.jpg", "the file is empty"),
+        (lambda image: image.write_text("<html>"), "JPEGImages/000003.jpg", "not a readable image"),
+    ],
+)
+@pytest.mark.parametrize("files", [[], ["list.txt"]])
+def test_an_image_that_is_left_out(root, prefix, damage, file, reason, files):
+    (root / "list.txt").write_text("".join(f"00000{number}\n" for number in range(10)))
+    damage(root / "JPEGImages" / "000003.jpg")
+    summary = convert(settings(root, image_set_files=files), prefix)
+    [reject] = summary.rejected
+    assert reject.file == f"{root}/{file}" and reason in reject.reason
+    assert sum(fold.frames for fold in summary.folds) == 9
+
+
+PIECES = st.sampled_from(
+    [
+        "<annotation>",
+        "</annotation>",
+        "<object>",
+        "</object>",
+        "<name>",
+        "</name>",
+        BOX,
+        SIZE,
+        "<xmin>",
+        "1",
+        "&#0;",
+    ]
+)
+
+
+@examples(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@given(
+    content=st.binary(max_size=60) | st.lists(PIECES, max_size=12).map(lambda parts: "".join(parts).encode())
+)
+def test_any_bytes_give_labels_or_one_reason(tmp_path, content):
+    try:
+        found = labels(tmp_path, content).labels
+    except DataError as error:
+        assert str(error)
+    else:
+        assert all(label.name and label.box[2] > label.box[0] for label in found)
+
+
+# What stops a conversion
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (lambda root: (root / "a.txt").unlink(), "cannot read image_set_files"),
+        (lambda root: (root / "a.txt").write_bytes(b"\xff\xfe"), "cannot read image_set_files"),
+        (lambda root: (root / "a.txt").write_text(" \n"), "/a.txt names no image"),
+        (
+            lambda root: [(root / name).write_text(f"no {name}\n") for name in ("a.txt", "b.txt")],
+            "nothing to convert: none of 2 images and labels is usable",
+        ),
+        (lambda root: (root / "b.txt").write_text("000001\n"), "000001.jpg is in fold 0 and in fold 1"),
+        (
+            lambda root: (root / "Annotations").rename(root / "xml"),
+            "Annotations: No such file or directory; it is root_directory_path with annotation_dir_name",
+        ),
+        (
+            lambda root: (root / "JPEGImages").rename(root / "images"),
+            "JPEGImages: No such file or directory; it is root_directory_path with image_dir_name",
+        ),
+        (
+            lambda root: [path.rename(path.with_suffix(".JPG")) for path in (root / "JPEGImages").iterdir()],
+            "no .jpg images in",
+        ),
+    ],
+)
+def test_what_stops_a_conversion(root, tmp_path, capsys, damage, words):
+    (root / "a.txt").write_text("000001\n")
+    (root / "b.txt").write_text("000002\n")
+    config = settings(root, image_set_files=["a.txt", "b.txt"])
+    (tmp_path / "spec.txt").write_text(spec.dumps(config))
+    damage(root)
+    assert main(["convert", "-d", str(tmp_path / "spec.txt"), "-o", f"{tmp_path}/records/data"]) == DATA_ERROR
+    error = capsys.readouterr().err
+    assert words in error and "Traceback" not in error and error.count("error: ") == 1
+    assert not (tmp_path / "records").exists()
+
+
+def test_a_share_beside_lists_is_a_contradiction(root):
+    [found] = spec.check(settings(root, image_set_files=["a.txt"], val_split=10))
+    assert str(found) == (
+        "voc_config.val_split: must be left out with image_set_files, which say what is in each fold, got 10"
+    )
+    assert spec.check(settings(root, image_set_files=["a.txt"])) == []
+    assert spec.check(settings(root, val_split=10)) == []
+
+
+def test_check_looks_for_the_files(root, tmp_path, capsys):
+    (tmp_path / "spec.txt").write_text(spec.dumps(settings(root, image_set_files=["a.txt"])))
+    assert main(["check", "-e", str(tmp_path / "spec.txt")]) == DATA_ERROR
+    assert f"voc_config.image_set_files[0]: there is no file {root}/a.txt" in capsys.readouterr().err
+    (root / "a.txt").write_text("000001\n")
+    assert main(["check", "-e", str(tmp_path / "spec.txt")]) == 0
+    assert f"{root}/JPEGImages: 10 .jpg files" in capsys.readouterr().out
+    (root / "Annotations").rename(root / "labels")
+    assert main(["check", "-e", str(tmp_path / "spec.txt")]) == DATA_ERROR
+    assert "voc_config.annotation_dir_name: there is no folder" in capsys.readouterr().err
