@@ -1,90 +1,130 @@
-"""Feature extractors with a stride of 16 pixels, named and weighted as in torchvision.
-
-B batch, c image channels, H W pixels, h w grid cells.
-"""
+"""The backbone that `model_config` asks for: its family, and the choices that all families share."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
+from collections.abc import Callable
 
-RESNETS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
-    10: (BasicBlock, (1, 1, 1, 1)),
-    18: (BasicBlock, (2, 2, 2, 2)),
-    34: (BasicBlock, (3, 4, 6, 3)),
-    50: (Bottleneck, (3, 4, 6, 3)),
-    101: (Bottleneck, (3, 4, 23, 3)),
-    152: (Bottleneck, (3, 8, 36, 3)),
-}
+from torch import nn
+
+from detectkit.errors import SpecError
+from detectkit.model.base import Backbone, first_convolution, initialise
+from detectkit.model.darknet import DarkNet
+from detectkit.model.efficientnet import EfficientNet
+from detectkit.model.googlenet import GoogLeNet
+from detectkit.model.mobilenet import MobileNetV1, MobileNetV2
+from detectkit.model.resnet import ResNet
+from detectkit.model.squeezenet import SqueezeNet
+from detectkit.model.vgg import VGG
+from detectkit.spec.model_pb2 import ModelConfig
+from detectkit.spec.networks import NETWORKS
+
+FUNCTIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU)  # after the convolutions of all families
+ALPHA = {"leaky_relu": 0.1, "elu": 1.0}  # the functions that have this parameter, and its default
 
 
-class ResNet(nn.Module):
-    """A residual network cut off before its classifier; every tensor has torchvision's name.
-
-    Without pooling the first convolution and the first three stages halve the image, as in TLT DetectNet_v2;
-    with pooling a 3x3 maximum takes the place of the first stage's stride, and everything up to `layer3` computes
-    what torchvision computes. Bottlenecks carry their stride on the 3x3 convolution, as torchvision's do.
-
-    Batch normalisation moves its running statistics by 0.1 a step, as torch does. TLT's 0.01 leaves them hundreds of
-    steps behind the weights: on a few hundred images, validation in mid-training then measures nothing.
+def make_backbone(model_config: ModelConfig, channels: int) -> Backbone:
+    """A backbone with random weights from torch's global generator, on the default device.
 
     Args:
-        depth: a key of `RESNETS`.
-        channels: of the images.
-        pooling: maximum pooling after the first convolution.
-        batch_norm: batch normalisation after every convolution; without it convolutions have a bias.
-        all_projections: a 1x1 convolution on every shortcut, not only on those that change the shape.
+        model_config: the choices that an `arch` does not have are not read.
+        channels: of the images, 1 or 3.
+
+    Raises:
+        SpecError: `arch`, `num_layers` or `activation` name something that does not exist.
     """
-
-    stride = 16
-
-    def __init__(
-        self, depth: int, *, channels: int, pooling: bool, batch_norm: bool, all_projections: bool
-    ) -> None:
-        super().__init__()
-        block, repeats = RESNETS[depth]
-        self.norm: type[nn.Module] = nn.BatchNorm2d if batch_norm else nn.Identity
-        self.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
-        self.bn1 = self.norm(64)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1) if pooling else nn.Identity()
-        strides = (1, 2, 2, 1) if pooling else (2, 2, 2, 1)
-        self.out_channels = 64
-        for stage, (units, stride) in enumerate(zip(repeats, strides, strict=True)):
-            layer = [self._unit(block, 64 << stage, stride, all_projections)]
-            layer += [self._unit(block, 64 << stage, 1, all_projections) for _ in range(units - 1)]
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*layer))
-        _initialise(self)
-
-    def _unit(
-        self, block: type[BasicBlock | Bottleneck], planes: int, stride: int, projection: bool
-    ) -> nn.Module:
-        before, after = self.out_channels, planes * block.expansion
-        self.out_channels = after
-        shortcut = None
-        if projection or stride != 1 or before != after:
-            shortcut = nn.Sequential(conv1x1(before, after, stride), self.norm(after))
-        unit: nn.Module = block(before, planes, stride, shortcut, norm_layer=self.norm)
-        return unit
-
-    def blocks(self) -> dict[int, nn.Module]:
-        """What `freeze_blocks` can name: 0 is the first convolution, 1 to 4 are the stages."""
-        return {0: self.conv1} | {stage: self.get_submodule(f"layer{stage}") for stage in (1, 2, 3, 4)}
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, c, H, W] -> [B, out_channels, ceil(H / 16), ceil(W / 16)]."""
-        features: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        for stage in (1, 2, 3, 4):
-            features = self.get_submodule(f"layer{stage}")(features)
-        return features
+    backbone = _family(model_config)
+    backbone.title = _title(model_config)
+    if channels != 3:
+        _take_channels(first_convolution(backbone), channels)
+    if (
+        _chooses_no_batch_norm(model_config) and model_config.arch != "vgg"
+    ):  # which torchvision has in both forms
+        _leave_out_batch_norm(backbone)
+        backbone.torchvision = None
+    if model_config.HasField("activation"):
+        _replace_functions(backbone, _function(model_config.activation))
+    initialise(backbone)
+    return backbone
 
 
-def _initialise(network: nn.Module) -> None:
-    """He's normal distribution (He et al. 2015), as torchvision; TLT has Glorot's, which halves the signal at ReLU."""
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-    if not any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules()):
-        for layer in network.modules():
-            if isinstance(layer, nn.Conv2d):
-                layer.bias = nn.Parameter(layer.weight.new_zeros(layer.out_channels))
+def _title(config: ModelConfig) -> str:
+    network = NETWORKS[config.arch]
+    title = f"{config.arch} {network.depth(config.num_layers)}" if network.depths else config.arch
+    return title + (" without batch normalisation" if _chooses_no_batch_norm(config) else "")
+
+
+def _chooses_no_batch_norm(config: ModelConfig) -> bool:
+    return NETWORKS[config.arch].batch_norm is None and not config.use_batch_norm
+
+
+def _family(config: ModelConfig) -> Backbone:
+    arch = config.arch
+    if arch not in NETWORKS:
+        raise SpecError(f'model_config.arch: there is no "{arch}"; use one of: {", ".join(NETWORKS)}')
+    depths, depth = NETWORKS[arch].depths, NETWORKS[arch].depth(config.num_layers)
+    if depths and depth not in depths:
+        choices = ", ".join(map(str, sorted(depths)))
+        raise SpecError(f"model_config.num_layers: {arch} has no {depth} layers; use one of: {choices}")
+    match arch:
+        case "resnet":
+            return ResNet(depth, pooling=config.use_pooling, all_projections=config.all_projections)
+        case "vgg":
+            return VGG(depth, pooling=config.use_pooling, batch_norm=config.use_batch_norm)
+        case "darknet":
+            return DarkNet(depth)
+        case "mobilenet_v1":
+            return MobileNetV1()
+        case "mobilenet_v2":
+            return MobileNetV2()
+        case "squeezenet":
+            return SqueezeNet()
+        case "googlenet":
+            return GoogLeNet()
+        case _:
+            return EfficientNet(arch)
+
+
+def _take_channels(layer: nn.Conv2d, channels: int) -> None:
+    layer.in_channels = channels
+    layer.weight = nn.Parameter(layer.weight.new_empty(layer.out_channels, channels, *layer.kernel_size))
+
+
+def _leave_out_batch_norm(network: nn.Module) -> None:
+    """Every normalisation becomes nothing, and every convolution gets a bias."""
+    for layer in list(network.modules()):
+        for name, child in layer.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(layer, name, nn.Identity())
+        if isinstance(layer, nn.Conv2d) and layer.bias is None:
+            layer.bias = nn.Parameter(layer.weight.new_zeros(layer.out_channels))
+
+
+def _replace_functions(network: nn.Module, function: Callable[[], nn.Module]) -> None:
+    for layer in list(network.modules()):
+        for name, child in layer.named_children():
+            if isinstance(child, FUNCTIONS):
+                setattr(layer, name, function())
+
+
+def _function(config: ModelConfig.Activation) -> Callable[[], nn.Module]:
+    """A maker of the layer that `activation` asks for."""
+    name, parameters = config.activation_type, dict(config.activation_parameters)
+    alpha = parameters.pop("alpha", ALPHA[name]) if name in ALPHA else 0.0
+    if parameters:
+        raise SpecError(
+            f'model_config.activation.activation_parameters: {name} has no "{min(parameters)}";'
+            f" alpha of {' and '.join(ALPHA)} is the only parameter"
+        )
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "relu": nn.ReLU,
+        "relu6": nn.ReLU6,
+        "leaky_relu": lambda: nn.LeakyReLU(alpha),
+        "elu": lambda: nn.ELU(alpha),
+        "swish": nn.SiLU,
+        "hard_swish": nn.Hardswish,
+    }
+    if name not in makers:
+        raise SpecError(
+            f'model_config.activation.activation_type: there is no "{name}"; use one of: {", ".join(makers)}'
+        )
+    return makers[name]

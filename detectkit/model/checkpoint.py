@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 from detectkit.errors import ModelError, SpecError
 from detectkit.files import atomic_write
+from detectkit.model.base import Backbone, Features, first_convolution
 from detectkit.model.detector import Detector, build
 from detectkit.spec.experiment_pb2 import Experiment
+from detectkit.spec.networks import NETWORKS
 
 FORMAT = 1
 HEADER = "detectkit"  # one metadata key, so that equal models are equal files
 HEADS = {"output_cov": 1, "output_bbox": 4}  # channels a class
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # What torch.load(weights_only=True) raises on bytes that are not its own, besides refusing code.
 UNREADABLE = (
@@ -115,8 +115,10 @@ def load_pretrained(
     """Start a detector from the weights of a detectkit model or of a torchvision classifier; changes it in place.
 
     A detectkit model (*.safetensors) gives its normalisation, its widths, its backbone, and the heads of the classes
-    of the same name. A torchvision ResNet file gives its backbone and ImageNet's normalisation; projections that it
-    lacks start as the identity, and its classifier is left out. Optimizers must be made afterwards.
+    of the same name. A torchvision file gives the backbone and the normalisation that it expects; projections that it
+    lacks start as the identity, and layers behind the backbone's last are left out. The file may hold the whole
+    network, or its `features` alone. With `detector.freeze_pretrained`, what came from the file is frozen. Optimizers
+    must be made afterwards.
 
     Args:
         detector: as `build` made it.
@@ -124,11 +126,23 @@ def load_pretrained(
         class_names: of the detector, in the order of its outputs.
 
     Raises:
-        ModelError: unreadable, or made with other architecture settings.
+        ModelError: unreadable, of another network than the spec asks for, or freezing it leaves nothing to train.
     """
     if Path(path).suffix == ".safetensors":
-        return _from_detectkit(detector, path, class_names)
-    return _from_torchvision(detector, path)
+        report = _from_detectkit(detector, path, class_names)
+    else:
+        report = _from_torchvision(detector, path)
+    if detector.freeze_pretrained:
+        _freeze(detector, report, path)
+    return report
+
+
+def _freeze(detector: Detector, report: Pretrained, path: str | os.PathLike[str]) -> None:
+    detector.freeze(set(report.loaded) - set(report.skipped))
+    if not any(weight.requires_grad for weight in detector.parameters()):
+        raise ModelError(
+            f"{path} holds every layer of this network: freeze_pretrained_layers: true leaves nothing to train"
+        )
 
 
 def fill(detector: Detector, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
@@ -293,37 +307,77 @@ def _copy_classes(detector: Detector, source: Model, class_names: Sequence[str])
 
 
 def _architecture(experiment: Experiment) -> str:
+    """The fields that decide which tensors a network has."""
     model = experiment.model_config
-    fields = ("arch", "num_layers", "use_pooling", "use_batch_norm", "all_projections")
-    return ", ".join(f"{field}: {getattr(model, field)}".lower() for field in fields)
+    network = NETWORKS[model.arch]
+    fields = [f'arch: "{model.arch}"']
+    if network.depths:
+        fields += [f"num_layers: {network.depth(model.num_layers)}"]
+    choices = (
+        ("use_pooling", network.pooling),
+        ("use_batch_norm", network.batch_norm is None),
+        ("all_projections", network.projections),
+    )
+    fields += [f"{field}: {str(getattr(model, field)).lower()}" for field, chosen in choices if chosen]
+    return ", ".join(fields)
 
 
 def _from_torchvision(detector: Detector, path: str | os.PathLike[str]) -> Pretrained:
-    new = {name: tensor for name, tensor in _state_dict(path).items() if not name.startswith("fc.")}
-    own = detector.backbone.state_dict()
-    # Projections are ours where strides differ; files before torch 0.4 do not count batches.
-    optional = {name for name in own if ".downsample." in name or name.endswith(".num_batches_tracked")}
-    fix = "set model_config.num_layers to the depth of that network, and use_batch_norm: true"
-    _same_names(path, own.keys() - (optional - new.keys()), new, fix)
-    if detector.channels == 1:  # the answer to a grey picture in three channels
-        new["conv1.weight"] = new["conv1.weight"].sum(1, keepdim=True)
+    backbone = detector.backbone
+    if backbone.torchvision is None:
+        raise ModelError(
+            f"{path}: the spec asks for {backbone.title}, which torchvision does not have: give a detectkit model"
+            " (.safetensors), or change model_config to the network of the file"
+        )
+    new = _kept(backbone, _state_dict(path))
+    own = backbone.state_dict()
+    _check_torchvision(path, backbone, own, new)
+    first = f"{_name(backbone, first_convolution(backbone))}.weight"
+    if detector.channels == 1 and new[first].dim() == 4:  # the answer to a grey picture in three channels
+        new[first] = new[first].sum(1, keepdim=True)
     wrong = [name for name, tensor in new.items() if tensor.shape != own[name].shape]
     if wrong:
-        raise ModelError(f"{path} has other shapes in {_few(wrong)}: {fix}")
-    for name, layer in detector.backbone.named_modules():
+        raise ModelError(f"{path} has other shapes in {_few(wrong)}: {_fix(backbone)}")
+    for name, layer in backbone.named_modules():
         if name.endswith("downsample.0") and f"{name}.weight" not in new:
             nn.init.dirac_(layer.get_parameter("weight"))
     for name, tensor in new.items():
         own[name].copy_(tensor)
-    _expect_imagenet(detector)
+    _normalise_as(detector, backbone)
     loaded = [f"backbone.{name}" for name in own if name in new]
     fresh = [name for name in detector.state_dict() if name not in loaded]
     return Pretrained(loaded, [name for name in fresh if not name.startswith("normalize.")], [], False)
 
 
-def _expect_imagenet(detector: Detector) -> None:
-    """Give the normalisation ImageNet's mean and deviation; for grey images, their average over the colours."""
-    for buffer, values in ((detector.normalize.mean, IMAGENET_MEAN), (detector.normalize.std, IMAGENET_STD)):
+def _kept(backbone: Backbone, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a torchvision file that are not behind our last layer; its `features` may have been saved alone."""
+    alone = isinstance(backbone, Features) and all(name[:1].isdigit() for name in tensors)
+    named = {f"features.{name}" if alone else name: tensor for name, tensor in tensors.items()}
+    return {name: tensor for name, tensor in named.items() if not name.startswith(backbone.behind)}
+
+
+def _check_torchvision(
+    path: str | os.PathLike[str], backbone: Backbone, own: Mapping[str, Tensor], new: Mapping[str, Tensor]
+) -> None:
+    # Projections are ours where strides differ; files before torch 0.4 do not count batches.
+    optional = {name for name in own if ".downsample." in name or name.endswith(".num_batches_tracked")}
+    _same_names(path, own.keys() - (optional - new.keys()), new, _fix(backbone))
+
+
+def _fix(backbone: Backbone) -> str:
+    return (
+        f"the spec asks for {backbone.title}, torchvision's {backbone.torchvision}: give its weights, or set arch,"
+        " num_layers and use_batch_norm in model_config to those of the file"
+    )
+
+
+def _name(network: nn.Module, layer: nn.Module) -> str:
+    return next(str(name) for name, other in network.named_modules() if other is layer)
+
+
+def _normalise_as(detector: Detector, backbone: Backbone) -> None:
+    """Give images the mean and deviation that the weights expect; grey ones, their average over the colours."""
+    for buffer, values in ((detector.normalize.mean, backbone.mean), (detector.normalize.std, backbone.std)):
         colours = torch.tensor(values).reshape(-1, 1, 1)
         buffer.copy_(colours if detector.channels == 3 else colours.mean(0, keepdim=True))
 
@@ -340,11 +394,11 @@ def _state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     except UNREADABLE as error:
         raise ModelError(
             f"{path} is not a file of weights, or is cut short, or holds code, which is never run: use a detectkit"
-            " model (.safetensors), or the state dict of a torchvision ResNet written by torch.save (.pth)"
+            " model (.safetensors), or the state dict of a torchvision network written by torch.save (.pth)"
         ) from error
     named = isinstance(content, dict) and all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
     )
     if not named or not content:
-        raise ModelError(f"{path} holds no state dict: save model.state_dict() of a torchvision ResNet")
+        raise ModelError(f"{path} holds no state dict: save model.state_dict() of a torchvision network")
     return dict(content)

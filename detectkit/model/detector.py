@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from detectkit.errors import SpecError
-from detectkit.model.backbones import RESNETS, ResNet
+from detectkit.model.backbones import make_backbone
+from detectkit.model.base import Backbone
 from detectkit.spec.model_pb2 import ModelConfig
 
 
@@ -40,19 +40,36 @@ class Detector(nn.Module):
         backbone: gives [B, backbone.out_channels, h, w].
         classes: number of classes C.
         channels: of the images, 1 or 3.
+        dropout: share of the values between backbone and heads that is dropped at random in training.
         freeze_bn: batch normalisation keeps its running mean and variance while training; its scale and shift are
             trained all the same (TLT DetectNet_v2).
+        freeze_pretrained: `checkpoint.load_pretrained` shall freeze what it takes from a file.
     """
 
-    def __init__(self, backbone: ResNet, *, classes: int, channels: int, freeze_bn: bool = False) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        classes: int,
+        channels: int,
+        dropout: float = 0.0,
+        freeze_bn: bool = False,
+        freeze_pretrained: bool = False,
+    ) -> None:
         super().__init__()
         self.normalize = Normalize(channels)
         self.backbone = backbone
+        self.dropout = nn.Dropout(dropout)
         self.output_cov = nn.Conv2d(backbone.out_channels, classes, kernel_size=1)
         self.output_bbox = nn.Conv2d(backbone.out_channels, 4 * classes, kernel_size=1)
         self.stride: int = backbone.stride
         self.channels = channels
         self.freeze_bn = freeze_bn
+        self.freeze_pretrained = freeze_pretrained
+        self.frozen: frozenset[str] = frozenset()  # tensors that `freeze` holds
+        self._trained_before: dict[str, bool] | None = (
+            None  # of the backbone's parameters, while it is frozen
+        )
         self.reset_heads()
 
     def reset_heads(self) -> None:
@@ -70,17 +87,45 @@ class Detector(nn.Module):
         Returns:
             coverage [B, C, h, w] in (0, 1), and boxes [B, 4C, h, w], class-major: left, top, right, bottom.
         """
-        features = self.backbone(self.normalize(images))
+        features = self.dropout(self.backbone(self.normalize(images)))
         # In 16 bits a coverage near 1 would round to 1, which costs as if it were sure.
         return torch.sigmoid(self.output_cov(features).float()), self.output_bbox(features).float()
 
+    def freeze(self, names: Iterable[str]) -> None:
+        """Train these tensors no more, for good.
+
+        Args:
+            names: as in the state dict. Batch normalisation whose running mean is among them keeps its statistics.
+        """
+        self.frozen |= set(names)
+        for name, weight in self.named_parameters():
+            if name in self.frozen:
+                weight.requires_grad_(False)
+        if self._trained_before is not None:
+            self._trained_before |= {name: False for name in self._trained_before if name in self.frozen}
+        self.train(self.training)
+
+    def freeze_backbone(self, frozen: bool) -> None:
+        """Hold the whole backbone, batch-norm statistics included, or train again what was trained before that."""
+        parameters = {f"backbone.{name}": weight for name, weight in self.backbone.named_parameters()}
+        if frozen and self._trained_before is None:
+            self._trained_before = {name: weight.requires_grad for name, weight in parameters.items()}
+            self.backbone.requires_grad_(False)
+        elif not frozen and self._trained_before is not None:
+            for name, trained in self._trained_before.items():
+                parameters[name].requires_grad_(trained)
+            self._trained_before = None
+        self.train(self.training)
+
     def train(self, mode: bool = True) -> Detector:
-        """As nn.Module.train, except that frozen batch normalisation stays in evaluation mode."""
+        """As nn.Module.train, except that what is frozen stays in evaluation mode."""
         super().train(mode)
-        if self.freeze_bn:
-            for layer in self.modules():
-                if isinstance(layer, nn.BatchNorm2d):
-                    layer.eval()
+        if self._trained_before is not None:
+            self.backbone.eval()
+        for name, layer in self.named_modules():
+            held = self.freeze_bn or f"{name}.running_mean" in self.frozen
+            if held and isinstance(layer, nn.BatchNorm2d):
+                layer.eval()
         return self
 
 
@@ -88,40 +133,27 @@ def build(model_config: ModelConfig, class_names: Sequence[str], channels: int) 
     """A new detector with random weights from torch's global generator, on the default device.
 
     Raises:
-        SpecError: `arch`, `num_layers` or `freeze_blocks` name something that does not exist.
+        SpecError: `arch`, `num_layers` or `activation` name something that does not exist.
     """
-    match model_config.arch:
-        case "resnet":
-            backbone = _resnet(model_config, channels)
-        case other:
-            raise SpecError(f'model_config.arch: "{other}" is not available; use one of: resnet')
+    backbone = make_backbone(model_config, channels)
     _freeze(backbone, model_config.freeze_blocks)
-    return Detector(backbone, classes=len(class_names), channels=channels, freeze_bn=model_config.freeze_bn)
-
-
-def _resnet(model_config: ModelConfig, channels: int) -> ResNet:
-    depth = model_config.num_layers or 18  # 0 stands for the default in TLT's specs
-    if depth not in RESNETS:
-        raise SpecError(
-            f"model_config.num_layers: resnet has no {depth} layers; use one of: {', '.join(map(str, RESNETS))}"
-        )
-    return ResNet(
-        depth,
+    return Detector(
+        backbone,
+        classes=len(class_names),
         channels=channels,
-        pooling=model_config.use_pooling,
-        batch_norm=model_config.use_batch_norm,
-        all_projections=model_config.all_projections,
+        dropout=model_config.dropout_rate,
+        freeze_bn=model_config.freeze_bn,
+        freeze_pretrained=model_config.freeze_pretrained_layers,
     )
 
 
-def _freeze(backbone: ResNet, blocks: Iterable[float]) -> None:
-    """Stop the training of the convolutions of these blocks; their batch normalisation goes on (TLT DetectNet_v2)."""
+def _freeze(backbone: Backbone, blocks: Iterable[float]) -> None:
+    """Stop the training of the convolutions of these blocks; their batch normalisation goes on (TLT DetectNet_v2).
+
+    Blocks that the network does not have count for nothing, as in TLT; `spec.warnings` names them.
+    """
     available = backbone.blocks()
-    for block in blocks:
-        if block not in available:
-            raise SpecError(
-                f"model_config.freeze_blocks: no block {block:g}; use any of: {', '.join(map(str, available))}"
-            )
+    for block in set(blocks) & set(available):
         for layer in available[int(block)].modules():
             if isinstance(layer, nn.Conv2d):
                 layer.requires_grad_(False)
@@ -134,6 +166,7 @@ class Summary(NamedTuple):
     trainable: int
     gmacs: float  # 1e9 multiply-accumulates of all convolutions for one image
     stride: int  # pixels a grid cell
+    receptive_field: int  # side in pixels of what a grid cell sees
 
 
 def summary(detector: Detector, height: int, width: int) -> Summary:
@@ -146,7 +179,30 @@ def summary(detector: Detector, height: int, width: int) -> Summary:
         trainable=sum(weight.numel() for weight in detector.parameters() if weight.requires_grad),
         gmacs=counter.get_total_flops() / 2e9,
         stride=detector.stride,
+        receptive_field=receptive_field(shadow.backbone),
     )
+
+
+def receptive_field(network: nn.Module) -> int:
+    """Side in pixels of the square that one output value depends on, by the kernels and strides on the widest path.
+
+    What gates of the whole image (EfficientNet) let through is counted, the gates are not.
+    """
+    seen: dict[fx.Node, tuple[int, int]] = {}  # pixels seen by a value, and from one value to the next
+    field = step = 1
+    for node in fx.symbolic_trace(network).graph.nodes:
+        field, step = max((seen[source] for source in node.all_input_nodes), default=(1, 1))
+        if node.op == "call_module":
+            layer = network.get_submodule(str(node.target))
+            if isinstance(layer, (nn.Conv2d, nn.MaxPool2d)):
+                field += (_side(layer.kernel_size) - 1) * _side(layer.dilation) * step
+                step *= _side(layer.stride)
+        seen[node] = field, step
+    return field
+
+
+def _side(size: int | tuple[int, ...]) -> int:
+    return size if isinstance(size, int) else max(size)
 
 
 def _bias(head: nn.Conv2d) -> Tensor:

@@ -1,121 +1,378 @@
-"""Shapes, sizes and names of the feature extractors."""
+"""All backbones: sizes, names, blocks, the choices that they share, and torchvision's weights in them."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torchvision.ops.misc import SqueezeExcitation
 
-from detectkit.model.backbones import RESNETS, ResNet
+from detectkit.errors import SpecError
+from detectkit.model.backbones import make_backbone
+from detectkit.model.base import Backbone
+from detectkit.model.detector import receptive_field
+from detectkit.spec.model_pb2 import ModelConfig
+from detectkit.spec.networks import NETWORKS
 
-# Parameters of torchvision's network less its classifier (fc): 18: 11,689,512 - 513,000, ... 50: 25,557,032 - 2,049,000.
-TORCHVISION = {18: 11_176_512, 34: 21_284_672, 50: 23_508_032, 101: 42_500_160, 152: 58_143_808}
-# By hand: stem 9,536; stages 73,984 + 230,144 + 919,040 + 3,673,088.
-PARAMETERS = TORCHVISION | {10: 4_905_792}
+ALL = [(arch, depth) for arch, network in NETWORKS.items() for depth in network.depths or (0,)]
+# One of each family, none of them large.
+FAMILIES = [
+    ("resnet", 10),
+    ("vgg", 16),
+    ("darknet", 19),
+    ("darknet", 53),
+    ("mobilenet_v1", 0),
+    ("mobilenet_v2", 0),
+    ("squeezenet", 0),
+    ("googlenet", 0),
+    ("efficientnet_b0", 0),
+]
+# torchvision's networks: their parameters, as its documentation lists them, and those of the layers behind our last.
+# A classifier of 1000 classes behind n channels has 1000 n + 1000; VGG's three layers have 123,642,856.
+PUBLISHED = {
+    "vgg16": (138_357_544, 123_642_856),
+    "vgg19": (143_667_240, 123_642_856),
+    "vgg16_bn": (138_365_992, 123_642_856),
+    "vgg19_bn": (143_678_248, 123_642_856),
+    "squeezenet1_0": (1_248_424, 513_000),
+    "googlenet": (6_624_904, 1_025_000),
+    "efficientnet_b0": (5_288_548, 1_281_000),
+    "efficientnet_b1": (7_794_184, 1_281_000),
+    "efficientnet_b2": (9_109_994, 1_409_000),
+    "efficientnet_b3": (12_233_232, 1_537_000),
+    "efficientnet_b4": (19_341_616, 1_793_000),
+    "efficientnet_b5": (30_389_784, 2_049_000),
+    "efficientnet_b6": (43_040_704, 2_305_000),
+    "efficientnet_b7": (66_347_960, 2_561_000),
+}
 
 
-def resnet(depth: int, *, meta: bool = True, **options: bool | int) -> ResNet:
-    settings = {"channels": 3, "pooling": False, "batch_norm": True, "all_projections": False} | options
-    with torch.device("meta" if meta else "cpu"):
-        return ResNet(depth, **settings)
+def backbone(arch: str, depth: int = 0, channels: int = 3, device: str = "meta", **changes: Any) -> Backbone:
+    settings = {"use_batch_norm": True, "use_pooling": True} | changes
+    with torch.device(device):
+        return make_backbone(ModelConfig(arch=arch, num_layers=depth, **settings), channels)
+
+
+@functools.cache
+def plain(arch: str, depth: int = 0) -> Backbone:
+    """With batch normalisation and pools, of three channels, without values: not to be changed."""
+    return backbone(arch, depth)
 
 
 def parameters(network: nn.Module) -> int:
     return sum(weight.numel() for weight in network.parameters())
 
 
-@pytest.mark.parametrize("depth", RESNETS)
-@pytest.mark.parametrize("pooling", [False, True])
-@pytest.mark.parametrize("batch_norm", [False, True])
-@pytest.mark.parametrize("all_projections", [False, True])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_every_depth_and_option_has_a_stride_of_16(
-    depth: int, pooling: bool, batch_norm: bool, all_projections: bool, channels: int
-) -> None:
-    network = resnet(
-        depth, channels=channels, pooling=pooling, batch_norm=batch_norm, all_projections=all_projections
-    )
-    features = network(torch.empty(2, channels, 48, 80, device="meta"))
-    width = 512 if depth < 50 else 2048
-    assert features.shape == (2, width, 3, 5)
-    assert (network.out_channels, network.stride) == (width, 16)
-    assert any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules()) == batch_norm
-    assert all(
-        (layer.bias is None) == batch_norm for layer in network.modules() if isinstance(layer, nn.Conv2d)
-    )
+def convolutions(network: nn.Module) -> list[nn.Conv2d]:
+    return [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
 
 
-@pytest.mark.parametrize("depth", RESNETS)
-def test_parameters_with_pooling_are_torchvisions(depth: int) -> None:
-    assert parameters(resnet(depth, pooling=True)) == PARAMETERS[depth]
-
-
-@pytest.mark.parametrize("depth", RESNETS)
-def test_without_pooling_the_first_stage_of_basic_blocks_needs_a_projection(depth: int) -> None:
-    projection = 64 * 64 + 2 * 64 if depth < 50 else 0  # bottlenecks have one anyway: 64 -> 256 channels
-    assert parameters(resnet(depth)) == PARAMETERS[depth] + projection
-
-
-def test_all_projections_adds_one_to_each_second_unit_of_resnet18() -> None:
-    extra = sum(width * width + 2 * width for width in (64, 128, 256, 512))
-    assert parameters(resnet(18, all_projections=True)) == PARAMETERS[18] + (64 * 64 + 2 * 64) + extra
-
-
-def test_without_batch_norm_each_pair_of_scale_and_shift_becomes_one_bias() -> None:
-    channels = 64 + 5 * 64 + 5 * 128 + 5 * 256 + 5 * 512  # stem; four convolutions and a projection a stage
-    assert parameters(resnet(18, batch_norm=False)) == parameters(resnet(18)) - channels
-
-
-@pytest.mark.parametrize("depth", TORCHVISION)
-def test_tensor_names_and_shapes_are_torchvisions(depth: int) -> None:
+def original(name: str) -> nn.Module:
+    """torchvision's network without its classifier, with random weights and statistics, in evaluation mode."""
+    options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
     with torch.device("meta"):
-        original = getattr(torchvision.models, f"resnet{depth}")(weights=None).state_dict()
-    theirs = {name: tensor.shape for name, tensor in original.items() if not name.startswith("fc.")}
-    ours = {name: tensor.shape for name, tensor in resnet(depth, pooling=True).state_dict().items()}
-    assert ours == theirs
+        network: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+    for name in ("classifier", "fc", "avgpool", "maxpool4"):
+        if hasattr(network, name):
+            setattr(network, name, nn.Identity())
+    return randomise(network.to_empty(device="cpu")).eval()
 
 
-@pytest.mark.parametrize("depth", [18, 50])
-def test_with_pooling_features_up_to_layer3_equal_torchvisions(depth: int) -> None:
-    torch.manual_seed(1)
-    original = getattr(torchvision.models, f"resnet{depth}")(weights=None).eval()
-    ours = resnet(depth, meta=False, pooling=True).eval()
-    ours.load_state_dict(
-        {name: tensor for name, tensor in original.state_dict().items() if "fc." not in name}
-    )
-    seen: list[Tensor] = []
-    for network in (original, ours):
-        network.layer3.register_forward_hook(lambda _layer, _inputs, output: seen.append(output))
-        with torch.no_grad():
-            network(torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(2)))
-    assert seen[0].shape == (2, 256 if depth == 18 else 1024, 4, 6)
-    assert seen[0].std() > 0 and torch.equal(seen[0], seen[1])
+def randomise(network: nn.Module, seed: int = 1) -> nn.Module:
+    """Weights that keep the signal's size, and statistics that are no one's default."""
+    torch.manual_seed(seed)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.normal_(layer.bias, std=0.1)
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.5, 1)
+            nn.init.normal_(layer.bias, std=0.1)
+            nn.init.normal_(layer.running_mean, std=0.1)  # type: ignore[arg-type]
+            nn.init.uniform_(layer.running_var, 0.5, 2)  # type: ignore[arg-type]
+            layer.num_batches_tracked.fill_(seed)  # type: ignore[union-attr]
+    return network
 
 
-def test_a_bottleneck_strides_in_its_3x3_convolution() -> None:
-    unit = resnet(50).get_submodule("layer2.0")
-    assert (unit.conv1.stride, unit.conv2.stride) == ((1, 1), (2, 2))
+# --- sizes
 
 
-def test_running_statistics_follow_a_short_training() -> None:
-    """After 40 small batches (one epoch of 160 images) they are the data's."""
-    torch.manual_seed(4)
-    normalization = resnet(10, meta=False).bn1
-    for _ in range(40):
-        normalization(5 + 3 * torch.randn(4, 64, 16, 16))
-    torch.testing.assert_close(normalization.running_mean, torch.full((64,), 5.0), rtol=0.02, atol=0.1)
-    torch.testing.assert_close(normalization.running_var, torch.full((64,), 9.0), rtol=0.1, atol=0)
+@pytest.mark.spec_field("ModelConfig.arch", "ModelConfig.num_layers")
+@pytest.mark.parametrize(("arch", "depth"), ALL)
+def test_stride_and_blocks_are_what_the_spec_promises(arch: str, depth: int) -> None:
+    network = plain(arch, depth)
+    stride = 32 if arch == "darknet" or arch.startswith("efficientnet") else 16  # TLT DetectNet_v2
+    features = network(torch.empty(2, 3, 3 * 32, 5 * 32, device="meta"))
+    assert features.shape == (2, network.out_channels, 96 // stride, 160 // stride)
+    assert network.stride == NETWORKS[arch].stride == stride
+    assert tuple(network.blocks()) == NETWORKS[arch].blocks
+    held = [layer for block in network.blocks().values() for layer in convolutions(block)]
+    assert [id(layer) for layer in held] == [id(layer) for layer in convolutions(network)]
+    assert network.title == (f"{arch} {depth}" if depth else arch)
 
 
-def test_signal_keeps_its_size_from_random_weights() -> None:
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_those_published_less_the_classifier(name: str) -> None:
+    total, behind = PUBLISHED[name]
+    if name.startswith("vgg"):
+        network = backbone("vgg", int(name[3:5]), use_batch_norm=name.endswith("_bn"))
+    else:
+        network = plain(name.replace("1_0", ""))
+    assert network.torchvision == name
+    assert parameters(network) == total - behind
+
+
+def test_parameters_of_mobilenet_v2_are_those_of_its_first_fourteen_layers() -> None:
+    # torchvision lists 3,504,872: the classifier has 1,281,000, the last convolution 412,160, then blocks 14 to 17:
+    # 96->576->160, 160->960->160 twice, 160->960->320.
+    block14 = 96 * 576 + 576 * 9 + 576 * 160 + 2 * (576 + 576 + 160)
+    block15 = 160 * 960 + 960 * 9 + 960 * 160 + 2 * (960 + 960 + 160)
+    block17 = 160 * 960 + 960 * 9 + 960 * 320 + 2 * (960 + 960 + 320)
+    behind = 1_281_000 + 320 * 1280 + 2 * 1280 + block14 + 2 * block15 + block17
+    assert parameters(plain("mobilenet_v2")) == 3_504_872 - behind
+
+
+def test_parameters_of_mobilenet_v1_are_those_of_its_first_eleven_blocks() -> None:
+    # Keras publishes 4,231,976 trainable ones; classifier 1000 x 1025, block 12: 512 -> 1024, block 13: 1024 -> 1024
+    block12 = 512 * 9 + 512 * 1024 + 2 * (512 + 1024)
+    block13 = 1024 * 9 + 1024 * 1024 + 2 * (1024 + 1024)
+    assert parameters(plain("mobilenet_v1")) == 4_231_976 - 1_025_000 - block12 - block13
+
+
+@pytest.mark.parametrize(("depth", "published"), [(19, 20_842_376), (53, 41_609_928)])
+def test_parameters_of_darknets_are_those_published_less_the_classifier(depth: int, published: int) -> None:
+    # timm 0.9 and 1.0 list darknet19 with 20.84 and darknet53 with 41.61 million, 1,025,000 of them the classifier's
+    assert parameters(plain("darknet", depth)) == published - 1_025_000
+
+
+# --- options
+
+
+@pytest.mark.spec_field("ModelConfig.use_batch_norm")
+@pytest.mark.parametrize(("arch", "depth"), FAMILIES)
+def test_without_batch_norm_every_convolution_has_a_bias(arch: str, depth: int) -> None:
+    network = backbone(arch, depth, use_batch_norm=False)
+    normalised = any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
+    assert normalised == arch.startswith("efficientnet")  # which always has it
+    assert normalised or all(layer.bias is not None for layer in convolutions(network))
+    chosen = arch != "squeezenet" and not normalised  # squeezenet never has it
+    assert network.title.endswith(" without batch normalisation") == chosen
+
+
+@pytest.mark.parametrize(("arch", "depth"), FAMILIES)
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_signal_keeps_its_size_from_random_weights(arch: str, depth: int, batch_norm: bool) -> None:
     torch.manual_seed(3)
-    network = resnet(18, meta=False)
+    network = backbone(arch, depth, device="cpu", use_batch_norm=batch_norm)
     features = network(torch.rand(4, 3, 64, 64))  # batch statistics
-    assert 0.1 < features.std() < 10 and features.isfinite().all()
+    times = 10 if batch_norm else 1000
+    assert 1 / times < features.std() < times and features.isfinite().all()
 
 
-def test_blocks_cover_every_convolution_once() -> None:
-    network = resnet(34)
-    named = [layer for block in network.blocks().values() for layer in block.modules()]
-    convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
-    assert list(network.blocks()) == [0, 1, 2, 3, 4]
-    assert [layer for layer in named if isinstance(layer, nn.Conv2d)] == convolutions
+@pytest.mark.parametrize(("arch", "depth"), FAMILIES)
+def test_one_channel_changes_the_first_convolution_alone(arch: str, depth: int) -> None:
+    grey, colour = backbone(arch, depth, channels=1), plain(arch, depth)
+    first = convolutions(colour)[0]
+    fewer = parameters(colour) - parameters(grey)
+    assert fewer == 2 * first.out_channels * first.kernel_size[0] ** 2
+    assert grey(torch.empty(2, 1, 64, 64, device="meta")).shape[1] == grey.out_channels
+
+
+@pytest.mark.spec_field("ModelConfig.use_pooling")
+def test_vgg_with_and_without_pools_has_the_same_tensors() -> None:
+    pools, strides = backbone("vgg", 16), backbone("vgg", 16, use_pooling=False)
+    assert {name: tensor.shape for name, tensor in pools.state_dict().items()} == {
+        name: tensor.shape for name, tensor in strides.state_dict().items()
+    }
+    assert sum(isinstance(layer, nn.MaxPool2d) for layer in pools.modules()) == 4
+    assert not any(isinstance(layer, nn.MaxPool2d) for layer in strides.modules())
+    first = [convolutions(block)[0].stride for block in strides.blocks().values()]
+    assert first == [(1, 1), (2, 2), (2, 2), (2, 2), (2, 2)]
+    assert sum(layer.stride == (2, 2) for layer in convolutions(strides)) == 4
+
+
+@pytest.mark.spec_field("ModelConfig.Activation.activation_type")
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("relu", lambda x: x.clamp(min=0)),
+        ("relu6", lambda x: x.clamp(0, 6)),
+        ("leaky_relu", lambda x: torch.where(x > 0, x, 0.1 * x)),
+        ("elu", lambda x: torch.where(x > 0, x, x.exp() - 1)),
+        ("swish", lambda x: x / (1 + (-x).exp())),
+        ("hard_swish", lambda x: x * (x + 3).clamp(0, 6) / 6),
+    ],
+)
+def test_activation_type_names_the_function(name: str, formula: Callable[[Tensor], Tensor]) -> None:
+    function = backbone("resnet", 10, activation=ModelConfig.Activation(activation_type=name)).get_submodule(
+        "relu"
+    )
+    values = torch.linspace(-8, 8, 33)
+    torch.testing.assert_close(function(values), formula(values))
+
+
+@pytest.mark.parametrize(("arch", "depth"), FAMILIES)
+def test_activation_takes_the_place_of_every_function(arch: str, depth: int) -> None:
+    own = plain(arch, depth)
+    other = backbone(arch, depth, activation=ModelConfig.Activation(activation_type="elu"))
+    kept = {
+        "Conv2d",
+        "BatchNorm2d",
+        "MaxPool2d",
+        "AdaptiveAvgPool2d",
+        "Identity",
+        "Sigmoid",
+        "StochasticDepth",
+    }
+    before, after = (
+        [type(layer).__name__ for layer in network.modules() if not list(layer.children())]
+        for network in (own, other)
+    )
+    assert len(set(before) - kept) == 1 and set(before) & kept == set(after) & kept
+    assert after == [name if name in kept else "ELU" for name in before]
+
+
+@pytest.mark.spec_field("ModelConfig.Activation.activation_parameters")
+@pytest.mark.parametrize(("name", "at_minus_1"), [("leaky_relu", -0.3), ("elu", 0.3 * (0.36787944 - 1))])
+def test_alpha_is_the_slope_or_the_depth(name: str, at_minus_1: float) -> None:
+    activation = ModelConfig.Activation(activation_type=name, activation_parameters={"alpha": 0.3})
+    function = backbone("resnet", 10, activation=activation).get_submodule("relu")
+    assert function(torch.tensor([-1.0, 2.0])).tolist() == pytest.approx([at_minus_1, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"arch": "vgg11"}, 'model_config.arch: there is no "vgg11"; use one of: resnet, vgg, darknet'),
+        (
+            {"arch": "vgg", "num_layers": 11},
+            "model_config.num_layers: vgg has no 11 layers; use one of: 16, 19",
+        ),
+        (
+            {"activation": ModelConfig.Activation(activation_type="gelu")},
+            'model_config.activation.activation_type: there is no "gelu"; use one of: relu, relu6',
+        ),
+        (
+            {
+                "activation": ModelConfig.Activation(
+                    activation_type="relu", activation_parameters={"alpha": 1}
+                )
+            },
+            'model_config.activation.activation_parameters: relu has no "alpha"; alpha of leaky_relu and elu is',
+        ),
+        (
+            {"activation": ModelConfig.Activation(activation_type="elu", activation_parameters={"beta": 1})},
+            'model_config.activation.activation_parameters: elu has no "beta"',
+        ),
+    ],
+)
+def test_what_does_not_exist_is_a_spec_error(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        make_backbone(ModelConfig(**settings), 3)
+    assert str(caught.value).startswith(message)
+
+
+# --- the graph
+
+
+@pytest.mark.parametrize(("arch", "depth"), FAMILIES)
+def test_a_traced_backbone_computes_the_same(arch: str, depth: int) -> None:
+    network = backbone(arch, depth, device="cpu").eval()
+    traced = fx.symbolic_trace(network)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(traced(images), network(images))
+    called = {node.target for node in traced.graph.nodes if node.op == "call_module"}
+    assert {name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)} <= called
+
+
+@pytest.mark.parametrize(
+    ("arch", "depth", "pooling", "pixels"),
+    [
+        # conv5_3 of VGG16 sees 196 pixels, conv5_4 of VGG19 252 (Araujo, Norris and Sim, Distill 2019, and by hand)
+        ("vgg", 16, True, 196),
+        ("vgg", 19, True, 252),
+        # 7x7/2: 7; pool 3x3/2: +4; stages of 3x3: 4 x 8, 8 + 3 x 16, 16 + 3 x 32; the last without stride: 4 x 32
+        ("resnet", 18, True, 7 + 4 + 4 * 8 + 8 + 3 * 16 + 16 + 3 * 32 + 4 * 32),
+        ("resnet", 18, False, 7 + 4 + 3 * 8 + 8 + 3 * 16 + 16 + 3 * 32 + 4 * 32),
+        # the 3x3 convolutions of stages 0 to 5: 1, 1, 2, 2, 3, 3 with 2x2 pools between them
+        ("darknet", 19, True, 1 + 2 + 1 + 2 * 2 + 2 + 4 * 4 + 4 + 8 * 4 + 8 + 16 * 6 + 16 + 32 * 6),
+        # Araujo et al.: 315 and 851 for whole MobileNetV1 and EfficientNet-B0; ours of V1 lacks blocks 12 and 13
+        ("mobilenet_v1", 0, True, 315 - 2 * 16 - 2 * 32),
+        ("efficientnet_b0", 0, True, 851),
+    ],
+)
+def test_receptive_fields_by_hand(arch: str, depth: int, pooling: bool, pixels: int) -> None:
+    assert receptive_field(backbone(arch, depth, use_pooling=pooling)) == pixels
+
+
+def averaging(network: nn.Module) -> nn.Module:
+    """The same network with positive weights, averages for maxima and no gates, so that no path has a gradient of 0."""
+    for layer in list(network.modules()):
+        if isinstance(layer, nn.Conv2d):
+            nn.init.constant_(layer.weight, 1 / layer.weight[0].numel())
+        for name, child in layer.named_children():
+            if isinstance(child, nn.MaxPool2d):
+                setattr(layer, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding))
+            if isinstance(child, SqueezeExcitation):
+                setattr(layer, name, nn.Identity())
+    return network.double().eval()
+
+
+@pytest.mark.parametrize(
+    ("arch", "depth"), [pair for pair in FAMILIES if pair not in (("vgg", 16), ("darknet", 53))]
+)
+def test_receptive_fields_are_where_the_gradient_is(arch: str, depth: int) -> None:
+    pixels = receptive_field(plain(arch, depth))
+    network = averaging(backbone(arch, depth, device="cpu"))
+    # Small, for nothing to reach relu6's limit; a line of cells is enough.
+    images = torch.full((1, 3, 32, 1024), 1e-3, dtype=torch.float64, requires_grad=True)
+    features = network(images)
+    features[0, :, 0, features.shape[3] // 2].sum().backward()
+    assert images.grad is not None
+    columns = images.grad.abs().sum((0, 1, 2)).nonzero().flatten()
+    assert int(columns[-1] - columns[0]) + 1 == pixels < 1000
+
+
+# --- torchvision's weights
+
+
+@pytest.mark.parametrize(
+    ("name", "arch", "depth"),
+    [
+        ("vgg16", "vgg", 16),
+        ("vgg16_bn", "vgg", 16),
+        ("vgg19_bn", "vgg", 19),
+        ("mobilenet_v2", "mobilenet_v2", 0),
+        ("squeezenet1_0", "squeezenet", 0),
+        ("googlenet", "googlenet", 0),
+        ("efficientnet_b0", "efficientnet_b0", 0),
+    ],
+)
+def test_tensors_have_torchvisions_names_and_shapes(name: str, arch: str, depth: int) -> None:
+    network = backbone(arch, depth, use_batch_norm=name != "vgg16")
+    theirs = {key: tensor.shape for key, tensor in original(name).state_dict().items()}
+    ours = {key: tensor.shape for key, tensor in network.state_dict().items()}
+    assert network.torchvision == name
+    assert ours == {key: shape for key, shape in theirs.items() if not key.startswith(network.behind)}
+
+
+@pytest.mark.parametrize(("arch", "eps", "momentum"), [("mobilenet_v2", 1e-5, 0.1), ("googlenet", 1e-3, 0.1)])
+def test_batch_norm_has_torchvisions_constants(arch: str, eps: float, momentum: float) -> None:
+    layers = [layer for layer in plain(arch).modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert {(layer.eps, layer.momentum) for layer in layers} == {(eps, momentum)}
+
+
+def test_efficientnet_drops_branches_in_training_only() -> None:
+    torch.manual_seed(0)
+    network = backbone("efficientnet_b0", device="cpu")
+    depths = [layer for layer in network.modules() if type(layer).__name__ == "StochasticDepth"]
+    assert [layer.p for layer in depths] == pytest.approx([0.2 * unit / 16 for unit in range(16)])
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        network.eval()
+        assert torch.equal(network(images), network(images))

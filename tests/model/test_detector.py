@@ -61,6 +61,7 @@ def test_cost_of_resnet18_at_32_pixels_by_hand() -> None:
     cost = summary(detector(["cell"], num_layers=18), 32, 32)
     assert cost.gmacs == pytest.approx((stem + layer1 + layer2 + layer3 + layer4 + heads) / 1e9, rel=1e-12)
     assert cost.stride == 16
+    assert cost.receptive_field == 331  # tests/model/test_backbones.py has it by hand
 
 
 def test_summary_leaves_the_detector_as_it_is() -> None:
@@ -97,11 +98,13 @@ def test_everything_but_the_normalisation_trains() -> None:
     assert same == {"normalize.mean", "normalize.std"}
 
 
+@pytest.mark.spec_field("ModelConfig.freeze_blocks")
 @pytest.mark.parametrize(
     ("blocks", "prefixes"),
     [
         ([0], ("backbone.conv1.",)),
         ([1, 3], ("backbone.layer1.", "backbone.layer3.")),
+        ([0, 5], ("backbone.conv1.",)),  # a ResNet has no block 5
         ([0, 1, 2, 3, 4], ("backbone.",)),
     ],
 )
@@ -120,6 +123,7 @@ def test_freeze_blocks_holds_their_convolutions_only(
     assert same == frozen | {"normalize.mean", "normalize.std"}
 
 
+@pytest.mark.spec_field("ModelConfig.freeze_bn")
 def test_freeze_bn_holds_the_statistics_and_trains_scale_and_shift() -> None:
     network = detector(freeze_bn=True)
     statistics = {name for name in network.state_dict() if "running_" in name or "num_batches" in name}
@@ -138,19 +142,58 @@ def test_frozen_statistics_give_the_same_output_in_training_as_in_evaluation() -
     assert torch.equal(trained[0], evaluated[0]) and torch.equal(trained[1], evaluated[1])
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"arch": "vgg"}, 'model_config.arch: "vgg" is not available; use one of: resnet'),
-        (
-            {"num_layers": 19},
-            "model_config.num_layers: resnet has no 19 layers; use one of: 10, 18, 34, 50, 101, 152",
-        ),
-        ({"freeze_blocks": [5]}, "model_config.freeze_blocks: no block 5; use any of: 0, 1, 2, 3, 4"),
-        ({"freeze_blocks": [0.5]}, "model_config.freeze_blocks: no block 0.5; use any of: 0, 1, 2, 3, 4"),
-    ],
-)
-def test_what_does_not_exist_is_a_spec_error(settings: dict[str, object], message: str) -> None:
+def test_a_frozen_backbone_stays_as_it_is_while_the_heads_train() -> None:
+    network = detector()
+    network.freeze_backbone(True)
+    assert summary(network, 32, 32).trainable == 15 * 513
+    same, changed = adam_step(network)
+    assert changed == {"output_cov.weight", "output_cov.bias", "output_bbox.weight", "output_bbox.bias"}
+    assert all(name.startswith(("backbone.", "normalize.")) for name in same)
+    assert network.training and not any(layer.training for layer in network.backbone.modules())
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_thawing_gives_back_what_was_trained_before(times: int) -> None:
+    network = detector(freeze_blocks=[0, 2], freeze_bn=True)
+    before = {name: weight.requires_grad for name, weight in network.named_parameters()}
+    modes = {name: layer.training for name, layer in network.train().named_modules()}
+    for _ in range(times):
+        network.freeze_backbone(True)
+    assert not any(weight.requires_grad for weight in network.backbone.parameters())
+    for _ in range(times):
+        network.freeze_backbone(False)
+    assert {name: weight.requires_grad for name, weight in network.named_parameters()} == before
+    assert {name: layer.training for name, layer in network.named_modules()} == modes
+    assert True in before.values() and False in before.values()
+
+
+def test_what_is_frozen_for_good_stays_so_after_thawing() -> None:
+    network = detector()
+    network.freeze_backbone(True)
+    network.freeze(["backbone.conv1.weight", "backbone.bn1.running_mean"])
+    network.freeze_backbone(False)
+    same, _ = adam_step(network)
+    statistics = {f"backbone.bn1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    assert same == {"normalize.mean", "normalize.std", "backbone.conv1.weight"} | statistics
+
+
+@pytest.mark.spec_field("ModelConfig.dropout_rate")
+def test_dropout_drops_a_share_of_the_features_in_training_only() -> None:
+    network = detector(dropout_rate=0.25)
+    seen: list[Tensor] = []
+    network.output_bbox.register_forward_hook(lambda _layer, inputs, _output: seen.append(inputs[0]))
+    network.backbone.layer4[0].register_forward_hook(lambda _layer, _inputs, output: output.fill_(3.0))
+    images = torch.rand(4, 3, 64, 64)
+    network.train()(images)
+    network.eval()(images)
+    dropped = (seen[0] == 0).float().mean()
+    assert 0.24 < dropped < 0.26  # 32,768 values: 4 standard deviations
+    assert seen[0].max().item() == pytest.approx(3 / 0.75) and (seen[1] == 3).all()
+    assert network.state_dict().keys() == detector().state_dict().keys()
+
+
+def test_a_depth_that_does_not_exist_is_a_spec_error() -> None:
     with pytest.raises(SpecError) as caught:
-        detector(**settings)
+        detector(num_layers=19)
+    message = "model_config.num_layers: resnet has no 19 layers; use one of: 10, 18, 34, 50, 101, 152"
     assert str(caught.value) == message

@@ -1,0 +1,102 @@
+"""What every backbone has, and the convolution that those of ours are made of.
+
+B batch, c image channels, H W pixels, h w grid cells.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+
+from torch import Tensor, nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Backbone(nn.Module, abc.ABC):
+    """A feature extractor: images [B, c, H, W] -> [B, out_channels, H / stride, W / stride].
+
+    It can be traced by torch.fx, so that a program can see which layer feeds which.
+    """
+
+    stride = 16  # input pixels per grid cell
+    out_channels: int
+    title = ""  # what model_config asks for, as in "resnet 18"
+    torchvision: str | None = (
+        None  # torchvision's name of this network, whose weight files load, if it has it
+    )
+    # How the names of those tensors begin that torchvision's files have behind the last layer of ours.
+    behind: tuple[str, ...] = ("classifier.",)
+    # What torchvision's weights expect to be taken from the image, and it to be divided by, for each colour.
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+
+    @abc.abstractmethod
+    def blocks(self) -> dict[int, nn.Module]:
+        """What `freeze_blocks` can name."""
+
+
+class Features(Backbone):
+    """A chain of layers, with the names of a torchvision network whose convolutions are in its `features`."""
+
+    def __init__(self, features: nn.Sequential) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, c, H, W] -> [B, out_channels, H / stride, W / stride]."""
+        features: Tensor = self.features(images)
+        return features
+
+
+class Convolution(nn.Module):
+    """Convolution, batch normalisation and a function, with half the kernel as padding.
+
+    Args:
+        before: channels in.
+        after: channels out.
+        size: of the kernel, odd.
+        stride: pixels a step.
+        groups: of channels that do not see each other.
+        function: after the normalisation.
+        eps: of the normalisation.
+    """
+
+    def __init__(
+        self,
+        before: int,
+        after: int,
+        size: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        function: nn.Module,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(before, after, size, stride, size // 2, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(after, eps=eps)
+        self.function = function
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, before, h, w] -> [B, after, ceil(h / stride), ceil(w / stride)]."""
+        result: Tensor = self.function(self.bn(self.conv(features)))
+        return result
+
+
+def first_convolution(network: nn.Module) -> nn.Conv2d:
+    """The first in the order of the layers: of a backbone, the one that takes the image."""
+    return next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+
+
+def initialise(network: nn.Module) -> None:
+    """He's normal distribution (He et al. 2015), as torchvision; TLT has Glorot's, which halves the signal at ReLU.
+
+    The fan is that of a group, so that a depthwise convolution keeps its signal too. Biases are 0.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            fan_out = layer.out_channels * math.prod(layer.kernel_size) // layer.groups
+            nn.init.normal_(layer.weight, std=math.sqrt(2) / math.sqrt(fan_out))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,55 @@
+"""GoogLeNet (Szegedy et al. 2014)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models.googlenet import Inception
+
+from detectkit.model.base import Backbone, Convolution
+
+STEM = ("conv1", "maxpool1", "conv2", "conv3", "maxpool2")
+INCEPTIONS = tuple(f"inception{name}" for name in ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b"))
+
+
+class GoogLeNet(Backbone):
+    """torchvision's GoogLeNet without its fourth pool, its classifiers and `transform_input`: 1024 channels.
+
+    Its weights come from TensorFlow, for colours from -1 to 1; torchvision's `transform_input` makes those out of
+    ImageNet's normalisation.
+    """
+
+    torchvision = "googlenet"
+    out_channels = 1024
+    behind = ("aux1.", "aux2.", "fc.")
+    mean = std = (0.5, 0.5, 0.5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocks = [_convolution, partial(Inception, conv_block=_convolution), nn.Identity]
+        whole = models.GoogLeNet(aux_logits=False, init_weights=False, blocks=blocks)
+        self.order = (*STEM, *INCEPTIONS[:2], "maxpool3", *INCEPTIONS[2:])
+        for name in self.order:
+            self.add_module(name, getattr(whole, name))
+
+    def blocks(self) -> dict[int, nn.Module]:
+        """What `freeze_blocks` can name: 0 is the first three convolutions, 1 to 9 are the inception modules."""
+        stem = nn.ModuleList(self.get_submodule(name) for name in STEM)
+        return {0: stem} | {number: self.get_submodule(name) for number, name in enumerate(INCEPTIONS, 1)}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, c, H, W] -> [B, 1024, ceil(H / 16), ceil(W / 16)]."""
+        features = images
+        for name in self.order:
+            features = self.get_submodule(name)(features)
+        return features
+
+
+def _convolution(
+    before: int, after: int, *, kernel_size: int, stride: int = 1, padding: int = 0
+) -> Convolution:
+    """torchvision's block, whose function is a layer here and can so be replaced."""
+    assert padding == kernel_size // 2
+    return Convolution(before, after, kernel_size, stride=stride, function=nn.ReLU(inplace=True), eps=0.001)

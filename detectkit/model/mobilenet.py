@@ -1,0 +1,67 @@
+"""MobileNets: networks of depthwise convolutions (Howard et al. 2017, Sandler et al. 2018)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torchvision.models import mobilenet_v2
+
+from detectkit.model.base import Backbone, Convolution, Features
+
+# Channels and stride of blocks 1 to 11 of version 1; what follows in the paper has a stride of 32.
+SEPARABLE = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5)
+
+
+class Separable(nn.Module):
+    """A 3x3 convolution of each channel by itself, and a 1x1 convolution across them."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.depthwise = Convolution(
+            before, before, 3, stride=stride, groups=before, function=nn.ReLU(inplace=True)
+        )
+        self.pointwise = Convolution(before, after, 1, function=nn.ReLU(inplace=True))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, before, h, w] -> [B, after, ceil(h / stride), ceil(w / stride)]."""
+        result: Tensor = self.pointwise(self.depthwise(features))
+        return result
+
+
+class MobileNetV1(Backbone):
+    """Version 1 up to its last block at a stride of 16, as TLT DetectNet_v2 cuts it: 512 channels."""
+
+    out_channels = 512
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block0 = Convolution(3, 32, 3, stride=2, function=nn.ReLU(inplace=True))
+        before = 32
+        for number, (after, stride) in enumerate(SEPARABLE, start=1):
+            self.add_module(f"block{number}", Separable(before, after, stride))
+            before = after
+
+    def blocks(self) -> dict[int, nn.Module]:
+        """What `freeze_blocks` can name: 0 is the first convolution, 1 to 11 are the separable ones."""
+        return {number: self.get_submodule(f"block{number}") for number in range(12)}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, c, H, W] -> [B, 512, ceil(H / 16), ceil(W / 16)]."""
+        features = images
+        for block in self.blocks().values():
+            features = block(features)
+        return features
+
+
+class MobileNetV2(Features):
+    """torchvision's up to its last block at a stride of 16, as TLT DetectNet_v2 cuts it: 96 channels."""
+
+    torchvision = "mobilenet_v2"
+    out_channels = 96
+    behind = (*(f"features.{number}." for number in range(14, 19)), "classifier.")
+
+    def __init__(self) -> None:
+        super().__init__(mobilenet_v2(weights=None).features[:14])
+
+    def blocks(self) -> dict[int, nn.Module]:
+        """What `freeze_blocks` can name: 0 is the first convolution, 1 to 13 are the inverted residuals."""
+        return dict(enumerate(self.features))

@@ -1,0 +1,76 @@
+"""Residual networks (He et al. 2015).
+
+B batch, c image channels, H W pixels, h w grid cells.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
+
+from detectkit.model.base import Backbone
+
+RESNETS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
+    10: (BasicBlock, (1, 1, 1, 1)),
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
+}
+
+
+class ResNet(Backbone):
+    """A residual network cut off before its classifier; every tensor has torchvision's name.
+
+    Without pooling the first convolution and the first three stages halve the image, as in TLT DetectNet_v2;
+    with pooling a 3x3 maximum takes the place of the first stage's stride, and everything up to `layer3` computes
+    what torchvision computes. Bottlenecks carry their stride on the 3x3 convolution, as torchvision's do.
+
+    Batch normalisation moves its running statistics by 0.1 a step, as torch does. TLT's 0.01 leaves them hundreds of
+    steps behind the weights: on a few hundred images, validation in mid-training then measures nothing.
+
+    Args:
+        depth: a key of `RESNETS`.
+        pooling: maximum pooling after the first convolution.
+        all_projections: a 1x1 convolution on every shortcut, not only on those that change the shape.
+    """
+
+    behind = ("fc.",)
+
+    def __init__(self, depth: int, *, pooling: bool, all_projections: bool) -> None:
+        super().__init__()
+        block, repeats = RESNETS[depth]
+        self.torchvision = f"resnet{depth}" if depth > 10 else None
+        self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1) if pooling else nn.Identity()
+        strides = (1, 2, 2, 1) if pooling else (2, 2, 2, 1)
+        self.out_channels = 64
+        for stage, (units, stride) in enumerate(zip(repeats, strides, strict=True)):
+            layer = [self._unit(block, 64 << stage, stride, all_projections)]
+            layer += [self._unit(block, 64 << stage, 1, all_projections) for _ in range(units - 1)]
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*layer))
+
+    def _unit(
+        self, block: type[BasicBlock | Bottleneck], planes: int, stride: int, projection: bool
+    ) -> nn.Module:
+        before, after = self.out_channels, planes * block.expansion
+        self.out_channels = after
+        shortcut = None
+        if projection or stride != 1 or before != after:
+            shortcut = nn.Sequential(conv1x1(before, after, stride), nn.BatchNorm2d(after))
+        unit: nn.Module = block(before, planes, stride, shortcut)
+        return unit
+
+    def blocks(self) -> dict[int, nn.Module]:
+        """What `freeze_blocks` can name: 0 is the first convolution, 1 to 4 are the stages."""
+        return {0: self.conv1} | {stage: self.get_submodule(f"layer{stage}") for stage in (1, 2, 3, 4)}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, c, H, W] -> [B, out_channels, ceil(H / 16), ceil(W / 16)]."""
+        features: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        for stage in (1, 2, 3, 4):
+            features = self.get_submodule(f"layer{stage}")(features)
+        return features

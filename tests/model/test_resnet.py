@@ -1,0 +1,126 @@
+"""Shapes, sizes and names of the residual networks."""
+
+import itertools
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from detectkit.model.backbones import make_backbone
+from detectkit.model.base import Backbone
+from detectkit.model.resnet import RESNETS
+from detectkit.spec.model_pb2 import ModelConfig
+
+# Parameters of torchvision's network less its classifier (fc): 18: 11,689,512 - 513,000, ... 50: 25,557,032 - 2,049,000.
+TORCHVISION = {18: 11_176_512, 34: 21_284_672, 50: 23_508_032, 101: 42_500_160, 152: 58_143_808}
+# By hand: stem 9,536; stages 73,984 + 230,144 + 919,040 + 3,673,088.
+PARAMETERS = TORCHVISION | {10: 4_905_792}
+
+
+def resnet(depth: int, *, channels: int = 3, meta: bool = True, **options: bool) -> Backbone:
+    settings = {"use_batch_norm": True} | options
+    with torch.device("meta" if meta else "cpu"):
+        return make_backbone(ModelConfig(arch="resnet", num_layers=depth, **settings), channels)
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(weight.numel() for weight in network.parameters())
+
+
+OPTIONS = list(itertools.product([False, True], repeat=3))
+ALL = [(depth, *options) for depth in (18, 50) for options in OPTIONS]
+ALL += [(depth, pooling, True, False) for depth in (10, 34, 101, 152) for pooling in (False, True)]
+
+
+@pytest.mark.parametrize(("depth", "pooling", "batch_norm", "all_projections"), ALL)
+def test_every_depth_and_option_has_a_stride_of_16(
+    depth: int, pooling: bool, batch_norm: bool, all_projections: bool
+) -> None:
+    network = resnet(depth, use_pooling=pooling, use_batch_norm=batch_norm, all_projections=all_projections)
+    features = network(torch.empty(2, 3, 48, 80, device="meta"))
+    width = 512 if depth < 50 else 2048
+    assert features.shape == (2, width, 3, 5)
+    assert (network.out_channels, network.stride) == (width, 16)
+    assert any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules()) == batch_norm
+    assert all(
+        (layer.bias is None) == batch_norm for layer in network.modules() if isinstance(layer, nn.Conv2d)
+    )
+
+
+@pytest.mark.parametrize("depth", RESNETS)
+def test_parameters_with_pooling_are_torchvisions(depth: int) -> None:
+    assert parameters(resnet(depth, use_pooling=True)) == PARAMETERS[depth]
+
+
+@pytest.mark.parametrize("depth", RESNETS)
+def test_without_pooling_the_first_stage_of_basic_blocks_needs_a_projection(depth: int) -> None:
+    projection = 64 * 64 + 2 * 64 if depth < 50 else 0  # bottlenecks have one anyway: 64 -> 256 channels
+    assert parameters(resnet(depth)) == PARAMETERS[depth] + projection
+
+
+@pytest.mark.spec_field("ModelConfig.all_projections")
+def test_all_projections_adds_one_to_each_second_unit_of_resnet18() -> None:
+    extra = sum(width * width + 2 * width for width in (64, 128, 256, 512))
+    assert parameters(resnet(18, all_projections=True)) == PARAMETERS[18] + (64 * 64 + 2 * 64) + extra
+
+
+def test_without_batch_norm_each_pair_of_scale_and_shift_becomes_one_bias() -> None:
+    channels = 64 + 5 * 64 + 5 * 128 + 5 * 256 + 5 * 512  # stem; four convolutions and a projection a stage
+    assert parameters(resnet(18, use_batch_norm=False)) == parameters(resnet(18)) - channels
+
+
+@pytest.mark.parametrize("depth", TORCHVISION)
+def test_tensor_names_and_shapes_are_torchvisions(depth: int) -> None:
+    with torch.device("meta"):
+        original = getattr(torchvision.models, f"resnet{depth}")(weights=None).state_dict()
+    theirs = {name: tensor.shape for name, tensor in original.items() if not name.startswith("fc.")}
+    ours = {name: tensor.shape for name, tensor in resnet(depth, use_pooling=True).state_dict().items()}
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_with_pooling_features_up_to_layer3_equal_torchvisions(depth: int) -> None:
+    torch.manual_seed(1)
+    original = getattr(torchvision.models, f"resnet{depth}")(weights=None).eval()
+    ours = resnet(depth, meta=False, use_pooling=True).eval()
+    ours.load_state_dict(
+        {name: tensor for name, tensor in original.state_dict().items() if "fc." not in name}
+    )
+    seen: list[Tensor] = []
+    for network in (original, ours):
+        network.layer3.register_forward_hook(lambda _layer, _inputs, output: seen.append(output))
+        with torch.no_grad():
+            network(torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(2)))
+    assert seen[0].shape == (2, 256 if depth == 18 else 1024, 4, 6)
+    assert seen[0].std() > 0 and torch.equal(seen[0], seen[1])
+
+
+def test_a_bottleneck_strides_in_its_3x3_convolution() -> None:
+    unit = resnet(50).get_submodule("layer2.0")
+    assert (unit.conv1.stride, unit.conv2.stride) == ((1, 1), (2, 2))
+
+
+def test_running_statistics_follow_a_short_training() -> None:
+    """After 40 small batches (one epoch of 160 images) they are the data's."""
+    torch.manual_seed(4)
+    normalization = resnet(10, meta=False).bn1
+    for _ in range(40):
+        normalization(5 + 3 * torch.randn(4, 64, 16, 16))
+    torch.testing.assert_close(normalization.running_mean, torch.full((64,), 5.0), rtol=0.02, atol=0.1)
+    torch.testing.assert_close(normalization.running_var, torch.full((64,), 9.0), rtol=0.1, atol=0)
+
+
+def test_signal_keeps_its_size_from_random_weights() -> None:
+    torch.manual_seed(3)
+    network = resnet(18, meta=False)
+    features = network(torch.rand(4, 3, 64, 64))  # batch statistics
+    assert 0.1 < features.std() < 10 and features.isfinite().all()
+
+
+def test_blocks_cover_every_convolution_once() -> None:
+    network = resnet(34)
+    named = [layer for block in network.blocks().values() for layer in block.modules()]
+    convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    assert list(network.blocks()) == [0, 1, 2, 3, 4]
+    assert [layer for layer in named if isinstance(layer, nn.Conv2d)] == convolutions
