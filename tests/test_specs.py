@@ -1,19 +1,99 @@
-"""Every spec that ships loads, breaks no rule, and says nothing that has no effect."""
+"""Every spec that ships loads, breaks no rule, says nothing that has no effect, and fits the network that it names."""
 
+from __future__ import annotations
+
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from detectkit import spec
+from detectkit.data.augment import Labels, Prepared
+from detectkit.heads import GridHead
+from detectkit.model.detector import build
+from detectkit.spec.networks import NETWORKS
 
-SPECS = sorted((Path(__file__).parent.parent / "specs").rglob("*.txt"))
+ROOT = Path(__file__).parent.parent / "specs"
+SPECS = sorted(ROOT.rglob("*.txt"))
+TRAINING = [path for path in SPECS if isinstance(spec.load(path), spec.Experiment)]
+ALTERNATIVE = re.compile(r"^( *)# (\w+: \S+)$", re.MULTILINE)  # a field to take the comment sign off
 
 
-@pytest.mark.parametrize("path", SPECS, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_spec_loads_without_a_warning(path):
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", SPECS, ids=name)
+def test_a_spec_loads_without_a_warning(path: Path) -> None:
     message = spec.load(path)
     assert spec.check(message) == [] and spec.warnings(message) == []
 
 
-def test_there_are_specs():
-    assert {path.parent.name for path in SPECS} >= {"demo", "bccd"}
+@pytest.mark.parametrize(
+    "path", [path for path in TRAINING if ALTERNATIVE.search(path.read_text())], ids=name
+)
+def test_the_fields_in_comments_are_right_too(path: Path) -> None:
+    message = spec.loads(ALTERNATIVE.sub(r"\1\2", path.read_text()))
+    assert spec.check(message) == [] and spec.warnings(message) == []
+
+
+def test_there_is_a_spec_for_every_need() -> None:
+    assert {path.parent.name for path in SPECS} == {"backbones", "bccd", "coco", "demo", "kitti", "voc"}
+    kitti = {path.stem for path in SPECS if path.parent.name == "kitti"}
+    assert kitti == {"convert", "train", "retrain", "infer"}
+
+
+def test_every_backbone_family_has_a_spec() -> None:
+    families = {arch.partition("_b")[0] for arch in NETWORKS}
+    shipped = {path.stem: spec.load_experiment(path) for path in (ROOT / "backbones").glob("*.txt")}
+    assert set(shipped) == families
+    assert all(message.model_config.arch.startswith(family) for family, message in shipped.items())
+
+
+@pytest.mark.parametrize("family", sorted({path.stem for path in (ROOT / "backbones").glob("*.txt")}))
+def test_backbone_specs_differ_from_the_kitti_spec_in_the_network_alone(family: str) -> None:
+    kitti = spec.load_experiment(ROOT / "kitti" / "train.txt")
+    other = spec.load_experiment(ROOT / "backbones" / f"{family}.txt")
+    other.model_config.CopyFrom(kitti.model_config)
+    other.training_config.batch_size_per_gpu = kitti.training_config.batch_size_per_gpu
+    other.training_config.cost_scaling.CopyFrom(kitti.training_config.cost_scaling)
+    assert other == kitti
+
+
+def one_box_of_each_class(head: GridHead, *, size: float) -> Prepared:
+    """A batch of one image for each class, with one box around the centre."""
+    count = len(head.class_names)
+    x, y = head.width / 2, head.height / 2
+    box = [x - size / 2, y - size / 2, x + size / 2, y + size / 2]
+    labels = Labels(
+        torch.tensor([box] * count), torch.arange(count), torch.arange(count), list(head.class_names)
+    )
+    none = Labels(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), [])
+    images = torch.zeros(count, 3, head.height, head.width)
+    return Prepared(images, labels, none, torch.ones(count), torch.eye(3).repeat(count, 1, 1))
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=name)
+def test_the_network_gives_the_grid_that_the_targets_have(path: Path) -> None:
+    experiment = spec.load_experiment(path)
+    names = spec.class_names(experiment)
+    preprocessing = experiment.augmentation_config.preprocessing
+    channels = preprocessing.output_image_channel
+    with torch.device("meta"):
+        detector = build(experiment.model_config, names, channels).eval()
+        images = torch.empty(
+            len(names), channels, preprocessing.output_image_height, preprocessing.output_image_width
+        )
+        coverage, bbox = detector(images)
+    head = GridHead(experiment, stride=detector.stride)
+    prepared = one_box_of_each_class(head, size=150.0)
+    targets = head.targets(prepared)
+    assert coverage.shape == targets.coverage.shape
+    assert bbox.shape == targets.bbox.flatten(1, 2).shape
+    # What a network without error would give is found again, once, where it was.
+    found = head.detections((targets.coverage, targets.bbox.flatten(1, 2)))
+    assert [detections.classes.tolist() for detections in found] == [[index] for index in range(len(names))]
+    torch.testing.assert_close(
+        torch.cat([detections.boxes for detections in found]), prepared.labels.boxes, atol=0.1, rtol=0
+    )
