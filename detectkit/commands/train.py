@@ -39,9 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     experiment = spec.load_experiment(args.experiment_spec)  # torch takes seconds: not before
 
+    from detectkit.evaluation import require_package
     from detectkit.train.loop import train
     from detectkit.train.run import describe, set_up
 
+    require_package(experiment.evaluation_config)
     device = choose_device(args)
     start = time.monotonic()
     training = set_up(experiment, args.results_dir, name=args.model_name, device=device)
@@ -49,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     validation = len(training.validation) if training.validation else 0
     log.info(f"{len(training.training)} training and {validation} validation images, on {device}")
     training.status.write("Starting training.", status="STARTED")
-    if training.state.epoch >= experiment.training_config.num_epochs:
+    if training.finished:
         log.info(
             f"{args.results_dir} holds the finished run: raise num_epochs to train on, or use another -r"
         )

@@ -6,7 +6,6 @@ weights as one that was not.
 
 from __future__ import annotations
 
-import math
 import signal
 import time
 from collections.abc import Iterator
@@ -19,21 +18,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detectkit import draw, evaluation, spec
+from detectkit import evaluation, spec
 from detectkit.console import ProgressBar, log
 from detectkit.data import augment
 from detectkit.data.dataset import Batch, Dataset, loader, training_order
 from detectkit.errors import DetectkitError, Interrupted
 from detectkit.evaluation import Evaluation
-from detectkit.files import atomic_write
 from detectkit.model import checkpoint
+from detectkit.ops.schedule import observe
 from detectkit.predict import Predictor
 from detectkit.train import optim, state as states
+from detectkit.train.report import plot, report
 from detectkit.train.run import RESUME_FILE, Run
+from detectkit.train.stages import begin, stages
 from detectkit.train.weighting import ObjectiveWeights, validation_cost
 
 CHECK_STEPS = 20  # the cost is looked at this often; looking waits for the GPU
 SAVE_SECONDS = 300  # the state is saved when the last time is longer ago
+LEAST_EXPONENT = -64  # a cost that must be scaled to less than this has no gradients
 
 
 class Outcome(NamedTuple):
@@ -75,13 +77,12 @@ def train(run: Run) -> Outcome:
         Interrupted: Ctrl-C or SIGTERM; the state is saved and the same command goes on from there.
         DetectkitError: unreadable images, no space for results, a cost that is no longer a number.
     """
-    total = run.steps * run.config.num_epochs
     done = run.state.epoch * run.steps + run.state.step
-    images = max(total - done, 0) * run.config.batch_size_per_gpu
+    images = max(run.steps * run.epochs - done, 0) * run.config.batch_size_per_gpu
     with closing(run.board), StopRequest() as stop, ProgressBar("training", total=images, unit="img") as bar:
-        while run.state.epoch < run.config.num_epochs:
+        while not run.finished:
             _train_epoch(run, stop, bar)
-            if stop.requested and run.state.epoch < run.config.num_epochs:
+            if stop.requested and not run.finished:
                 _interrupted(run)
     if not run.weights_file().exists():  # the spec now ends at or before the epoch that was reached
         save_model(run, run.weights_file())
@@ -92,11 +93,11 @@ def train(run: Run) -> Outcome:
 def _train_epoch(run: Run, stop: StopRequest, bar: ProgressBar) -> None:
     """Train to the end of the epoch under way, or to the step in which a stop is requested."""
     for cost in epoch_steps(run):
-        bar.advance(
-            run.config.batch_size_per_gpu, label=f"epoch {run.state.epoch + 1}/{run.config.num_epochs}"
-        )
+        bar.advance(run.config.batch_size_per_gpu, label=f"epoch {run.state.epoch + 1}/{run.epochs}")
         if run.state.step % CHECK_STEPS == 0:
             _require_finite(run, cost)
+        if run.group[0] != run.state.step and run.state.step < run.steps:
+            continue  # the weights have not moved yet; gradients are not saved
         if run.state.step < run.steps and (stop.requested or time.monotonic() - run.saved_at > SAVE_SECONDS):
             _require_finite(run, cost)
             save_state(run)
@@ -107,9 +108,11 @@ def _train_epoch(run: Run, stop: StopRequest, bar: ProgressBar) -> None:
 
 
 def epoch_steps(run: Run) -> Iterator[Tensor]:
-    """Train on the rest of the epoch under way, one step an iteration; gives the total cost of each."""
+    """Train on the rest of the epoch under way, one batch an iteration; gives the total cost of each."""
     state, batch_size = run.state, run.config.batch_size_per_gpu
-    order = training_order(len(run.training), batch_size, seed=run.experiment.random_seed, epoch=state.epoch)
+    order = training_order(
+        run.training.groups(), batch_size, seed=run.experiment.random_seed, epoch=state.epoch
+    )
     batches = _loader(run, run.training, order[state.step * batch_size :])
     run.state.detector.train()
     for batch in batches:
@@ -120,27 +123,25 @@ def epoch_steps(run: Run) -> Iterator[Tensor]:
 
 
 def train_step(run: Run, batch: Batch) -> Tensor:
-    """One forward, backward and optimiser step; gives the total cost."""
-    state, config = run.state, run.config
-    progress = (state.epoch * run.steps + state.step) / (run.steps * config.num_epochs)
-    rate = optim.learning_rate(config.learning_rate, progress)
+    """Forward and backward, and the optimizer's step after the last batch of its group; gives the total cost."""
+    state = run.state
+    rate = current_rate(run)
     optim.set_learning_rate(state.optimizer, rate)
-    seed = np.random.SeedSequence([run.experiment.random_seed, state.epoch, state.step]).generate_state(1)[0]
+    seeds = np.random.SeedSequence([run.experiment.random_seed, state.epoch, state.step]).generate_state(2)
+    torch.manual_seed(int(seeds[1]))  # of dropout and its kind
     prepared = augment.prepare(
         batch,
         run.experiment.augmentation_config,
-        generator=torch.Generator().manual_seed(int(seed)),
+        generator=torch.Generator().manual_seed(int(seeds[0])),
         device=run.device,
     )
     targets = run.head.targets(prepared)
     outputs = forward(run, prepared.images.contiguous(memory_format=torch.channels_last))
     costs = run.head.costs(outputs, targets, prepared.weights)
     task_cost = state.weights.total(costs)
-    regularization = optim.regularization_cost(run.regularized, config.regularizer)
+    regularization = optim.regularization_cost(run.regularized, run.config.regularizer)
     total = task_cost + regularization
-    state.optimizer.zero_grad(set_to_none=True)
-    total.backward()  # type: ignore[no-untyped-call]
-    state.optimizer.step()
+    _descend(run, total)
     state.weights.accumulate(costs)
     run.board.step(
         state,
@@ -155,20 +156,45 @@ def train_step(run: Run, batch: Batch) -> Tensor:
     return total.detach()
 
 
+def current_rate(run: Run) -> float:
+    """The learning rate of the next batch."""
+    state = run.state
+    position = ((state.epoch - state.stage_start) * run.steps + state.step) / run.steps
+    return optim.learning_rate(
+        run.stage.learning_rate,
+        position,
+        epochs=run.stage.epochs,
+        annealing_start=state.plateau.annealing_start,
+    )
+
+
 def forward(run: Run, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The network in the precision of the run; bfloat16 has the range of float32, so costs need no scaling."""
-    with torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=run.bfloat16):
+    """The network in the number format of the run."""
+    is_short = run.number_format != torch.float32
+    with torch.autocast(run.device.type, dtype=run.number_format if is_short else None, enabled=is_short):
         outputs: tuple[Tensor, Tensor] = run.state.detector(images)
     return outputs
+
+
+def _descend(run: Run, cost: Tensor) -> None:
+    """Add the gradients of a batch to those of its group; after the last of them, move the weights."""
+    state = run.state
+    first, size = run.group
+    if state.step == first:
+        state.optimizer.zero_grad(set_to_none=True)
+    scaled = cost if state.scale is None else cost * state.scale.factor
+    (scaled if size == 1 else scaled / size).backward()  # type: ignore[no-untyped-call]
+    if state.step == first + size - 1:
+        optim.step(state.optimizer, clip_norm=run.config.clip_gradient_norm, scale=state.scale)
+        if state.average:
+            state.average.update(state.detector)
 
 
 def end_epoch(run: Run) -> None:
     """Adapt the weights, validate, log, and write what is due."""
     state = run.state
     _require_finite(run, state.cost_sum)
-    mean_cost = float(state.cost_sum) / run.steps
-    rate = state.optimizer.param_groups[0]["lr"]
-    entry: dict[str, Any] = {"epoch": state.epoch + 1, "cost": mean_cost, "learning_rate": rate}
+    entry = _entry(run)
     state.weights.end_epoch()
     state.epoch, state.step, state.cost_sum = state.epoch + 1, 0, torch.zeros(())
     result = validate(run) if run.validation is not None and validation_due(run) else None
@@ -179,10 +205,12 @@ def end_epoch(run: Run) -> None:
     state.history.append(entry)
     run.board.epoch(entry, state.epoch * run.steps)
     report(run, entry)
-    if result and result.mean_average_precision > state.best:
-        state.best = result.mean_average_precision
-        save_model(run, run.weights_file("-best"))
-    finished = state.epoch == run.config.num_epochs
+    if result:
+        _observe(run, result)
+    finished = run.finished
+    if run.stage_ended and not finished:
+        begin(state, run.config, state.stage + 1)
+        log.info("the backbone is trained from now on, too")
     due = finished or state.epoch % run.config.checkpoint_interval == 0
     if due:
         save_model(run, run.weights_file("" if finished else f".epoch-{state.epoch:03d}"))
@@ -190,6 +218,45 @@ def end_epoch(run: Run) -> None:
         plot(run)
     if due or time.monotonic() - run.saved_at > SAVE_SECONDS:
         save_state(run)
+
+
+def _entry(run: Run) -> dict[str, Any]:
+    """What is known of the epoch that ends before it is validated."""
+    state = run.state
+    entry: dict[str, Any] = {
+        "epoch": state.epoch + 1,
+        "cost": float(state.cost_sum) / run.steps,
+        "learning_rate": state.optimizer.param_groups[0]["lr"],
+    }
+    if len(stages(run.config)) > 1:
+        entry["stage"] = run.stage.name
+    if state.scale:
+        entry["cost_scale_exponent"] = float(state.scale.exponent)
+        if entry["cost_scale_exponent"] < LEAST_EXPONENT:
+            raise DetectkitError(
+                f"the gradients are no longer finite in epoch {entry['epoch']}, however small the cost is made: lower"
+                " max_learning_rate, or check the labels"
+            )
+    return entry
+
+
+def _observe(run: Run, result: Evaluation) -> None:
+    """Keep the best model, and let an early-stopping schedule see the cost."""
+    state, schedule = run.state, run.stage.early_stopping
+    if result.mean_average_precision > state.best:
+        state.best = result.mean_average_precision
+        save_model(run, run.weights_file("-best"))
+    if schedule is None:
+        return
+    assert result.cost is not None
+    before, since = state.plateau, state.epoch - state.stage_start
+    patience, annealing = schedule.patience_steps, schedule.annealing_epochs
+    state.plateau = observe(before, result.cost, since, patience=patience, annealing_epochs=annealing)
+    lapse = f"the validation cost has not been below {before.best_cost:.6f} for {since - before.best_epoch} epochs"
+    if state.plateau.ended:
+        log.info(f"{lapse}: {'the run' if run.finished else 'the stage'} ends after epoch {state.epoch}")
+    elif state.plateau.annealing_start != before.annealing_start:
+        log.info(f"{lapse}: the learning rate falls in the next {annealing} epochs")
 
 
 def _require_finite(run: Run, cost: Tensor) -> None:
@@ -203,17 +270,15 @@ def validation_due(run: Run) -> bool:
     """At `first_validation_epoch`, then every `validation_period_during_training`, and after the last epoch."""
     config, epoch = run.experiment.evaluation_config, run.state.epoch
     since = epoch - config.first_validation_epoch
-    return epoch == run.config.num_epochs or (
-        since >= 0 and since % config.validation_period_during_training == 0
-    )
+    return epoch == run.epochs or (since >= 0 and since % config.validation_period_during_training == 0)
 
 
 def validate(run: Run) -> Evaluation:
     """Measure the network on the validation images as `evaluate` would: in float32, costs with the initial weights."""
     assert run.validation is not None
-    run.state.detector.eval()
+    detector = run.state.result.eval()
     predictor = Predictor(
-        run.state.detector,
+        detector,
         run.head,
         augmentation=run.experiment.augmentation_config,
         channels=run.channels,
@@ -230,65 +295,12 @@ def validate(run: Run) -> Evaluation:
 
 
 def save_model(run: Run, path: Path) -> None:
-    checkpoint.save(path, run.state.detector, spec.dumps(run.experiment), run.head.class_names)
+    checkpoint.save(path, run.state.result, spec.dumps(run.experiment), run.head.class_names)
 
 
 def save_state(run: Run) -> None:
     states.save(run.results / RESUME_FILE, run.state, spec.dumps(run.experiment))
     run.saved_at = time.monotonic()
-
-
-def report(run: Run, entry: dict[str, Any]) -> None:
-    """The epoch's line for people, and its record for machines."""
-    line = f"epoch {entry['epoch']}/{run.config.num_epochs}: cost {entry['cost']:.6f}"
-    kpi: dict[str, Any] = {}
-    if "mean_average_precision" in entry:
-        values = [f"{name} {_percent(value)}" for name, value in entry["average_precision"].items()]
-        line += f", mAP {_percent(entry['mean_average_precision'])} ({', '.join(values)})"
-        kpi = {"kpi": {"mean average precision": entry["mean_average_precision"]}}
-    log.info(line)
-    run.status.write(
-        "Epoch finished.",
-        epoch=entry["epoch"],
-        max_epoch=run.config.num_epochs,
-        graphical={"loss": entry["cost"], "learning_rate": entry["learning_rate"]},
-        **kpi,
-    )
-
-
-def plot(run: Run) -> None:
-    """Write the curves of the run so far: cost, and average precision where it was measured."""
-    history = run.state.history
-    epochs = [entry["epoch"] for entry in history]
-    measured = [entry for entry in history if "mean_average_precision" in entry]
-    at = [entry["epoch"] for entry in measured]
-    costs = {"training": (epochs, [entry["cost"] for entry in history])}
-    if measured:
-        costs["validation"] = (at, [entry["validation_cost"] for entry in measured])
-        values = {
-            name: (at, [_or_nan(entry["average_precision"][name]) for entry in measured])
-            for name in run.head.class_names
-        }
-        values["mean"] = (at, [entry["mean_average_precision"] for entry in measured])
-        with atomic_write(run.results / "average_precision.png") as path:
-            draw.curves(
-                path,
-                values,
-                title="validation",
-                x_label="epoch",
-                y_label="average precision",
-                y_limits=(0, 1.02),
-            )
-    with atomic_write(run.results / "cost.png") as path:
-        draw.curves(path, costs, title="cost", x_label="epoch", y_label="cost", logarithmic=True)
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
 
 
 def _loader(run: Run, frames: Dataset, order: list[int]) -> Iterator[Batch]:

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from detectkit.ops.losses import regularization
-from detectkit.ops.schedule import soft_start_annealing
-from detectkit.spec import LearningRateConfig, OptimizerConfig, RegularizerConfig
+from detectkit.ops.schedule import early_stopping_annealing, soft_start_annealing
+from detectkit.spec import LearningRateConfig, OptimizerConfig, RegularizerConfig, SgdOptimizerConfig
+from detectkit.train.precision import CostScale
 
 
 def make_optimizer(network: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """Adam over the trainable weights; the rate is set before every step."""
+    """The optimizer of the spec, else Adam, over the trainable weights; the rate is set before every step."""
     weights = [weight for weight in network.parameters() if weight.requires_grad]
-    adam = config.adam
-    return Adam(weights, lr=0.0, betas=(adam.beta1, adam.beta2), eps=adam.epsilon, fused=True)
+    match config.WhichOneof("optimizer"):
+        case "sgd":
+            return _sgd(weights, config.sgd)
+        case "adamw":
+            adamw = config.adamw
+            kernels = [weight for weight in weights if weight.ndim > 1]
+            others = [weight for weight in weights if weight.ndim <= 1]
+            decays = ((kernels, adamw.weight_decay), (others, 0.0))
+            groups = [{"params": group, "weight_decay": decay} for group, decay in decays if group]
+            return AdamW(groups, lr=0.0, betas=(adamw.beta1, adamw.beta2), eps=adamw.epsilon, fused=True)
+        case _:
+            adam = config.adam
+            return Adam(weights, lr=0.0, betas=(adam.beta1, adam.beta2), eps=adam.epsilon, fused=True)
+
+
+def _sgd(weights: list[nn.Parameter], config: SgdOptimizerConfig) -> SGD:
+    optimizer = SGD(weights, lr=0.0, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+    if config.momentum:
+        for weight in weights:  # torch would leave them without values when the first step is left out
+            optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return optimizer
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
@@ -23,16 +46,57 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def learning_rate(config: LearningRateConfig, progress: float) -> float:
-    """The rate at `progress` in [0, 1), the share of all steps that are done."""
+def learning_rate(
+    config: LearningRateConfig, position: float, *, epochs: int, annealing_start: int | None = None
+) -> float:
+    """The rate at `position` in epochs, of `epochs` in all; both are counted from the start of the stage.
+
+    Args:
+        annealing_start: the epoch after which the rate of an early-stopping schedule falls, if that was reached.
+    """
+    if config.WhichOneof("learning_rate") == "early_stopping_annealing_schedule":
+        early = config.early_stopping_annealing_schedule
+        return early_stopping_annealing(
+            position,
+            minimum=early.min_learning_rate,
+            maximum=early.max_learning_rate,
+            soft_start_epochs=early.soft_start_epochs,
+            annealing_epochs=early.annealing_epochs,
+            annealing_start=annealing_start,
+        )
     schedule = config.soft_start_annealing_schedule
     return soft_start_annealing(
-        progress,
+        position / epochs,
         minimum=schedule.min_learning_rate,
         maximum=schedule.max_learning_rate,
         soft_start=schedule.soft_start,
         annealing=schedule.annealing,
     )
+
+
+def step(optimizer: Optimizer, *, clip_norm: float, scale: CostScale | None) -> None:
+    """Move the weights by their gradients.
+
+    Args:
+        clip_norm: gradients of a greater norm, over all weights, are scaled down to it; 0: never.
+        scale: what the gradients were multiplied with; when they are not finite, weights and optimizer stay as they are.
+    """
+    weights = [
+        weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None
+    ]
+    if scale is not None:
+        scale.unscale([weight.grad for weight in weights])
+    if scale is not None or clip_norm:
+        norm = clip_grad_norm_(weights, clip_norm or math.inf)
+    if scale is None:
+        optimizer.step()
+        return
+    overflow = (~torch.isfinite(norm)).float()
+    setattr(
+        optimizer, "found_inf", overflow
+    )  # fused optimizers look at it on the device (as with torch.amp.GradScaler)
+    optimizer.step()
+    scale.update(overflow)
 
 
 def regularized_weights(network: nn.Module) -> list[Tensor]:

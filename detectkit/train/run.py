@@ -13,14 +13,17 @@ from torch import Tensor
 
 from detectkit import spec
 from detectkit.console import StatusLog, log
-from detectkit.data.dataset import Dataset, class_counts, training_frames, validation_frames
+from detectkit.data.dataset import Dataset, capped, class_counts, training_frames, validation_frames
 from detectkit.errors import DataError, ModelError, UsageError
 from detectkit.files import atomic_write, make_directory
 from detectkit.heads import GridHead
 from detectkit.model import checkpoint
 from detectkit.model.detector import Detector, build, summary
 from detectkit.train import optim, state as states
+from detectkit.train.average import WeightAverage
 from detectkit.train.board import Board
+from detectkit.train.precision import cost_scale, number_format
+from detectkit.train.stages import Stage, begin, stages
 from detectkit.train.state import State
 from detectkit.train.weighting import ObjectiveWeights
 
@@ -30,7 +33,7 @@ SPEC_FILE = "experiment_spec.txt"
 MEASURING = ("evaluation_config", "postprocessing_config")
 CHANGEABLE_TRAINING = (
     *("num_epochs", "learning_rate", "regularizer"),
-    *("checkpoint_interval", "visualizer", "workers"),
+    *("checkpoint_interval", "visualizer", "workers", "clip_gradient_norm", "cost_scaling"),
 )
 
 
@@ -49,7 +52,7 @@ class Run:
     regularized: list[Tensor]
     board: Board
     status: StatusLog
-    bfloat16: bool
+    number_format: torch.dtype
     saved_at: float
 
     @property
@@ -58,8 +61,36 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Steps of an epoch: the last batch is filled up with images of its beginning."""
+        """Batches of an epoch: the last one is filled up with images of its beginning."""
         return steps_of(len(self.training), self.config.batch_size_per_gpu)
+
+    @property
+    def group(self) -> tuple[int, int]:
+        """The batches whose gradients are averaged with those of the next batch: the first, and how many."""
+        size = self.config.accumulate_batches
+        first = self.state.step - self.state.step % size
+        return first, min(size, self.steps - first)
+
+    @property
+    def stage(self) -> Stage:
+        """The stage under way."""
+        return stages(self.config)[self.state.stage]
+
+    @property
+    def stage_ended(self) -> bool:
+        """Whether the stage under way has no epoch left."""
+        stopped = self.stage.early_stopping is not None and self.state.plateau.ended
+        return stopped or self.state.epoch - self.state.stage_start >= self.stage.epochs
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last stage has no epoch left."""
+        return self.stage_ended and self.state.stage == len(stages(self.config)) - 1
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of all stages, if none ends early from now on."""
+        return self.state.stage_start + sum(stage.epochs for stage in stages(self.config)[self.state.stage :])
 
     @property
     def channels(self) -> int:
@@ -83,39 +114,20 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
         UsageError: `results` holds a run of another spec.
         OutputError: `results` cannot be written.
     """
-    saved = states.read(results / RESUME_FILE) if (results / RESUME_FILE).exists() else None
-    if saved:
-        trained_with = text_format.Parse(saved["spec"], spec.Experiment())
-        _check_same_run(trained_with, experiment, results)
+    saved = _saved_state(experiment, results)
     torch.manual_seed(experiment.random_seed)
-    class_names = spec.class_names(experiment)
-    training = training_frames(experiment.dataset_config, class_names)
-    validation = validation_frames(experiment.dataset_config, class_names)
-    _check_classes(training, class_names)
-    if validation is None:
-        log.warning("no validation_fold or validation_data_source: nothing is measured while training")
-    channels = experiment.augmentation_config.preprocessing.output_image_channel
-    detector = build(experiment.model_config, class_names, channels)
+    training, validation = _open_data(experiment)
+    detector = _network(experiment, saved, results).to(device).to(memory_format=torch.channels_last)
+    dtype = number_format(experiment.model_config.training_precision, device)
+    state = _state(experiment, detector, dtype=dtype, device=device, images=len(training))
     if saved:
-        checkpoint.fill(detector, saved["detector"], results / RESUME_FILE)
-    elif experiment.model_config.pretrained_model_file:
-        _load_pretrained(detector, experiment.model_config, class_names)
-    detector = detector.to(device).to(memory_format=torch.channels_last)
-    state = State(
-        detector,
-        optim.make_optimizer(detector, experiment.training_config.optimizer),
-        ObjectiveWeights(experiment.cost_function_config),
-        images=len(training),
-    )
-    if saved:
-        _check_same_images(saved["images"], len(training), results)
-        states.restore(state, saved)
-        if set(MEASURING) & set(_changed_sections(trained_with, experiment)):
-            state.best = -1.0  # measured otherwise: not comparable
-        log.info(f"resuming after epoch {state.epoch}, step {state.step}, from {results / RESUME_FILE}")
+        _resume(state, saved, experiment, results)
+    _say_precision(dtype, experiment, state)
     steps = steps_of(len(training), experiment.training_config.batch_size_per_gpu)
     make_directory(results)  # not before everything it will hold is known to be usable
     _write_spec(results / SPEC_FILE, experiment)
+    head = GridHead(experiment, stride=detector.stride)
+    first_step = state.epoch * steps + state.step
     return Run(
         experiment=experiment,
         results=results,
@@ -123,39 +135,105 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
         device=device,
         training=training,
         validation=validation,
-        head=GridHead(experiment, stride=detector.stride),
+        head=head,
         state=state,
         regularized=optim.regularized_weights(detector),
-        board=Board(results / "events", experiment, class_names, first_step=state.epoch * steps + state.step),
+        board=Board(results / "events", experiment, head.class_names, first_step=first_step),
         status=StatusLog(results / "status.jsonl"),
-        bfloat16=_use_bfloat16(experiment.model_config.training_precision, device),
+        number_format=dtype,
         saved_at=time.monotonic(),
     )
 
 
 def describe(run: Run) -> str:
-    """The network in a line: name, parameters, cost, stride."""
-    model, head = run.experiment.model_config, run.head
-    size = summary(run.state.detector, head.height, head.width)
+    """The network in a line: name, parameters, cost, stride, receptive field."""
+    detector, head = run.state.detector, run.head
+    size = summary(detector, head.height, head.width)
     return (
-        f"{model.arch} {model.num_layers}: {size.parameters:,} parameters ({size.trainable:,} trained),"
-        f" {size.gmacs:.2f} GMACs at {head.width}x{head.height}, stride {size.stride}"
+        f"{detector.backbone.title}: {size.parameters:,} parameters ({size.trainable:,} trained),"
+        f" {size.gmacs:.2f} GMACs at {head.width}x{head.height}, stride {size.stride},"
+        f" each cell sees {size.receptive_field} pixels"
     )
 
 
-def _use_bfloat16(precision: spec.ModelConfig.TrainingPrecision, device: torch.device) -> bool:
-    """Whether FLOAT16 is asked for and the device computes in bfloat16; emulating it would be slower than float32."""
-    if precision.backend_floatx != spec.ModelConfig.TrainingPrecision.FLOAT16:
-        return False
-    if device.type == "cuda":
-        able = bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    else:
-        found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        able = any(found.get(unit) for unit in ("amx_bf16", "avx512_bf16", "bf16"))
-    log.info(
-        "training in bfloat16" if able else f"this {device.type} has no bfloat16 units: training in float32"
+def _saved_state(experiment: spec.Experiment, results: Path) -> dict[str, Any] | None:
+    """What `results` holds of a run of this spec, if anything."""
+    path = results / RESUME_FILE
+    if not path.exists():
+        return None
+    saved = states.read(path)
+    _check_same_run(_trained_with(saved), experiment, results)
+    return saved
+
+
+def _trained_with(saved: dict[str, Any]) -> spec.Experiment:
+    return text_format.Parse(saved["spec"], spec.Experiment())
+
+
+def _open_data(experiment: spec.Experiment) -> tuple[Dataset, Dataset | None]:
+    """The images to train on and those to validate on."""
+    class_names = spec.class_names(experiment)
+    training = training_frames(experiment.dataset_config, class_names)
+    mapping = (
+        "compare target_class_mapping with the classes of the records (detectkit check -e SPEC lists them)"
     )
-    return able
+    _check_classes(training, class_names, fix=mapping)
+    limit = experiment.training_config.max_boxes_per_image
+    training = capped(training, limit)
+    _check_classes(
+        training, class_names, fix=f"max_boxes_per_image: {limit} leaves larger ones only, raise it"
+    )
+    validation = validation_frames(experiment.dataset_config, class_names)
+    if validation is None:
+        log.warning("no validation_fold or validation_data_source: nothing is measured while training")
+    return training, validation
+
+
+def _network(experiment: spec.Experiment, saved: dict[str, Any] | None, results: Path) -> Detector:
+    """The network with the weights to go on from, on the CPU."""
+    class_names, model = spec.class_names(experiment), experiment.model_config
+    detector = build(model, class_names, experiment.augmentation_config.preprocessing.output_image_channel)
+    if saved:
+        checkpoint.fill(detector, saved["detector"], results / RESUME_FILE)
+        detector.freeze(saved["frozen"])
+    elif model.pretrained_model_file:
+        _load_pretrained(detector, model, class_names)
+    return detector
+
+
+def _state(
+    experiment: spec.Experiment, detector: Detector, *, dtype: torch.dtype, device: torch.device, images: int
+) -> State:
+    """The state before the first step."""
+    config = experiment.training_config
+    state = State(
+        detector,
+        ObjectiveWeights(experiment.cost_function_config),
+        images=images,
+        average=WeightAverage(detector, config.ema_decay) if config.ema_decay else None,
+        scale=cost_scale(config.cost_scaling, dtype, device),
+    )
+    begin(state, config, 0)
+    return state
+
+
+def _resume(state: State, saved: dict[str, Any], experiment: spec.Experiment, results: Path) -> None:
+    """Put a state back to where it was saved."""
+    _check_same_images(saved["images"], state.images, results)
+    begin(state, experiment.training_config, saved["stage"][0])
+    states.restore(state, saved)
+    if set(MEASURING) & set(_changed_sections(_trained_with(saved), experiment)):
+        state.best = -1.0  # measured otherwise: not comparable
+    log.info(f"resuming after epoch {state.epoch}, step {state.step}, from {results / RESUME_FILE}")
+
+
+def _say_precision(dtype: torch.dtype, experiment: spec.Experiment, state: State) -> None:
+    """Log the number format and whether the cost is scaled."""
+    asked = experiment.model_config.training_precision.backend_floatx
+    emulated = asked == spec.ModelConfig.TrainingPrecision.FLOAT16 and dtype == torch.float32
+    why = " (this cpu has no bfloat16 units)" if emulated else ""
+    scaling = f"scaled by 2^{float(state.scale.exponent):g}" if state.scale else "not scaled"
+    log.info(f"training in {str(dtype).removeprefix('torch.')}{why}, the cost is {scaling}")
 
 
 def _load_pretrained(detector: Detector, model: spec.ModelConfig, class_names: list[str]) -> None:
@@ -172,14 +250,11 @@ def _load_pretrained(detector: Detector, model: spec.ModelConfig, class_names: l
         log.info("this is a pruned network: its widths are taken over, as load_graph: true would say")
 
 
-def _check_classes(training: Dataset, class_names: list[str]) -> None:
+def _check_classes(training: Dataset, class_names: list[str], *, fix: str) -> None:
     counts, _ = class_counts(training)
     missing = [name for name in class_names if not counts[name]]
     if missing:
-        raise DataError(
-            f"no training box of class {', '.join(missing)}: compare target_class_mapping with the classes of the"
-            " records (detectkit check -e SPEC lists them)"
-        )
+        raise DataError(f"no training box of class {', '.join(missing)}: {fix}")
 
 
 def _check_same_run(before: spec.Experiment, now: spec.Experiment, results: Path) -> None:

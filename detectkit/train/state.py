@@ -15,33 +15,49 @@ from detectkit.errors import ModelError
 from detectkit.files import atomic_write
 from detectkit.model.checkpoint import UNREADABLE
 from detectkit.model.detector import Detector
+from detectkit.ops.schedule import Plateau
+from detectkit.train.average import WeightAverage
+from detectkit.train.precision import CostScale
 from detectkit.train.weighting import ObjectiveWeights
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
 class State:
     """A run in progress: what changes while it trains.
 
-    `images` is the size of the training set. `epoch` and `step` are the position: epochs done, and steps done of the epoch under way. `history` has one
-    entry an epoch: epoch, cost, learning_rate and, where it was validated, mean_average_precision,
-    average_precision (by class) and validation_cost.
+    `images` is the size of the training set. `epoch` and `step` are the position: epochs done, and batches done of the
+    epoch under way. `stage` is the number of the stage, and `stage_start` the epochs done when it began. `history` has
+    one entry an epoch: epoch, cost, learning_rate, stage where there are two, cost_scale_exponent where the cost is
+    scaled, and, where it was validated, mean_average_precision, average_precision (by class) and validation_cost.
     """
 
     detector: Detector
-    optimizer: Optimizer
     weights: ObjectiveWeights
     images: int
+    average: WeightAverage | None = None
+    scale: CostScale | None = None
+    optimizer: Optimizer = field(init=False)  # made with each stage
     epoch: int = 0
     step: int = 0
+    stage: int = 0
+    stage_start: int = 0
+    plateau: Plateau = Plateau()  # of the stage under way
     cost_sum: Tensor = field(default_factory=lambda: torch.zeros(()))  # over the steps of the epoch under way
     best: float = -1.0
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def result(self) -> Detector:
+        """The network that is validated and saved: the average where there is one, else the one that is trained."""
+        return self.average.detector if self.average else self.detector
+
 
 def save(path: Path, state: State, spec_text: str) -> None:
     """Write the state so that a crash leaves the old file or the new one.
+
+    Gradients are not in it: save between two moves of the weights.
 
     Raises:
         OutputError: no space or no permission.
@@ -50,11 +66,15 @@ def save(path: Path, state: State, spec_text: str) -> None:
         "format": FORMAT,
         "spec": spec_text,
         "detector": state.detector.state_dict(),
+        "frozen": sorted(state.detector.frozen),
+        "average": state.average.state() if state.average else None,
         "optimizer": state.optimizer.state_dict(),
+        "cost_scale_exponent": float(state.scale.exponent) if state.scale else None,
         "weights": state.weights.state(),
-        "random": torch.get_rng_state(),
         "images": state.images,
         "position": [state.epoch, state.step],
+        "stage": [state.stage, state.stage_start],
+        "plateau": list(state.plateau),
         "cost_sum": state.cost_sum.cpu(),
         "best": state.best,
         "history": state.history,
@@ -88,9 +108,14 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def restore(state: State, content: dict[str, Any]) -> None:
-    """Put what `read` gave into a run that was set up from the same spec, with its detector already filled."""
+    """Put what `read` gave into a run that was set up from the same spec, with its detector filled and its stage begun."""
     state.optimizer.load_state_dict(content["optimizer"])
+    if state.average:
+        state.average.restore(content["average"])
+    if state.scale and content["cost_scale_exponent"] is not None:
+        state.scale.exponent.fill_(content["cost_scale_exponent"])
     state.weights.restore(content["weights"])
-    torch.set_rng_state(content["random"])
     state.epoch, state.step = content["position"]
+    state.stage, state.stage_start = content["stage"]
+    state.plateau = Plateau(*content["plateau"])
     state.cost_sum, state.best, state.history = content["cost_sum"], content["best"], content["history"]

@@ -25,6 +25,7 @@ class ObjectiveWeights:
         self.weights = initial / initial.sum(dim=1, keepdim=True)  # [C, 2]
         self.targets = self._by_objective(config, "weight_target").double()
         self.sums = torch.zeros_like(self.targets)
+        self._factors: Tensor | None = None  # class weight x objective weight, on the device of the costs
         self.adaptive = config.enable_autoweighting
         self.minimum, self.maximum = config.min_objective_weight, config.max_objective_weight
 
@@ -38,7 +39,9 @@ class ObjectiveWeights:
 
     def total(self, costs: Tensor) -> Tensor:
         """Σ class weight x objective weight x cost, of costs [C, 2] on any device."""
-        return (costs * (self.class_weights[:, None] * self.weights).to(costs.device)).sum()
+        if self._factors is None or self._factors.device != costs.device:
+            self._factors = (self.class_weights[:, None] * self.weights).to(costs.device)
+        return (costs * self._factors).sum()
 
     def accumulate(self, costs: Tensor) -> None:
         """Add the unweighted costs [C, 2] of one step to the sums of the epoch, on their device (no waiting for it)."""
@@ -51,14 +54,14 @@ class ObjectiveWeights:
             shares = torch.where(sums > 0, self.targets / sums, 0.0)
             total = shares.sum(dim=1, keepdim=True)
             adapted = (shares / total).clamp(self.minimum, self.maximum).float()
-            self.weights = torch.where(total > 0, adapted, self.weights)
+            self.weights, self._factors = torch.where(total > 0, adapted, self.weights), None
         self.sums = torch.zeros_like(sums)
 
     def state(self) -> dict[str, Tensor]:
         return {"weights": self.weights, "sums": self.sums.cpu()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        self.weights, self.sums = state["weights"], state["sums"]
+        self.weights, self.sums, self._factors = state["weights"], state["sums"], None
 
 
 def validation_cost(weights: ObjectiveWeights, head: GridHead, predicted: Predicted) -> float:

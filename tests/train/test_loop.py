@@ -35,6 +35,15 @@ def equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.spec_field(
+    "TrainingConfig.num_epochs",
+    "TrainingConfig.checkpoint_interval",
+    "EvaluationConfig.validation_period_during_training",
+    "EvaluationConfig.first_validation_epoch",
+)
+@pytest.mark.spec_field(
+    "EvaluationConfig.validation_period_during_training", "EvaluationConfig.first_validation_epoch"
+)
 def test_a_run_learns_and_leaves_its_files(tiny, tmp_path):
     tiny.training_config.num_epochs = 20
     tiny.training_config.checkpoint_interval = 10
@@ -48,7 +57,8 @@ def test_a_run_learns_and_leaves_its_files(tiny, tmp_path):
     assert outcome.history[-1]["mean_average_precision"] > 0.7
     assert outcome.last == tmp_path / "weights/model.safetensors"
     assert outcome.best == tmp_path / "weights/model-best.safetensors"
-    assert (tmp_path / "weights/model.epoch-010.safetensors").exists()
+    checkpoints = sorted(path.name for path in (tmp_path / "weights").glob("*.epoch-*"))
+    assert checkpoints == ["model.epoch-010.safetensors"]  # every 10th, the last under its own name
     for name in ("cost.png", "average_precision.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     records = [json.loads(line) for line in (tmp_path / "status.jsonl").read_text().splitlines()]
@@ -70,6 +80,7 @@ def test_a_run_learns_and_leaves_its_files(tiny, tmp_path):
     assert measured == pytest.approx(100 * outcome.history[-1]["mean_average_precision"])
 
 
+@pytest.mark.spec_field("Experiment.random_seed")
 def test_same_seed_same_weights_other_seed_other_weights(tiny, tmp_path):
     tiny.training_config.num_epochs = 1
     first = weights(run(tiny, tmp_path / "a").last)
@@ -100,14 +111,31 @@ def wait_for(path, process):
         time.sleep(0.02)
 
 
+STAGES = """
+  num_epochs: 4
+  ema_decay: 0.9
+  accumulate_batches: 2
+  first_stage {
+    num_epochs: 1
+    learning_rate {
+      soft_start_annealing_schedule { min_learning_rate: 1e-4 max_learning_rate: 1e-3 soft_start: 0 annealing: 0.5 }
+    }
+  }
+"""
+
+
 @pytest.mark.parametrize("cut", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_cut_and_started_again_ends_with_the_same_weights(tiny_text, tmp_path, cut):
-    text = tiny_text.replace("num_epochs: 2", "num_epochs: 6")
+def test_a_run_that_is_cut_and_started_again_ends_with_the_same_weights(
+    tiny_text, tmp_path, tmp_path_factory, cut
+):
+    text = tiny_text.replace("num_epochs: 2", STAGES).replace('"resnet" num_layers: 10', '"mobilenet_v2"')
     path = tmp_path / "spec.txt"  # as a person writes it, without the defaults
     path.write_text(text.replace("checkpoint_interval: 1", "checkpoint_interval: 2"))
-    unbroken = start(path, tmp_path / "unbroken")
-    output = unbroken.communicate()[0]
-    assert unbroken.returncode == 0, output
+    unbroken = tmp_path_factory.getbasetemp() / "unbroken"  # one for all
+    if not unbroken.exists():
+        process = start(path, unbroken)
+        output = process.communicate()[0]
+        assert process.returncode == 0, output
     process = start(path, tmp_path / "cut")
     wait_for(tmp_path / "cut/resume.pt", process)
     process.send_signal(cut)
@@ -119,7 +147,7 @@ def test_a_run_that_is_cut_and_started_again_ends_with_the_same_weights(tiny_tex
     assert again.returncode == 0 and "resuming" in output, output
     for name in ("model", "model-best"):
         broken, whole = (
-            weights(tmp_path / side / f"weights/{name}.safetensors") for side in ("cut", "unbroken")
+            weights(results / f"weights/{name}.safetensors") for results in (tmp_path / "cut", unbroken)
         )
         assert equal(broken, whole)
     assert list((tmp_path / "cut").glob("**/.*.tmp")) == []
@@ -231,9 +259,25 @@ def test_atomic_write_keeps_the_old_file_when_the_block_fails(tmp_path):
 
 
 def test_a_cost_that_is_no_number_stops_the_run(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.optim, "learning_rate", lambda config, progress: float("inf"))
+    monkeypatch.setattr(loop.optim, "learning_rate", lambda *config, **position: float("inf"))
     with pytest.raises(DetectkitError, match="no longer a number in epoch 1"):
         run(tiny, tmp_path)
+
+
+@pytest.mark.spec_field("TrainingConfig.max_boxes_per_image")
+def test_only_the_largest_boxes_are_trained_on(small, tmp_path):
+    small.training_config.max_boxes_per_image = 1
+    with pytest.raises(DataError, match="no training box of class bar: max_boxes_per_image: 1 leaves larger"):
+        set_up(small, tmp_path, name="model", device=CPU)
+    small.dataset_config.target_class_mapping["bar"] = "square"
+    del small.cost_function_config.target_classes[1]
+    run = set_up(small, tmp_path, name="model", device=CPU)
+    kept = [frame.objects.boxes for frame in run.training.frames]
+    assert [((boxes[:, 2:] - boxes[:, :2]).tolist()) for boxes in kept] == [
+        [[28, 28]]
+    ] * 6  # bars are 40 x 16
+    assert run.validation is not None
+    assert [len(frame.objects.boxes) for frame in run.validation.frames] == [2] * 6
 
 
 def test_a_class_without_boxes_is_an_error_before_any_work(tiny, tmp_path):
@@ -243,6 +287,7 @@ def test_a_class_without_boxes_is_an_error_before_any_work(tiny, tmp_path):
         set_up(tiny, tmp_path, name="model", device=CPU)
 
 
+@pytest.mark.spec_field("ModelConfig.pretrained_model_file")
 def test_sixteen_bits_and_pretrained_weights(tiny, tmp_path):
     tiny.training_config.num_epochs = 1
     first = run(tiny, tmp_path / "a")

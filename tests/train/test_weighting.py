@@ -1,6 +1,11 @@
 import pytest
 import torch
 
+from detectkit import spec
+from detectkit.data.augment import prepare
+from detectkit.data.dataset import loader, training_frames
+from detectkit.heads import GridHead
+from detectkit.ops.rasterize import Targets
 from detectkit.spec import CostFunctionConfig
 from detectkit.train.weighting import ObjectiveWeights
 
@@ -17,6 +22,11 @@ def config(**fields):
     return made
 
 
+@pytest.mark.spec_field(
+    "CostFunctionConfig.TargetClass.class_weight",
+    "CostFunctionConfig.TargetClass.Objective.initial_weight",
+    "CostFunctionConfig.TargetClass.Objective.name",
+)
 def test_initial_weights_are_shares_within_the_class():
     weights = ObjectiveWeights(config())
     assert weights.class_weights.tolist() == [0.25, 0.75]
@@ -31,6 +41,9 @@ def test_total_cost():
     assert float(ObjectiveWeights(config()).total(costs)) == pytest.approx(expected)
 
 
+@pytest.mark.spec_field(
+    "CostFunctionConfig.enable_autoweighting", "CostFunctionConfig.TargetClass.Objective.weight_target"
+)
 def test_weights_after_an_epoch_are_the_shares_of_target_over_cost():
     weights = ObjectiveWeights(config(enable_autoweighting=True))
     weights.accumulate(torch.tensor([[0.5, 1.0], [1.0, 1.0]]))
@@ -40,8 +53,11 @@ def test_weights_after_an_epoch_are_the_shares_of_target_over_cost():
     assert weights.weights[0].tolist() == pytest.approx([1 / 6, 5 / 6])
     assert weights.weights[1].tolist() == pytest.approx([0.5 / 5.5, 5 / 5.5])
     assert not weights.sums.any()
+    total = weights.total(torch.tensor([[1.0, 1.0], [0.0, 2.0]]))
+    assert float(total) == pytest.approx(0.25 * 1 + 0.75 * 2 * 5 / 5.5)  # the new weights, at once
 
 
+@pytest.mark.spec_field("CostFunctionConfig.min_objective_weight", "CostFunctionConfig.max_objective_weight")
 def test_clamped_weights_are_not_normalised_again():
     weights = ObjectiveWeights(config(enable_autoweighting=True))
     weights.accumulate(torch.tensor([[1000.0, 1e-3], [1.0, 1.0]]))
@@ -73,3 +89,36 @@ def test_state_round_trip():
     for item in (weights, other):
         item.end_epoch()
     assert torch.equal(weights.weights, other.weights)
+
+
+@pytest.mark.spec_field("CostFunctionConfig.TargetClass.coverage_foreground_weight")
+def test_covered_cells_weigh_the_foreground_weight_and_the_others_the_rest(tiny):
+    tiny.cost_function_config.target_classes[0].coverage_foreground_weight = 0.2
+    tiny.cost_function_config.target_classes[1].coverage_foreground_weight = 0.9
+    head = GridHead(tiny)
+    shape = (1, 2, head.height // 16, head.width // 16)
+    covered = torch.zeros(shape)
+    covered[:, :, 0, :3] = 1.0  # 3 of the 24 cells of each class
+    boxes = torch.zeros(1, 2, 4, *shape[2:])
+    targets = Targets(coverage=covered, bbox=boxes, coverage_norm=covered)
+    half = torch.full(shape, 0.5)
+    costs = head.costs((half, boxes.flatten(1, 2)), targets, torch.ones(1))
+    log = 0.693137  # -ln(0.5 + 1e-5), of a cell that is covered or not
+    wanted = [log * (3 * 0.2 + 21 * 0.8) / 24, log * (3 * 0.9 + 21 * 0.1) / 24]
+    assert costs[:, 0].tolist() == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.spec_field("CostFunctionConfig.TargetClass.name")
+def test_the_names_of_the_classes_give_the_outputs_their_order(tiny):
+    first, second = tiny.cost_function_config.target_classes
+    maps = []
+    for names in (("square", "bar"), ("bar", "square")):
+        first.name, second.name = names
+        dataset = training_frames(tiny.dataset_config, spec.class_names(tiny))
+        batches = loader(dataset, tiny.augmentation_config, batch_size=2, order=[0, 1], workers=0)
+        prepared = prepare(next(batches), tiny.augmentation_config, generator=None, device="cpu")
+        head = GridHead(tiny)
+        assert head.class_names == list(names)
+        maps.append(head.targets(prepared).coverage)
+    assert maps[0].any() and not torch.equal(maps[0][:, 0], maps[0][:, 1])
+    assert torch.equal(maps[0], maps[1].flip(1))

@@ -1,12 +1,30 @@
 """A training run whose loader processes are signalled along with it, as a terminal or a job scheduler does."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 
-from detectkit.train import state as states
+import pytest
+import torch
+
+from detectkit.train import loop, state as states
+from detectkit.train.run import set_up
+
+
+@pytest.mark.spec_field("TrainingConfig.workers")
+def test_as_many_processes_read_images_as_the_spec_says(small, tmp_path):
+    found = []
+    for workers in (0, 2):
+        small.training_config.workers = workers
+        run = set_up(small, tmp_path / str(workers), name="model", device=torch.device("cpu"))
+        steps = loop.epoch_steps(run)
+        next(steps)
+        found.append(len(multiprocessing.active_children()))
+        steps.close()
+    assert found == [0, 2]
 
 
 def test_a_stopped_process_group_saves_its_state(tiny, tmp_path, write_spec):

@@ -1,0 +1,36 @@
+"""Validation during training counts by the protocol that the spec names."""
+
+import json
+import sys
+
+import pytest
+
+from detectkit.cli import main
+
+
+@pytest.mark.parametrize("protocol", ["KITTI", "COCO"])
+def test_training_validates_by_the_protocol_as_evaluate_does(tiny, tiny_text, tmp_path, protocol):
+    text = tiny_text.replace("evaluation_config {", f"evaluation_config {{ protocol: {protocol}")
+    (tmp_path / "spec.txt").write_text(text.replace("num_epochs: 2", "num_epochs: 8"))
+    arguments = "-e", str(tmp_path / "spec.txt"), "-r", str(tmp_path / "run"), "--gpus", "0"
+    assert main(["train", *arguments]) == 0
+    model = tmp_path / "run/weights/model.safetensors"
+    assert main(["evaluate", *arguments, "-m", str(model)]) == 0
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    lines = (tmp_path / "run/status.jsonl").read_text().splitlines()
+    measured = [
+        json.loads(line)["kpi"]["mean average precision"] for line in lines if "kpi" in json.loads(line)
+    ]
+    assert results["protocol"] == protocol and len(measured) == 8
+    assert measured[-1] == pytest.approx(results["mean_average_precision"], abs=1e-6)
+    assert 0 < max(measured) < 1
+
+
+def test_a_missing_package_is_told_before_training(tiny_text, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    (tmp_path / "spec.txt").write_text(
+        tiny_text.replace("evaluation_config {", "evaluation_config { protocol: COCO")
+    )
+    assert main(["train", "-e", str(tmp_path / "spec.txt"), "-r", str(tmp_path / "run"), "--gpus", "0"]) == 1
+    assert capsys.readouterr().err.count("pip install 'detectkit[coco]'") == 1
+    assert not (tmp_path / "run").exists()

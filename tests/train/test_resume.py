@@ -1,0 +1,107 @@
+"""Everything at once, cut again and again: the run ends as one that was never cut."""
+
+import os
+import signal
+
+import pytest
+import torch
+from google.protobuf import text_format
+
+from detectkit.errors import Interrupted, UsageError
+from detectkit.model import checkpoint
+from detectkit.train import loop, state as states
+from detectkit.train.run import set_up
+
+EVERYTHING = """
+  num_epochs: 7
+  checkpoint_interval: 100
+  ema_decay: 0.9
+  accumulate_batches: 2
+  clip_gradient_norm: 5
+  cost_scaling { enabled: true }
+  optimizer { sgd { momentum: 0.9 nesterov: true } }
+  first_stage {
+    num_epochs: 1
+    learning_rate {
+      soft_start_annealing_schedule { min_learning_rate: 1e-3 max_learning_rate: 1e-2 soft_start: 0 annealing: 0.5 }
+    }
+  }
+  learning_rate {
+    early_stopping_annealing_schedule {
+      min_learning_rate: 1e-3 max_learning_rate: 0.5 soft_start_epochs: 1 annealing_epochs: 1 patience_steps: 1
+    }
+  }
+"""
+
+
+@pytest.fixture
+def everything(small):
+    small.training_config.ClearField("optimizer")
+    small.training_config.MergeFrom(text_format.Parse(EVERYTHING, type(small.training_config)()))
+    small.model_config.dropout_rate = 0.3
+    small.augmentation_config.spatial_augmentation.hflip_probability = 0.5
+    return small
+
+
+def run(experiment, results):
+    return loop.train(set_up(experiment, results, name="model", device=torch.device("cpu")))
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_of_every_kind_of_state_that_is_cut_ends_the_same(everything, tmp_path, monkeypatch):
+    whole = run(everything, tmp_path / "whole")
+    step, cuts = loop.train_step, [(0, 0), (1, 1), (2, 2)]
+
+    def stop(run, batch):
+        cost = step(run, batch)
+        if cuts and (run.state.epoch, run.state.step) == cuts[0]:
+            del cuts[0]
+            os.kill(os.getpid(), signal.SIGINT)
+        return cost
+
+    monkeypatch.setattr(loop, "train_step", stop)
+    # Not before the second batch of the pair, not before the second batch of the pair, at the end of the epoch.
+    for where in ("epoch 1, step 2 of 3", "epoch 2, step 2 of 3", "epoch 4, step 0 of 3"):
+        with pytest.raises(Interrupted, match=where):
+            run(everything, tmp_path / "cut")
+    cut = run(everything, tmp_path / "cut")
+    assert cut.history == whole.history
+    assert [entry["stage"] for entry in cut.history][:2] == ["heads", "everything"]
+    first, second = (states.read(tmp_path / side / "resume.pt") for side in ("whole", "cut"))
+    assert same(first["detector"], second["detector"])
+    assert same(first["average"]["detector"], second["average"]["detector"])
+    assert first["average"]["steps"] == second["average"]["steps"] == 2 * len(whole.history)
+    assert (
+        first["plateau"] == second["plateau"] and first["plateau"][2] is not None
+    )  # the rate has begun to fall
+    assert first["cost_scale_exponent"] == second["cost_scale_exponent"] > 20
+    saved = checkpoint.load(cut.last).detector.state_dict()
+    assert same(saved, second["average"]["detector"]) and not same(saved, second["detector"])
+
+
+def test_what_makes_another_run(everything, tmp_path):
+    everything.training_config.ClearField("first_stage")
+    everything.training_config.num_epochs = 1
+    run(everything, tmp_path)
+    changes = ["ema_decay: 0.5", "accumulate_batches: 3", "max_boxes_per_image: 9", "optimizer { adam { } }"]
+    for change in changes:
+        other = type(everything)()
+        other.CopyFrom(everything)
+        other.training_config.MergeFrom(text_format.Parse(change, type(other.training_config)()))
+        with pytest.raises(UsageError, match="training_config differ"):
+            run(other, tmp_path)
+
+
+def test_what_may_change_in_a_run(everything, tmp_path):
+    everything.training_config.ClearField("first_stage")
+    everything.training_config.num_epochs = 1
+    first = run(everything, tmp_path)
+    everything.training_config.num_epochs = 2
+    everything.training_config.clip_gradient_norm = 1
+    everything.training_config.cost_scaling.enabled = False
+    second = run(everything, tmp_path).history
+    assert second[: len(first.history)] == first.history
+    assert "cost_scale_exponent" in second[0] and "cost_scale_exponent" not in second[1]
