@@ -21,7 +21,7 @@ COMMANDS = {
     "check": "judge a spec, and count the boxes of its data",
     "explain": "what a field of the spec means, its default and range",
     "sample-data": "make a small data set with labels, to try things out",
-    "convert": "KITTI labels to TFRecord shards",
+    "convert": "KITTI, COCO or Pascal VOC labels to TFRecord shards",
     "visualize": "what the network sees: augmented images, boxes and targets",
     "train": "train a detector; goes on where it was stopped",
     "evaluate": "average precision, precision, recall and latency",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +16,8 @@ Color = tuple[int, int, int]
 GOLDEN_RATIO = 0.618034  # steps of this size round the colour circle never come close to an earlier one
 FEW = 25  # values of a curve that still get a dot each
 FADED = 0.62  # how opaque full coverage is
+DIVERGING = ("#9fdcff", "#1f50e0", "black", "#e03a1f", "#ffd29f")
+AMBIENT = 0.2  # brightness outside every spotlight
 
 
 def class_colors(count: int) -> list[Color]:
@@ -43,7 +45,7 @@ def annotate(
     """
     canvas = _picture(image)
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size=max(10, min(22, canvas.height // 30)))
+    font = _font(canvas)
     corners = []
     for box, color in zip(np.asarray(boxes, dtype=float).reshape(-1, 4), colors, strict=True):
         left, top = math.floor(box[0]), math.floor(box[1])
@@ -54,6 +56,10 @@ def annotate(
         if label:
             _tag(draw, label, position=position, color=color, font=font)
     return canvas
+
+
+def _font(canvas: Image.Image) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size=max(10, min(22, canvas.height // 30)))
 
 
 def _picture(image: NDArray[np.uint8]) -> Image.Image:
@@ -90,6 +96,77 @@ def overlay(
         mask = cells.resize(canvas.size, Image.Resampling.NEAREST)
         canvas.paste(Image.new("RGB", canvas.size, color), mask=mask)
     return canvas
+
+
+def heat_map(
+    values: NDArray[np.float32],
+    *,
+    size: tuple[int, int],
+    limits: tuple[float, float],
+    diverging: bool = False,
+) -> Image.Image:
+    """A map [H, W] as a picture of `size` (width, height) in which every cell is a rectangle of one colour.
+
+    Args:
+        limits: the values of the darkest and the brightest colour; those outside look the same.
+        diverging: the middle of the limits is black, below is blue, above is red.
+    """
+    from matplotlib import colormaps  # heavy, and only needed here
+    from matplotlib.colors import LinearSegmentedColormap
+
+    low, high = limits
+    parts = ((values - low) / max(high - low, 1e-12)).clip(0, 1)
+    colormap = LinearSegmentedColormap.from_list("", DIVERGING) if diverging else colormaps["inferno"]
+    colors = colormap(parts, bytes=True)[:, :, :3]
+    return Image.fromarray(np.ascontiguousarray(colors)).resize(size, Image.Resampling.NEAREST)
+
+
+def titled(image: Image.Image, text: str) -> Image.Image:
+    """The picture with a text in its upper left corner."""
+    result = image.copy()
+    _tag(ImageDraw.Draw(result), text, position=(0, 0), color=(0, 0, 0), font=_font(result))
+    return result
+
+
+def outlined(image: Image.Image, boxes: ArrayLike, strengths: ArrayLike, *, color: Color) -> Image.Image:
+    """The picture with boxes [N, 4] in one colour, the more opaque the nearer their strengths [N] are to 1."""
+
+    def outline(draw: ImageDraw.ImageDraw, box: Sequence[float], level: int) -> None:
+        left, top, right, bottom = box
+        draw.rectangle((left, top, max(right - 1, left), max(bottom - 1, top)), outline=level)
+
+    result = image.copy()
+    result.paste(Image.new("RGB", image.size, color), mask=_strongest(image.size, boxes, strengths, outline))
+    return result
+
+
+def spotlit(image: Image.Image, boxes: ArrayLike, strengths: ArrayLike) -> Image.Image:
+    """The picture seen through the ellipses in boxes [N, 4], as bright as their strengths [N] in [0, 1] say."""
+
+    def ellipse(draw: ImageDraw.ImageDraw, box: Sequence[float], level: int) -> None:
+        draw.ellipse(tuple(box), fill=level)
+
+    light = _strongest(image.size, boxes, strengths, ellipse)
+    dark = image.point(lambda value: value * AMBIENT)
+    return Image.composite(image, dark, light)
+
+
+def _strongest(
+    size: tuple[int, int],
+    boxes: ArrayLike,
+    strengths: ArrayLike,
+    shape: Callable[[ImageDraw.ImageDraw, Sequence[float], int], None],
+) -> Image.Image:
+    """A mask of shapes in boxes that have an area, one a box; where they overlap the strongest shows."""
+    mask = Image.new("L", size)
+    draw = ImageDraw.Draw(mask)
+    corners, levels = np.asarray(boxes, dtype=float).reshape(-1, 4), np.asarray(strengths, dtype=float)
+    for number in np.argsort(levels, kind="stable"):
+        left, top, right, bottom = corners[number].tolist()
+        if right > left and bottom > top:
+            level = round(255 * min(max(float(levels[number]), 0), 1))
+            shape(draw, (left, top, right, bottom), level)
+    return mask
 
 
 def sheet(images: Sequence[Image.Image], *, columns: int, gap: int = 4) -> Image.Image:

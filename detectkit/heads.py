@@ -5,20 +5,30 @@ This is the one seam between spec fields and `detectkit.ops`. B images, C classe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from detectkit import spec
-from detectkit.data.augment import Prepared
-from detectkit.ops.cluster import Detections, cluster
+from detectkit.data.augment import Labels, Prepared
+from detectkit.data.dataset import DONTCARE
+from detectkit.ops.cluster import Detections, by_image_and_score, cluster
 from detectkit.ops.decode import decode
-from detectkit.ops.losses import bbox_cost, coverage_cost
-from detectkit.ops.rasterize import ClassGeometry, Targets, rasterize
+from detectkit.ops.losses import bbox_cost, coverage_cost, giou_cost
+from detectkit.ops.rasterize import ClassGeometry, Targets, rasterize, touched
 
 OBJECTIVES = ("cov", "bbox")
+
+
+class ClassClustering(NamedTuple):
+    """How the cells of one class become detections."""
+
+    config: spec.ClusteringConfig
+    confidence_threshold: float = 0.0  # detections of a lower confidence are dropped
+    confidence_model: str = "aggregate_cov"
 
 
 class GridHead:
@@ -26,7 +36,7 @@ class GridHead:
 
     Args:
         experiment: the spec; `cost_function_config.target_classes` gives the classes in channel order.
-        stride: input pixels per grid cell.
+        stride: input pixels per grid cell, when the network at hand is not that of the spec.
         clustering: clustering by class name, when it is not to be that of `postprocessing_config` (an inference
             spec brings its own); the entry "default" serves the classes without one.
     """
@@ -35,32 +45,35 @@ class GridHead:
         self,
         experiment: spec.Experiment,
         *,
-        stride: int = 16,
-        clustering: Mapping[str, spec.ClusteringConfig] | None = None,
+        stride: int | None = None,
+        clustering: Mapping[str, ClassClustering] | None = None,
     ):
-        self.stride = stride
+        self.stride = stride or spec.NETWORKS[experiment.model_config.arch].stride
         self.class_names = spec.class_names(experiment)
         preprocessing = experiment.augmentation_config.preprocessing
         self.width, self.height = preprocessing.output_image_width, preprocessing.output_image_height
         objective = experiment.model_config.objective_set.bbox
         self.scale, self.offset = objective.scale, objective.offset
+        ratios = objective.loss_ratios
+        self.giou_share = ratios.giou / (ratios.l1 + ratios.giou)
         self.deadzone_radius = experiment.bbox_rasterizer_config.deadzone_radius
         self.geometry = _geometry(experiment.bbox_rasterizer_config, self.class_names)
         costs = experiment.cost_function_config.target_classes
         self.foreground_weight = torch.tensor([target.coverage_foreground_weight for target in costs])
+        self.loss_mask = LossMask(experiment, self.class_names)
         if clustering is None:
-            post = experiment.postprocessing_config.target_class_config
-            clustering = {name: post[name].clustering_config for name in self.class_names if name in post}
+            clustering = spec_clustering(experiment.postprocessing_config)
         self.clustering = [clustering_arguments(_for_class(clustering, name)) for name in self.class_names]
 
     def targets(self, prepared: Prepared) -> Targets:
         """Rasterise the boxes of a batch into coverage [B, C, H, W] and boxes [B, C, 4, H, W], on its device."""
-        return rasterize(
-            prepared.boxes,
-            prepared.image_index,
-            prepared.classes,
+        labels = prepared.labels
+        targets = rasterize(
+            labels.boxes,
+            labels.image_index,
+            labels.classes,
             batch_size=len(prepared.images),
-            geometry=ClassGeometry(*(values.to(prepared.boxes.device) for values in self.geometry)),
+            geometry=ClassGeometry(*(values.to(labels.boxes.device) for values in self.geometry)),
             deadzone_radius=self.deadzone_radius,
             stride=self.stride,
             grid_width=self.width // self.stride,
@@ -68,6 +81,7 @@ class GridHead:
             scale=self.scale,
             offset=self.offset,
         )
+        return targets._replace(mask=self.loss_mask.of(prepared, targets.coverage, stride=self.stride))
 
     def costs(self, outputs: tuple[Tensor, Tensor], targets: Targets, image_weights: Tensor) -> Tensor:
         """Unweighted cost of every class and objective, [C, 2] in the order of `OBJECTIVES`.
@@ -76,16 +90,17 @@ class GridHead:
             outputs: coverage [B, C, H, W] and boxes [B, 4C, H, W] as the detector gives them.
             image_weights: [B], the `source_weight` of each image.
         """
-        coverage, bbox = outputs
-        mask = image_weights[:, None, None, None]
+        coverage, boxes = outputs[0], by_class(outputs[1])
+        mask = box_mask = image_weights[:, None, None, None]
+        if targets.mask is not None:
+            mask, box_mask = (mask * factors for factors in targets.mask.unbind(2))
         weight = self.foreground_weight.to(coverage.device)
-        return torch.stack(
-            [
-                coverage_cost(coverage, targets.coverage, foreground_weight=weight, mask=mask),
-                bbox_cost(by_class(bbox), targets.bbox, coverage_norm=targets.coverage_norm, mask=mask),
-            ],
-            dim=1,
-        )
+        box_cost = bbox_cost(boxes, targets.bbox, coverage_norm=targets.coverage_norm, mask=box_mask)
+        if self.giou_share:
+            giou = giou_cost(boxes, targets.bbox, coverage_norm=targets.coverage_norm, mask=box_mask)
+            box_cost = (1 - self.giou_share) * box_cost + self.giou_share * giou
+        cost = coverage_cost(coverage, targets.coverage, foreground_weight=weight, mask=mask)
+        return torch.stack([cost, box_cost], dim=1)
 
     def candidates(self, outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Boxes [B, C, H, W, 4] in network pixels, clipped to the image, and their coverage [B, C, H, W], on the CPU."""
@@ -103,19 +118,99 @@ class GridHead:
     def detections(self, outputs: tuple[Tensor, Tensor]) -> list[Detections]:
         """Cluster the cells of every image and class into detections, boxes in network pixels."""
         boxes, coverage = self.candidates(outputs)
-        return [self._image_detections(boxes[image], coverage[image]) for image in range(len(coverage))]
-
-    def _image_detections(self, boxes: Tensor, coverage: Tensor) -> Detections:
+        count, classes = coverage.shape[:2]
+        cells = torch.repeat_interleave(torch.arange(count), coverage[0, 0].numel())
         parts = [
-            cluster(boxes[index].reshape(-1, 4), coverage[index].reshape(-1), **arguments)
+            cluster(boxes[:, index].reshape(-1, 4), coverage[:, index].flatten(), cells, **arguments)
             for index, arguments in enumerate(self.clustering)
         ]
-        classes = [torch.full((len(scores),), index) for index, (_, scores) in enumerate(parts)]
-        scores = torch.cat([scores for _, scores in parts])
-        order = scores.argsort(descending=True, stable=True)
-        return Detections(
-            torch.cat([boxes for boxes, _ in parts])[order], scores[order], torch.cat(classes)[order]
+        found, scores, images = (torch.cat(column) for column in zip(*parts))
+        numbers = torch.repeat_interleave(
+            torch.arange(classes), torch.tensor([len(part[1]) for part in parts])
         )
+        order = by_image_and_score(images, scores)
+        sizes = torch.bincount(images, minlength=count).tolist()
+        columns = (torch.split(values[order], sizes) for values in (found, scores, numbers))
+        return [Detections(*image) for image in zip(*columns)]
+
+
+class LossMask:
+    """Regions whose cost is multiplied by a factor: `loss_mask_label_filter` and `dontcare_labels` of a spec."""
+
+    def __init__(self, experiment: spec.Experiment, class_names: Sequence[str]):
+        config = experiment.loss_mask_label_filter
+        self.multiplier, self.preserve = config.mask_multiplier, config.preserve_ground_truth
+        self.filters = [
+            (entry.label_filter, _outputs(entry, class_names))
+            for entry in config.objective_label_filter_configs
+        ]
+        self.has_dontcare = len(experiment.dataset_config.dontcare_labels) > 0
+
+    def of(self, prepared: Prepared, coverage: Tensor, *, stride: int) -> Tensor | None:
+        """Factors [B, C, 2, H, W] in the order of `OBJECTIVES` for targets of a coverage [B, C, H, W]; None: all 1."""
+        if not self.filters and not self.has_dontcare:
+            return None
+        batch_size, classes, height, width = coverage.shape
+        grid = {"batch_size": batch_size, "stride": stride, "grid_width": width, "grid_height": height}
+        mask = coverage.new_ones(batch_size, classes, len(OBJECTIVES), height, width)
+        if self.filters:
+            labels = _joined(prepared.labels, prepared.others)
+            masked = touched(labels.boxes, labels.image_index, self._chosen(labels, classes), **grid)
+            masked = masked.reshape(mask.shape)
+            if self.preserve:
+                masked &= coverage[:, :, None] == 0
+            mask = torch.where(masked, self.multiplier, mask)
+        if self.has_dontcare:
+            others = prepared.others
+            dontcare = (others.classes == DONTCARE)[:, None]
+            region = touched(others.boxes, others.image_index, dontcare, **grid)
+            mask = mask.masked_fill((region & (coverage == 0))[:, :, None], 0)
+        return mask
+
+    def _chosen(self, labels: Labels, classes: int) -> Tensor:
+        """Which labels mask which outputs, bool [N, 2C]: an output is a class and objective."""
+        device = labels.boxes.device
+        own = labels.classes[:, None] == torch.arange(classes, device=device)
+        chosen = torch.zeros(*own.shape, len(OBJECTIVES), dtype=torch.bool, device=device)
+        for label_filter, outputs in self.filters:
+            fits = _fits(labels, label_filter)[:, None]
+            if not label_filter.HasField("source_class_label_filter"):
+                fits = fits & own
+            chosen |= fits[:, :, None] & outputs.to(device)
+        return chosen.flatten(1)
+
+
+def _outputs(
+    entry: spec.ObjectiveLabelFilter.ObjectiveLabelFilterConfig, class_names: Sequence[str]
+) -> Tensor:
+    """The outputs that an entry masks, bool [C, 2]."""
+    names, objectives = entry.target_class_names or class_names, entry.objective_names or OBJECTIVES
+    return torch.tensor(
+        [[name in names and objective in objectives for objective in OBJECTIVES] for name in class_names]
+    )
+
+
+def _fits(labels: Labels, label_filter: spec.LabelFilter) -> Tensor:
+    """The labels that a filter names, bool [N]; a limit of 0 is none."""
+    if label_filter.HasField("source_class_label_filter"):
+        wanted = {name.lower() for name in label_filter.source_class_label_filter.source_class_names}
+        return torch.tensor(
+            [name in wanted for name in labels.names], dtype=torch.bool, device=labels.boxes.device
+        )
+    left, top, right, bottom = labels.boxes.unbind(1)
+    if label_filter.HasField("bbox_crop_label_filter"):
+        crop = label_filter.bbox_crop_label_filter
+        fits = (right > crop.crop_left) & (bottom > crop.crop_top)
+        return fits & (left < (crop.crop_right or math.inf)) & (top < (crop.crop_bottom or math.inf))
+    size = label_filter.bbox_dimensions_label_filter
+    width, height = right - left, bottom - top
+    fits = (width >= size.min_width) & (height >= size.min_height)
+    return fits & (width <= (size.max_width or math.inf)) & (height <= (size.max_height or math.inf))
+
+
+def _joined(first: Labels, second: Labels) -> Labels:
+    boxes, classes, images = (torch.cat(column) for column in zip(first[:3], second[:3]))
+    return Labels(boxes, classes, images, first.names + second.names)
 
 
 def by_class(bbox: Tensor) -> Tensor:
@@ -124,8 +219,17 @@ def by_class(bbox: Tensor) -> Tensor:
     return bbox.reshape(batch, channels // 4, 4, height, width)
 
 
-def clustering_arguments(config: spec.ClusteringConfig) -> dict[str, Any]:
+def spec_clustering(config: spec.PostProcessingConfig) -> dict[str, ClassClustering]:
+    """The clustering of a training spec by class name."""
+    return {
+        name: ClassClustering(entry.clustering_config, entry.confidence_config.confidence_threshold)
+        for name, entry in config.target_class_config.items()
+    }
+
+
+def clustering_arguments(clustering: ClassClustering) -> dict[str, Any]:
     """The keyword arguments of `ops.cluster.cluster` for one class."""
+    config = clustering.config
     algorithm = spec.ClusteringConfig.ClusteringAlgorithm.Name(config.clustering_algorithm).lower()
     return {
         "algorithm": algorithm,
@@ -136,12 +240,14 @@ def clustering_arguments(config: spec.ClusteringConfig) -> dict[str, Any]:
         "dbscan_confidence_threshold": config.dbscan_confidence_threshold,
         "nms_iou_threshold": config.nms_iou_threshold,
         "nms_confidence_threshold": config.nms_confidence_threshold,
+        "confidence_model": clustering.confidence_model,
+        "confidence_threshold": clustering.confidence_threshold,
     }
 
 
-def _for_class(clustering: Mapping[str, spec.ClusteringConfig], name: str) -> spec.ClusteringConfig:
+def _for_class(clustering: Mapping[str, ClassClustering], name: str) -> ClassClustering:
     found = clustering.get(name, clustering.get("default"))
-    return spec.ClusteringConfig() if found is None else found
+    return ClassClustering(spec.ClusteringConfig()) if found is None else found
 
 
 def _geometry(config: spec.BboxRasterizerConfig, class_names: Sequence[str]) -> ClassGeometry:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +17,11 @@ from detectkit.data import augment
 from detectkit.data.augment import Prepared
 from detectkit.data.dataset import Batch, collate, sample_from_image
 from detectkit.errors import ModelError
-from detectkit.heads import GridHead
+from detectkit.heads import ClassClustering, GridHead
 from detectkit.model import checkpoint
 from detectkit.ops.boxes import area, clip, transform
 from detectkit.ops.cluster import Detections
-from detectkit.spec import AugmentationConfig, ClusteringConfig, Experiment, class_names
+from detectkit.spec import AugmentationConfig, Experiment, class_names
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -44,10 +45,14 @@ class Predicted(NamedTuple):
 
     def in_original_pixels(self) -> list[Detections]:
         """The detections in the pixels of the image files, clipped to them; those wholly in the padding are dropped."""
+        return [move(found) for move, found in zip(self.placements(), self.detections, strict=True)]
+
+    def placements(self) -> list[Callable[[Detections], Detections]]:
+        """For each image what brings detections from network pixels to those of its file, as `in_original_pixels` does."""
         inverse = torch.linalg.inv(self.prepared.matrices.double()).float().cpu()
+        sizes = self.batch.original_sizes.tolist()
         return [
-            _moved(found, matrix, size.tolist())
-            for found, matrix, size in zip(self.detections, inverse, self.batch.original_sizes, strict=True)
+            partial(_moved, matrix=matrix, size=size) for matrix, size in zip(inverse, sizes, strict=True)
         ]
 
 
@@ -159,7 +164,7 @@ def make_predictor(
     device: str | torch.device,
     *,
     path: str | os.PathLike[str],
-    clustering: Mapping[str, ClusteringConfig] | None = None,
+    clustering: Mapping[str, ClassClustering] | None = None,
 ) -> Predictor:
     """A model loaded on `device` with the preprocessing and clustering of a spec.
 

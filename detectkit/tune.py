@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -10,11 +10,11 @@ from google.protobuf import text_format
 from torch import Tensor
 
 from detectkit.console import ProgressBar
-from detectkit.evaluation import Evaluation, Scores, labels_by_image
-from detectkit.heads import GridHead, clustering_arguments
+from detectkit.evaluation import Evaluation, Truth, image_truths, new_scores, placements
+from detectkit.heads import GridHead, clustering_arguments, spec_clustering
 from detectkit.ops.cluster import Detections, cluster
 from detectkit.predict import Predicted
-from detectkit.spec import ClusteringConfig, Experiment, PostProcessingConfig, class_names
+from detectkit.spec import ClusteringConfig, EvaluationConfig, Experiment, PostProcessingConfig, class_names
 
 GRID: dict[str, tuple[float, ...]] = {
     "coverage_threshold": (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5),
@@ -44,8 +44,8 @@ class _Image(NamedTuple):
 
     boxes: list[Tensor]  # for each class, candidates [N, 4]
     coverage: list[Tensor]  # for each class [N]
-    truth: Tensor  # [M, 4]
-    classes: Tensor  # [M]
+    truth: Truth
+    place: Callable[[Detections], Detections]  # to the pixels of the labels
 
 
 def tune_clustering(predictions: Iterable[Predicted], head: GridHead, experiment: Experiment) -> Tuned:
@@ -59,7 +59,10 @@ def tune_clustering(predictions: Iterable[Predicted], head: GridHead, experiment
     names = class_names(experiment)
     configs = [best.target_class_config[name].clustering_config for name in names]
     lowest = min(*GRID["coverage_threshold"], *(config.coverage_threshold for config in configs))
-    images = [image for predicted in predictions for image in _candidates(predicted, head, lowest)]
+    protocol = experiment.evaluation_config
+    images = [
+        image for predicted in predictions for image in _candidates(predicted, head, protocol, lowest=lowest)
+    ]
     trials = len(names) * ROUNDS * sum(map(len, GRID.values()))
     with ProgressBar("tuning", total=trials, unit="trials") as bar:
         for index, config in enumerate(configs):
@@ -96,33 +99,39 @@ def _copy(config: ClusteringConfig, **changes: Any) -> ClusteringConfig:
     return copy
 
 
-def _candidates(predicted: Predicted, head: GridHead, lowest: float) -> list[_Image]:
+def _candidates(
+    predicted: Predicted, head: GridHead, config: EvaluationConfig, *, lowest: float
+) -> list[_Image]:
     """What clustering needs of a batch: the cells of more coverage than `lowest`."""
     boxes, coverage = head.candidates(predicted.outputs)
+    truths, places = image_truths(predicted, config), placements(predicted, config)
     images = []
-    for cells, values, labels in zip(boxes, coverage, labels_by_image(predicted.prepared), strict=True):
+    for cells, values, truth, place in zip(boxes, coverage, truths, places, strict=True):
         kept = [class_values > lowest for class_values in values]
         images.append(
             _Image(
                 [class_cells[mask] for class_cells, mask in zip(cells, kept, strict=True)],
                 [class_values[mask] for class_values, mask in zip(values, kept, strict=True)],
-                *labels,
+                truth,
+                place,
             )
         )
     return images
 
 
 def _detections(image: _Image, index: int, arguments: dict[str, Any]) -> Detections:
-    boxes, scores = cluster(image.boxes[index], image.coverage[index], **arguments)
-    return Detections(boxes, scores, torch.full((len(scores),), index))
+    boxes, scores, _ = cluster(image.boxes[index], image.coverage[index], **arguments)
+    return image.place(Detections(boxes, scores, torch.full((len(scores),), index)))
 
 
 def _measure(images: list[_Image], index: int, config: ClusteringConfig, experiment: Experiment) -> float:
     """AP of one class; 0 where it has no labels."""
-    arguments = clustering_arguments(config)
-    scores = Scores(class_names(experiment), experiment.evaluation_config)
+    names = class_names(experiment)
+    of_spec = spec_clustering(experiment.postprocessing_config)[names[index]]
+    arguments = clustering_arguments(of_spec._replace(config=config))
+    scores = new_scores(names, experiment.evaluation_config)
     for image in images:
-        scores.add(_detections(image, index, arguments), image.truth, image.classes)
+        scores.add(_detections(image, index, arguments), image.truth)
     return scores.result(index).average_precision or 0.0
 
 
@@ -130,10 +139,11 @@ def _measure_all(
     images: list[_Image], postprocessing: PostProcessingConfig, experiment: Experiment
 ) -> Evaluation:
     names = class_names(experiment)
-    configs = [postprocessing.target_class_config[name].clustering_config for name in names]
-    arguments = [clustering_arguments(config) for config in configs]
-    scores = Scores(names, experiment.evaluation_config)
+    clustering = spec_clustering(postprocessing)
+    arguments = [clustering_arguments(clustering[name]) for name in names]
+    scores = new_scores(names, experiment.evaluation_config)
     for image in images:
         parts = [_detections(image, index, values) for index, values in enumerate(arguments)]
-        scores.add(Detections(*(torch.cat(column) for column in zip(*parts))), image.truth, image.classes)
-    return Evaluation(scores.results(), scores.images, cost=None, latency=None)
+        scores.add(Detections(*(torch.cat(column) for column in zip(*parts))), image.truth)
+    protocol = EvaluationConfig.PROTOCOL.Name(experiment.evaluation_config.protocol)
+    return Evaluation(scores.results(), scores.images, cost=None, latency=None, protocol=protocol)

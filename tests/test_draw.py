@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detectkit.draw import annotate, class_colors, curves, overlay, precision_recall, sheet
+from detectkit.draw import (
+    annotate,
+    class_colors,
+    curves,
+    heat_map,
+    outlined,
+    overlay,
+    precision_recall,
+    sheet,
+    spotlit,
+    titled,
+)
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -84,3 +95,51 @@ def test_curves_write_a_png(tmp_path: Path) -> None:
 def test_a_plot_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         curves(tmp_path / "none" / "a.png", {}, title="", x_label="", y_label="")
+
+
+def test_a_heat_map_has_a_rectangle_a_cell() -> None:
+    values = np.array([[0.0, 0.5, 1.0], [2.0, -1.0, 0.25]], dtype=np.float32)
+    image = np.asarray(heat_map(values, size=(30, 20), limits=(0.0, 1.0)))
+    cells = image.reshape(2, 10, 3, 10, 3)
+    assert (cells == cells[:, :1, :, :1]).all()  # of one colour each
+    light = image[::10, ::10].astype(int).sum(axis=2)
+    assert light[0, 0] < light[1, 2] < light[0, 1] < light[0, 2]
+    assert light[1, 0] == light[0, 2] and light[1, 1] == light[0, 0]  # outside the limits
+
+
+def test_a_diverging_heat_map_is_black_in_the_middle_blue_below_and_red_above() -> None:
+    image = np.asarray(
+        heat_map(np.array([[-2.0, 0.0, 2.0]], np.float32), size=(3, 1), limits=(-4, 4), diverging=True)
+    )
+    below, middle, above = image[0].astype(int)
+    assert below[2] > 200 > below[0] and above[0] > 200 > above[2] and middle.max() <= 4
+
+
+def test_a_map_without_differences() -> None:
+    assert (
+        np.asarray(heat_map(np.zeros((2, 2), np.float32), size=(4, 4), limits=(0.0, 0.0)))
+        .reshape(-1, 3)
+        .max()
+        < 10
+    )
+
+
+def test_outlines_are_as_opaque_as_they_are_strong() -> None:
+    boxes, strengths = [[10, 5, 20, 15], [12, 5, 30, 15], [40, 8, 40, 30]], [1.0, 0.5, 1.0]
+    image = np.asarray(outlined(Image.fromarray(black()), boxes, strengths, color=RED))
+    assert image[5, 10].tolist() == [255, 0, 0] and image[14, 29].tolist() == [128, 0, 0]
+    assert image[5, 19].tolist() == [255, 0, 0]  # the stronger one lies on top
+    assert not image[:, 31:].any()  # no area, no outline
+
+
+def test_a_spotlight_shows_what_is_in_its_ellipse() -> None:
+    white = Image.new("RGB", (60, 40), "white")
+    image = np.asarray(spotlit(white, [[10, 10, 30, 30], [40, 10, 50, 30]], [1.0, 0.5]))[:, :, 0]
+    assert image[20, 20] == 255 and image[11, 11] == 51  # a fifth in the box's corner, outside the ellipse
+    assert image[20, 45] == pytest.approx((255 + 51) / 2, abs=1)
+
+
+def test_a_title_is_written_into_the_corner() -> None:
+    image = np.asarray(titled(Image.new("RGB", (60, 40), "red"), "top"))
+    assert image[0, 0].tolist() == [0, 0, 0] and (image[:14, :30] > 200).all(axis=2).any()
+    assert image[30:, 30:].reshape(-1, 3).tolist() == [[255, 0, 0]] * 300

@@ -9,7 +9,7 @@ ROOMS = [
     {"errors", "console", "files", "draw"},
     {"spec"},
     {"ops"},
-    {"data", "model"},
+    {"data", "model", "trackers"},
     {"heads"},
     {"predict"},
     {"evaluation"},

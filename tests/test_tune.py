@@ -1,11 +1,10 @@
 """The search for clustering values, on network answers made by hand."""
 
-import types
-
 import pytest
 import torch
 
 from detectkit import spec
+from detectkit.data.augment import Labels, Prepared
 from detectkit.evaluation import evaluate
 from detectkit.heads import GridHead
 from detectkit.predict import Latency, Predicted
@@ -21,14 +20,16 @@ def predicted(head, coverage, boxes, truth):
         x1, y1, x2, y2 = boxes[index, row, column]
         x, y = 16 * column + head.offset, 16 * row + head.offset
         distances[0, index, :, row, column] = torch.tensor([x - x1, y - y1, x2 - x, y2 - y]) / head.scale
-    labels = types.SimpleNamespace(
-        images=torch.zeros(1, 3, 64, 96),
-        boxes=torch.tensor([box for box, _ in truth], dtype=torch.float32).reshape(-1, 4),
-        classes=torch.tensor([number for _, number in truth], dtype=torch.int64),
-        image_index=torch.zeros(len(truth), dtype=torch.int64),
+    labels = Labels(
+        torch.tensor([box for box, _ in truth], dtype=torch.float32).reshape(-1, 4),
+        torch.tensor([number for _, number in truth], dtype=torch.int64),
+        torch.zeros(len(truth), dtype=torch.int64),
+        [head.class_names[number] for _, number in truth],
     )
+    none = Labels(*(column[:0] for column in labels))
+    prepared = Prepared(torch.zeros(1, 3, 64, 96), labels, none, torch.ones(1), torch.eye(3)[None])
     outputs = (maps, distances.flatten(1, 2))
-    return Predicted(None, labels, outputs, head.detections(outputs), Latency(1.0, 1.0, 1.0))
+    return Predicted(None, prepared, outputs, head.detections(outputs), Latency(1.0, 1.0, 1.0))
 
 
 LEFT, RIGHT = (0.0, 0.0, 32.0, 32.0), (48.0, 16.0, 90.0, 60.0)
@@ -67,6 +68,19 @@ def test_values_that_find_nothing_are_replaced(tiny):
         == tiny.postprocessing_config.target_class_config["bar"]
     )
     assert clustering(tiny, "square").dbscan_min_samples == 2
+
+
+def test_the_threshold_of_the_spec_stays_in_force(tiny):
+    config = tiny.postprocessing_config.target_class_config["square"].confidence_config
+    config.confidence_threshold = 0.4  # more than the coverage of either square
+    batches = [weak_squares(GridHead(tiny))]
+    tuned = tune_clustering(batches, GridHead(tiny), tiny)
+    assert tuned.before.classes[0].detections == tuned.evaluation.classes[0].detections == 0
+    config.confidence_threshold = 0.25
+    tuned = tune_clustering(batches, GridHead(tiny), tiny)
+    assert tuned.evaluation.classes[0].average_precision == 1
+    found = tuned.postprocessing.target_class_config["square"].confidence_config
+    assert found.confidence_threshold == 0.25
 
 
 def test_the_printed_block_can_be_pasted_into_the_spec(tiny):

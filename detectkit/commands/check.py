@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detectkit import spec
-from detectkit.commands.options import add_spec_argument
+from detectkit.commands.options import SPEC_OPTIONS
 from detectkit.console import log, say, table
 from detectkit.errors import DataError, ModelError
 
@@ -20,17 +21,42 @@ NAMED = 12  # labels named that are no target class
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_spec_argument(parser, help="of any kind: training, inference or conversion")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        *SPEC_OPTIONS,
+        dest="experiment_spec",
+        type=Path,
+        metavar="SPEC",
+        help="of any kind: training, inference or conversion",
+    )
+    which.add_argument(
+        "--from-tlt",
+        type=Path,
+        metavar="SPEC",
+        help="list what this spec, written for TLT, does differently here",
+    )
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        metavar="LABELS",
+        help="compare with the class names in a text file (labels.txt)",
+    )
     parser.add_argument(
         "--spec-only", action="store_true", help="judge the text alone: the data and models are elsewhere"
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    path = args.experiment_spec
+    path = args.experiment_spec or args.from_tlt
     message = spec.load(path)
     kind = spec.kind_of(message)
     say(f"{path}: {kind.name}, no rule broken; for {kind.commands}")
+    if args.classes:
+        classes = spec.compare_classes(message, spec.read_class_list(args.classes), str(args.classes))
+        say(f"{args.classes}: the {len(classes)} classes of the spec, in the order of the network's outputs")
+    if args.from_tlt:
+        _say_differences(message)
+        return
     if args.spec_only:
         return
     match message:
@@ -43,6 +69,18 @@ def run(args: argparse.Namespace) -> None:
         case spec.DatasetExportConfig():
             _check_folders(message)
             say(f"next: detectkit convert -d {path} -o PREFIX")
+
+
+def _say_differences(message: spec.Spec) -> None:
+    differences = spec.differences(message)
+    if not differences:
+        say("nothing in it does something else here than in TLT")
+        return
+    noun = "thing" if len(differences) == 1 else "things"
+    say(f"{len(differences)} {noun} in it, written for TLT, differ here:")
+    for difference in differences:
+        say(f"- {difference}")
+    say("docs/from-tlt.md lists the differences that no field shows")
 
 
 def _check_data(experiment: spec.Experiment) -> None:
@@ -79,11 +117,18 @@ def _check_data(experiment: spec.Experiment) -> None:
 def _say_other_labels(experiment: spec.Experiment, labels: Counter[str]) -> None:
     """Name the labels in the records that are no target class, and count their boxes."""
     mapped = {label.lower() for label in experiment.dataset_config.target_class_mapping}
-    others = [(label, count) for label, count in labels.most_common() if label not in mapped]
-    if others:
-        more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
-        listed = ", ".join(f"{label} ({count})" for label, count in others[:NAMED])
-        say(f"labels that are not mapped, so background: {listed}{more}")
+    neutral = {label.lower() for label in experiment.dataset_config.dontcare_labels}
+    others = [item for item in labels.most_common() if item[0] not in mapped]
+    _say_labels("labels that count neither for nor against", [item for item in others if item[0] in neutral])
+    _say_labels(
+        "labels that are not mapped, so background", [item for item in others if item[0] not in neutral]
+    )
+
+
+def _say_labels(title: str, labels: list[tuple[str, int]]) -> None:
+    if labels:
+        more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
+        say(f"{title}: {', '.join(f'{label} ({count})' for label, count in labels[:NAMED])}{more}")
 
 
 def _open_sample(dataset: Dataset, channels: int) -> int:
@@ -110,19 +155,50 @@ def _require_model(path: str, field: str) -> None:
 
 def _check_folders(config: spec.DatasetExportConfig) -> None:
     """Raise DataError unless images and labels are there."""
-    kitti = config.kitti_config
-    root = Path(kitti.root_directory_path).expanduser()
-    images = Path(config.image_directory_path).expanduser() / kitti.image_dir_name
-    if not config.image_directory_path or not images.is_dir():
-        images = root / kitti.image_dir_name
-    _count_files("kitti_config.image_dir_name", images, "." + kitti.image_extension.removeprefix("."))
-    _count_files("kitti_config.label_dir_name", root / kitti.label_dir_name, ".txt")
+    match config.WhichOneof("convert_config_type"):
+        case "kitti_config":
+            kitti = config.kitti_config
+            root, images = _roots(config, kitti.root_directory_path, [kitti.image_dir_name])
+            extension = "." + kitti.image_extension.removeprefix(".")
+            _count_files("kitti_config.image_dir_name", images / kitti.image_dir_name, extension)
+            _count_files("kitti_config.label_dir_name", root / kitti.label_dir_name, ".txt")
+        case "voc_config":
+            voc = config.voc_config
+            root, images = _roots(config, voc.root_directory_path, [voc.image_dir_name])
+            extension = "." + voc.image_extension.removeprefix(".")
+            _count_files("voc_config.image_dir_name", images / voc.image_dir_name, extension)
+            _count_files("voc_config.annotation_dir_name", root / voc.annotation_dir_name, ".xml")
+            _require_files("voc_config.image_set_files", root, voc.image_set_files)
+        case "coco_config":
+            coco = config.coco_config
+            root, images = _roots(config, coco.root_directory_path, coco.img_dir_names)
+            for index, name in enumerate(coco.img_dir_names):
+                _require_folder(f"coco_config.img_dir_names[{index}]", images / name)
+            _require_files("coco_config.annotation_files", root, coco.annotation_files)
+
+
+def _roots(config: spec.DatasetExportConfig, root: str, folders: Sequence[str]) -> tuple[Path, Path]:
+    """Where labels and where images start."""
+    from detectkit.data.frames import find_image_root
+
+    path = Path(root).expanduser()
+    return path, find_image_root(config.image_directory_path, path, folders)
+
+
+def _require_files(field: str, root: Path, names: Sequence[str]) -> None:
+    for index, name in enumerate(names):
+        if not (root / name).is_file():
+            raise DataError(f"{field}[{index}]: there is no file {root / name}")
+
+
+def _require_folder(field: str, folder: Path) -> None:
+    if not folder.is_dir():
+        raise DataError(f"{field}: there is no folder {folder}")
 
 
 def _count_files(field: str, folder: Path, suffix: str) -> None:
-    if not folder.is_dir():
-        raise DataError(f"{field}: there is no folder {folder}")
-    count = sum(file.suffix == suffix for file in folder.iterdir())
+    _require_folder(field, folder)
+    count = sum(file.name.endswith(suffix) for file in folder.iterdir())
     if not count:
         raise DataError(f"{field}: {folder} holds no {suffix} file")
     say(f"{folder}: {count} {suffix} files")

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from detectkit.evaluation import Evaluation
     from detectkit.tune import Tuned
 
+KITTI_RECALLS = 41  # objects that a class needs to reach an AP of 100 % by the protocol KITTI
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_spec_argument(parser, help="a training spec")
@@ -54,8 +56,9 @@ def run(args: argparse.Namespace) -> None:
     _check_usage(args)
     experiment = spec.load_experiment(args.experiment_spec)
 
-    from detectkit.evaluation import evaluate_files
+    from detectkit.evaluation import evaluate_files, require_package
 
+    require_package(experiment.evaluation_config)
     tuned: Tuned | None = None
     if args.detections:
         result = evaluate_files(args.detections, args.labels, experiment)
@@ -152,14 +155,33 @@ def _print(result: Evaluation) -> None:
         ]
         for item in result.classes
     ]
-    table(headers, rows, title=f"{result.images} images (precision, recall and score where F1 is best)")
-    say(f"\nmAP {100 * result.mean_average_precision:.2f} %")
+    counted = {"VOC": "", "KITTI": "; KITTI's moderate objects", "COCO": "; at IoU 0.5, AP over 0.5 to 0.95"}
+    title = f"{result.images} images (precision, recall and score where F1 is best{counted[result.protocol]})"
+    table(headers, rows, title=title)
+    if result.mean_figures:
+        _print_figures(result)
+    lines = "line" if result.rejected == 1 else "lines"
+    rejected = f" ({result.rejected} unusable label {lines} left out)" if result.rejected else ""
+    say(f"\nmAP {100 * result.mean_average_precision:.2f} %{rejected}")
     for item in result.classes:
         if item.average_precision is None:
             log.warning(f"{item.name} has no labelled box here, so it has no AP and does not count for mAP")
+        elif result.protocol == "KITTI" and item.ground_truth < KITTI_RECALLS:
+            log.warning(
+                f"{item.name} has {item.ground_truth} moderate objects here: KITTI samples {KITTI_RECALLS} recalls, so with"
+                " fewer objects AP stays below 100 % even where all are found"
+            )
     if result.latency:
         stages = [f"{name} {1000 * seconds:.1f}" for name, seconds in result.latency._asdict().items()]
         say(f"median latency, ms an image: {', '.join(stages)} (preprocessing excludes decoding)")
+
+
+def _print_figures(result: Evaluation) -> None:
+    """The protocol's own figures, and their means over the classes."""
+    keys = list(result.mean_figures)
+    rows = [[item.name, *(_percent(item.figures[key]) for key in keys)] for item in result.classes]
+    rows.append(["mean", *map(_percent, result.mean_figures.values())])
+    table(["class", *(key.replace("_", " ") for key in keys)], rows, title=f"as {result.protocol} counts, %")
 
 
 def _percent(value: float | None) -> str:
@@ -175,8 +197,13 @@ def _write(args: argparse.Namespace, result: Evaluation, tuned: Tuned | None) ->
         "measured": str(args.model_path or args.detections),
         "images": result.images,
         "mean_average_precision": result.mean_average_precision,
+        "protocol": result.protocol,
         "classes": {item.name: _without_curves(item._asdict()) for item in result.classes},
     }
+    if result.mean_figures:
+        content["mean_figures"] = result.mean_figures
+    if result.rejected:
+        content["unusable_label_lines"] = result.rejected
     if tuned:
         content["mean_average_precision_before_tuning"] = tuned.before.mean_average_precision
         content["measured_on_the_images_tuned_on"] = True
@@ -199,4 +226,8 @@ def _write(args: argparse.Namespace, result: Evaluation, tuned: Tuned | None) ->
 
 
 def _without_curves(item: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in item.items() if not key.endswith("_curve") and key != "name"}
+    """A class's entry; `figures` only where the protocol has any."""
+    kept = {key: value for key, value in item.items() if not key.endswith("_curve") and key != "name"}
+    if not kept["figures"]:
+        del kept["figures"]
+    return kept

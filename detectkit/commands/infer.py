@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,10 +18,15 @@ from detectkit.errors import DataError, SpecError, UsageError
 from detectkit.files import atomic_write
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from detectkit.data.dataset import Batch
     from detectkit.model.checkpoint import Model
     from detectkit.ops.cluster import Detections
-    from detectkit.predict import Predictor
+    from detectkit.predict import Predicted, Predictor
+    from detectkit.trackers import Tracker
+
+WRITERS = 4
 
 
 class Style(NamedTuple):
@@ -26,7 +34,6 @@ class Style(NamedTuple):
 
     label: str
     color: tuple[int, int, int]
-    minimum_score: float
 
 
 class Output(NamedTuple):
@@ -36,6 +43,15 @@ class Output(NamedTuple):
     labels: bool
     images: bool
     line_width: int
+    kept: bool = False  # images are drawn for somebody else, written or not
+
+
+class Written(NamedTuple):
+    """What became of one image."""
+
+    name: str
+    detections: int
+    picture: Image | None  # where the output says that it is kept
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,20 +94,40 @@ def run(args: argparse.Namespace) -> None:
     batches = _readable(load, len(images), batch_size, skipped)
     folders = _folders(args.results_dir, output)
     found = 0
-    with ProgressBar("detecting", total=len(images), unit="images") as bar:
-        for predicted in predictor.batches(batches):
-            paths = predicted.batch.image_paths
-            for path, detections in zip(paths, predicted.in_original_pixels(), strict=True):
-                found += _write(Path(path), detections, output=output, folders=folders)
-                bar.advance()
-    written = (
+    with (
+        ProgressBar("detecting", total=len(images), unit="images") as bar,
+        _tracker(message, args.results_dir) as tracker,
+    ):
+        for number, written in enumerate(_written(predictor.batches(batches), output, folders)):
+            found += written.detections
+            if tracker and written.picture:
+                tracker.images({"images_annotated": [written.picture]}, number, captions=[written.name])
+            bar.advance()
+    places = (
         " and ".join(str(folder) for folder in folders.values()) or "nothing: the spec turns both outputs off"
     )
     say(f"{found} detections in {len(images) - len(skipped)} images")
     if len(skipped) < len(images):
-        say(f"wrote {written}")
+        say(f"wrote {places}")
     if skipped:
         raise DataError(f"{len(skipped)} of {len(images)} images were skipped; the first: {skipped[0]}")
+
+
+def _written(batches: Iterable[Predicted], output: Output, folders: Mapping[str, Path]) -> Iterator[Written]:
+    """Write the files of every image on threads, while the network goes on; what was written comes in order."""
+    pool = ThreadPoolExecutor(WRITERS)
+    under_way: deque[Future[Written]] = deque()
+    try:
+        for predicted in batches:
+            paths = predicted.batch.image_paths
+            for path, detections in zip(paths, predicted.in_original_pixels(), strict=True):
+                under_way.append(pool.submit(_write, Path(path), detections, output=output, folders=folders))
+            while len(under_way) > 2 * len(paths):
+                yield under_way.popleft().result()
+        for future in under_way:
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _readable(
@@ -136,6 +172,7 @@ def _require_own_names(paths: list[Path]) -> None:
 
 
 def _predictor(args: argparse.Namespace, message: spec.Inference | spec.Experiment) -> Predictor:
+    from detectkit.heads import ClassClustering
     from detectkit.model import checkpoint
     from detectkit.predict import load_model, make_predictor
 
@@ -155,7 +192,10 @@ def _predictor(args: argparse.Namespace, message: spec.Inference | spec.Experime
         _resized(model, message.inferencer_config, path),
         device,
         path=path,
-        clustering={name: item.clustering_config for name, item in classwise.items()},
+        clustering={
+            name: ClassClustering(item.clustering_config, item.confidence_threshold, item.confidence_model)
+            for name, item in classwise.items()
+        },
     )
 
 
@@ -195,7 +235,7 @@ def _output(message: spec.Inference | spec.Experiment, class_names: list[str]) -
 
     colors = class_colors(len(class_names))
     if isinstance(message, spec.Experiment):
-        styles = {number: Style(name, colors[number], 0.0) for number, name in enumerate(class_names)}
+        styles = {number: Style(name, colors[number]) for number, name in enumerate(class_names)}
         return Output(styles, labels=True, images=True, line_width=2)
     handler = message.bbox_handler_config
     chosen = list(handler.postproc_classes) or class_names
@@ -215,6 +255,7 @@ def _output(message: spec.Inference | spec.Experiment, class_names: list[str]) -
         labels=handler.kitti_dump,
         images=not handler.disable_overlay,
         line_width=max(handler.overlay_linewidth, 1),
+        kept=handler.wandb_config.enabled,
     )
 
 
@@ -229,7 +270,7 @@ def _style(
     config = classwise[key]
     if config.HasField("bbox_color"):
         color = (config.bbox_color.R, config.bbox_color.G, config.bbox_color.B)
-    return Style(config.output_map or name, color, config.confidence_threshold)
+    return Style(config.output_map or name, color)
 
 
 def _folders(results: Path, output: Output) -> dict[str, Path]:
@@ -238,9 +279,8 @@ def _folders(results: Path, output: Output) -> dict[str, Path]:
     return {name: results / name for name, is_wanted in wanted.items() if is_wanted}
 
 
-def _write(path: Path, detections: Detections, *, output: Output, folders: Mapping[str, Path]) -> int:
-    """Write the files of one image; gives the number of detections in them."""
-    from detectkit.data.dataset import IMAGE_EXTENSIONS
+def _write(path: Path, detections: Detections, *, output: Output, folders: Mapping[str, Path]) -> Written:
+    """Draw, and write the files of one image."""
     from detectkit.data.kitti import write_detections
 
     rows = [
@@ -248,35 +288,56 @@ def _write(path: Path, detections: Detections, *, output: Output, folders: Mappi
         for box, score, number in zip(
             detections.boxes.tolist(), detections.scores.tolist(), detections.classes.tolist()
         )
-        if number in output.styles and score >= output.styles[number].minimum_score
+        if number in output.styles
     ]
     if "labels" in folders:
         lines = [(style.label, box, score) for style, box, score in rows]
         write_detections(folders["labels"] / f"{path.stem}.txt", lines)
-    if "images_annotated" in folders:
-        # Files that are no image by their name, such as one given by itself, may be of a format that cannot be written.
-        name = path.name if path.suffix.lower() in IMAGE_EXTENSIONS else f"{path.name}.png"
-        _annotate(path, rows, output.line_width, folders["images_annotated"] / name)
-    return len(rows)
+    picture = _annotated(path, rows, output.line_width) if output.images or output.kept else None
+    if picture and "images_annotated" in folders:
+        _save(picture, path, folders["images_annotated"])
+    return Written(path.name, len(rows), picture if output.kept else None)
 
 
-def _annotate(
-    path: Path, rows: list[tuple[Style, list[float], float]], line_width: int, target: Path
-) -> None:
+def _annotated(path: Path, rows: list[tuple[Style, list[float], float]], line_width: int) -> Image:
     import numpy as np
-    from PIL import Image
 
     from detectkit.data.dataset import decode, open_image
     from detectkit.draw import annotate
 
     with open_image(str(path), name=str(path)) as image:
         pixels, _ = decode(image, channels=3, target_size=None, name=str(path))
-    picture = annotate(
+    return annotate(
         np.ascontiguousarray(pixels.transpose(1, 2, 0)),
         np.array([box for _, box, _ in rows], dtype=np.float32).reshape(-1, 4),
         labels=[f"{style.label} {score:.2f}" for style, _, score in rows],
         colors=[style.color for style, _, _ in rows],
         line_width=line_width,
     )
+
+
+def _save(picture: Image, path: Path, folder: Path) -> None:
+    """Write the annotated picture of the image at `path` in the format of its name."""
+    from PIL.Image import registered_extensions
+
+    from detectkit.data.dataset import IMAGE_EXTENSIONS
+
+    # Files that are no image by their name, such as one given by itself, may be of a format that cannot be written.
+    name = path.name if path.suffix.lower() in IMAGE_EXTENSIONS else f"{path.name}.png"
+    target = folder / name
     with atomic_write(target) as temporary:
-        picture.save(temporary, format=Image.registered_extensions()[target.suffix.lower()])
+        picture.save(temporary, format=registered_extensions()[target.suffix.lower()])
+
+
+@contextlib.contextmanager
+def _tracker(message: spec.Inference | spec.Experiment, results: Path) -> Iterator[Tracker | None]:
+    """Weights & Biases, where an inference spec asks for it."""
+    from detectkit.trackers import wandb_tracker
+
+    if isinstance(message, spec.Experiment) or not message.bbox_handler_config.wandb_config.enabled:
+        yield None
+        return
+    with contextlib.closing(
+        wandb_tracker(message.bbox_handler_config.wandb_config, message, results)
+    ) as tracker:
+        yield tracker

@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     import torch
 
 
+SPEC_OPTIONS = ("-e", "--experiment_spec_file", "--experiment_spec")  # TLT's commands differ in the long name
+
+
 def add_spec_argument(parser: argparse.ArgumentParser, *, help: str) -> None:
-    """`-e`, as `args.experiment_spec`; TLT's commands differ in its long name, these take both."""
-    names = ("-e", "--experiment_spec_file", "--experiment_spec")
-    parser.add_argument(*names, dest="experiment_spec", required=True, type=Path, metavar="SPEC", help=help)
+    """`-e`, as `args.experiment_spec`."""
+    parser.add_argument(
+        *SPEC_OPTIONS, dest="experiment_spec", required=True, type=Path, metavar="SPEC", help=help
+    )
 
 
 def add_ignored_argument(

@@ -1,4 +1,7 @@
-"""Write what the network sees: augmented training images with their boxes, and the coverage targets over them."""
+"""Write what the network sees: augmented training images with their boxes, and the coverage targets over them.
+
+Labels that are no target, DontCare among them, are grey.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,15 @@ from detectkit.errors import UsageError
 from detectkit.files import atomic_write, make_directory
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
+
+    from detectkit.data.augment import Labels
 
 BATCH_SIZE = 4
 SHEET_COLUMNS = 4
+GREY = (160, 160, 160)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,10 +82,17 @@ def _pictures(experiment: spec.Experiment, count: int) -> Iterator[tuple[str, Im
             own = prepared.labels.image_index == index
             classes = prepared.labels.classes[own].tolist()
             tinted = draw.overlay(pixels[index], coverage[index], colors=colors)
+            boxes, names = _others(prepared.others, index)
             picture = draw.annotate(
                 np.asarray(tinted),
-                prepared.labels.boxes[own].numpy(),
-                labels=[head.class_names[number] for number in classes],
-                colors=[colors[number] for number in classes],
+                np.concatenate([boxes, prepared.labels.boxes[own].numpy()]),
+                labels=[*names, *(head.class_names[number] for number in classes)],
+                colors=[GREY] * len(names) + [colors[number] for number in classes],
             )
             yield Path(frame_id).name, picture
+
+
+def _others(others: Labels, index: int) -> tuple[NDArray[np.float32], list[str]]:
+    """Boxes [n, 4] and names of the labels of an image that are of no target class."""
+    own = (others.image_index == index).tolist()
+    return others.boxes[own].numpy(), [name for name, is_own in zip(others.names, own) if is_own]

@@ -239,7 +239,8 @@ class _Reader:
         names = tuple(name.lower() for name in record.names)
         classes = np.array([self.numbers.get(name, BACKGROUND) for name in names], dtype=np.int64)
         objects = Objects(record.boxes, classes, names, record.truncation, record.occlusion)
-        has_area = (record.boxes[:, 2:] > record.boxes[:, :2]).all(axis=1)
+        widths, heights = (record.boxes[:, 2:] - record.boxes[:, :2]).T
+        has_area = (widths > 0) & (heights > 0)
         image = os.path.join(
             os.path.expanduser(source.image_directory_path), record.frame_id + self.extension
         )

@@ -17,6 +17,7 @@ RESNETS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int
     50: (Bottleneck, (3, 4, 6, 3)),
     101: (Bottleneck, (3, 4, 23, 3)),
     152: (Bottleneck, (3, 8, 36, 3)),
+    200: (Bottleneck, (3, 24, 36, 3)),
 }
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from detectkit.ops.boxes import generalized_iou
+
 EPSILON = 1e-5
 
 
@@ -36,6 +38,30 @@ def bbox_cost(
     weight = coverage_norm if mask is None else coverage_norm * mask
     difference = (_at_least_float32(predicted) - _at_least_float32(target)).abs()
     return (difference * weight[:, :, None]).mean((0, 2, 3, 4))
+
+
+def giou_cost(
+    predicted: Tensor, target: Tensor, *, coverage_norm: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """1 - generalised IoU of the boxes [C], mean over images and all cells; computed in 32 bits or more.
+
+    Arguments as of `bbox_cost`. A cell's predicted and target box start from the same anchor and have the same scale,
+    neither of which moves their IoU: the distances are compared as they are, not cut to the image.
+    A predicted box whose sides are crossed overlaps nothing, wherever it lies: so that it learns to uncross, it costs
+    what it is crossed by more, as a part of the target's width or height.
+    """
+    weight = coverage_norm if mask is None else coverage_norm * mask
+    boxes, wanted = _around_anchor(predicted), _around_anchor(target)
+    crossed = (boxes[..., :2] - boxes[..., 2:]).clamp(min=0)
+    size = wanted[..., 2:] - wanted[..., :2]
+    crossing = (crossed / torch.where(size > 0, size, 1)).sum(-1)
+    return ((1 - generalized_iou(boxes, wanted) + crossing) * weight).mean((0, 2, 3))
+
+
+def _around_anchor(distances: Tensor) -> Tensor:
+    """Boxes [B, C, H, W, 4] in units of the scale, seen from each cell's anchor; distances [B, C, 4, H, W]."""
+    left, top, right, bottom = _at_least_float32(distances).unbind(2)
+    return torch.stack((-left, -top, right, bottom), dim=-1)
 
 
 def regularization(parameters: Iterable[Tensor], *, power: int, weight: float) -> Tensor:

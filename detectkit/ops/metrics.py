@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from detectkit.ops.boxes import iou, ragged_ranges, take
+from detectkit.ops.boxes import area, iou, ragged_ranges, take
 
 CHUNK = 2**12  # detections compared at once: bounds the memory and keeps the pairs in the processor's cache
 
@@ -41,20 +42,37 @@ def match(
     return result
 
 
-def best_overlaps(boxes: Tensor, group: Tensor, gt_boxes: Tensor, gt_group: Tensor) -> tuple[Tensor, Tensor]:
-    """For each box [N, 4] the ground truth of its group with the highest IoU: (index int64 [N], IoU float64 [N]).
+def within(
+    boxes: Tensor, group: Tensor, regions: Tensor, region_group: Tensor, *, least_share: float
+) -> Tensor:
+    """Which boxes [N, 4] have more than `least_share` of their own area in one of their group's regions [M, 4]: bool [N]."""
+    return best_overlaps(boxes, group, regions, region_group, overlap=_share)[1] > least_share
 
-    Index -1 and IoU 0 where the group has no ground truth; the first given of equals.
+
+def best_overlaps(
+    boxes: Tensor,
+    group: Tensor,
+    gt_boxes: Tensor,
+    gt_group: Tensor,
+    *,
+    overlap: Callable[[Tensor, Tensor], Tensor] = iou,
+) -> tuple[Tensor, Tensor]:
+    """For each box [N, 4] the ground truth of its group with the highest overlap: (index int64 [N], overlap float64 [N]).
+
+    Index -1 and overlap 0 where the group has no ground truth; the first given of equals. `overlap` takes boxes and
+    ground truth [P, 4] each and gives [P].
     """
     gt_group, order = torch.sort(gt_group, stable=True)
     gt_sorted = gt_boxes.double()[order]
     first = torch.searchsorted(gt_group, group)
     count = torch.searchsorted(gt_group, group, right=True) - first
     chunks = zip(*(torch.split(values, CHUNK) for values in (boxes.double(), first, count)))
-    best, overlap = zip(*(_best_of_range(box, start, length, gt_sorted) for box, start, length in chunks))
+    best, highest = zip(
+        *(_best_of_range(box, start, length, gt_sorted, overlap) for box, start, length in chunks)
+    )
     place = torch.cat(best)
     # Boxes without a candidate look up an appended -1.
-    return torch.cat((order, order.new_tensor([-1])))[place], torch.cat(overlap)
+    return torch.cat((order, order.new_tensor([-1])))[place], torch.cat(highest)
 
 
 def precision_recall(
@@ -102,11 +120,24 @@ def best_f1(precision: Tensor, recall: Tensor, scores: Tensor) -> tuple[float, f
     return float(precision[best]), float(recall[best]), float(f1[best]), float(scores[best])
 
 
-def _best_of_range(boxes: Tensor, first: Tensor, count: Tensor, gt_boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """For each box [N, 4] the index [N] and IoU [N] of the best of gt_boxes first .. first + count - 1 (M if none)."""
+def _share(boxes: Tensor, regions: Tensor) -> Tensor:
+    """How much of the area of boxes [P, 4] lies in regions [P, 4]: [P], 0 for an empty box."""
+    left_top = torch.maximum(boxes[:, :2], regions[:, :2])
+    common = area(torch.cat((left_top, torch.minimum(boxes[:, 2:], regions[:, 2:])), dim=1))
+    return common / area(boxes).clamp(min=torch.finfo(boxes.dtype).tiny)
+
+
+def _best_of_range(
+    boxes: Tensor,
+    first: Tensor,
+    count: Tensor,
+    gt_boxes: Tensor,
+    overlap: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """For each box [N, 4] the index [N] and overlap [N] of the best of gt_boxes first .. first + count - 1 (M if none)."""
     owner, candidate = ragged_ranges(first, count)
-    overlap = iou(take(boxes, owner), take(gt_boxes, candidate))
-    highest = overlap.new_zeros(len(boxes)).scatter_reduce_(0, owner, overlap, "amax")
-    equal = overlap == highest[owner]
+    values = overlap(take(boxes, owner), take(gt_boxes, candidate))
+    highest = values.new_zeros(len(boxes)).scatter_reduce_(0, owner, values, "amax")
+    equal = values == highest[owner]
     none = torch.full_like(first, len(gt_boxes))
     return none.scatter_reduce_(0, owner[equal], candidate[equal], "amin"), highest

@@ -10,6 +10,7 @@ from torch import Tensor
 from detectkit.ops.boxes import ragged_ranges
 
 SAMPLES = 4  # a cell is sampled at SAMPLES x SAMPLES points, so coverage comes in sixteenths
+MASK_SAMPLES = 5  # the same for the rectangles of `touched`
 SMALLEST_RADIUS = 0.1  # cells
 
 
@@ -19,6 +20,9 @@ class Targets(NamedTuple):
     coverage: Tensor  # [B, C, H, W] part of the cell inside the coverage ellipse, multiples of 1/16
     coverage_norm: Tensor  # [B, C, H, W] coverage / cells of the rectangle around the ellipse (at least 1)
     bbox: Tensor  # [B, C, 4, H, W] distances left, top, right, bottom to the box's sides, in pixels / scale
+    mask: Tensor | None = (
+        None  # [B, C, 2, H, W] factors on the costs of coverage and of bbox; None: 1 everywhere
+    )
 
 
 class ClassGeometry(NamedTuple):
@@ -85,6 +89,45 @@ def rasterize(
     bbox[plane, :, field] = torch.cat((anchor - boxes[box, :2], boxes[box, 2:] - anchor), dim=1) / scale
     shape = (batch_size, classes, grid_height, grid_width)
     return Targets(coverage.reshape(shape), norm.reshape(shape), bbox.reshape(*shape[:2], 4, *shape[2:]))
+
+
+def touched(
+    boxes: Tensor,
+    image_index: Tensor,
+    chosen: Tensor,
+    *,
+    batch_size: int,
+    stride: int,
+    grid_width: int,
+    grid_height: int,
+) -> Tensor:
+    """The cells that boxes reach into, bool [B, K, H, W], for K choices among boxes [N, 4] (network pixels).
+
+    image_index int64 [N]; chosen bool [N, K]. A cell counts if one of its MASK_SAMPLES x MASK_SAMPLES samples lies in a
+    chosen box (on its left or upper side: in it; on its right or lower one: not).
+    """
+    limit = torch.tensor((grid_width, grid_height) * 2, device=boxes.device) * MASK_SAMPLES
+    # Sample k is at (k + 0.5) / MASK_SAMPLES cells: the first in the box and the first behind it, for x and y.
+    sample = torch.minimum((boxes / stride * MASK_SAMPLES - 0.5).ceil().long().clamp(min=0), limit)
+    first = sample[:, :2] // MASK_SAMPLES
+    stop = (sample[:, 2:] + MASK_SAMPLES - 1) // MASK_SAMPLES
+    counts = (chosen & (sample[:, 2:] > sample[:, :2]).all(1, keepdim=True)).int()
+    # How many boxes cover a cell is the sum over what is above and left of it of +1 and -1 at their corners.
+    corners = torch.cat(
+        [
+            (image_index * (grid_height + 1) + y) * (grid_width + 1) + x
+            for x, y in (
+                (first[:, 0], first[:, 1]),
+                (stop[:, 0], stop[:, 1]),
+                (first[:, 0], stop[:, 1]),
+                (stop[:, 0], first[:, 1]),
+            )
+        ]
+    )
+    plane = counts.new_zeros(batch_size * (grid_height + 1) * (grid_width + 1), chosen.shape[1])
+    plane.index_add_(0, corners, torch.cat((counts, counts, -counts, -counts)))
+    covers = plane.reshape(batch_size, grid_height + 1, grid_width + 1, -1).cumsum(1).cumsum(2)
+    return (covers[:, :-1, :-1] > 0).permute(0, 3, 1, 2)
 
 
 def _painting_order(bottom: Tensor, plane: Tensor) -> tuple[Tensor, Tensor]:

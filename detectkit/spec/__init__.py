@@ -2,7 +2,8 @@
 
 from detectkit.spec.augmentation_pb2 import AugmentationConfig
 from detectkit.spec.bbox_rasterizer_pb2 import BboxRasterizerConfig
-from detectkit.spec.check import Violation, check, class_names, warnings
+from detectkit.spec.check import Violation, check, class_names
+from detectkit.spec.classes import compare_classes, read_class_list
 from detectkit.spec.cost_function_pb2 import CostFunctionConfig
 from detectkit.spec.dataset_export_pb2 import (
     COCOConfig,
@@ -14,6 +15,7 @@ from detectkit.spec.dataset_pb2 import DatasetConfig, DataSource
 from detectkit.spec.evaluation_pb2 import EvaluationConfig
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.explain import explain, markdown
+from detectkit.spec.from_tlt import differences
 from detectkit.spec.inference_pb2 import (
     BboxHandlerConfig,
     ClasswiseBboxHandlerConfig,
@@ -33,6 +35,7 @@ from detectkit.spec.load import (
     resolved,
 )
 from detectkit.spec.model_pb2 import ModelConfig
+from detectkit.spec.networks import NETWORKS
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig, ConfidenceConfig, PostProcessingConfig
 from detectkit.spec.training_pb2 import (
     AdamOptimizerConfig,
@@ -48,6 +51,7 @@ from detectkit.spec.training_pb2 import (
     TrainingConfig,
 )
 from detectkit.spec.visualizer_pb2 import ClearMLConfig, VisualizerConfig, WandBConfig
+from detectkit.spec.warn import warnings
 
 __all__ = [
     "AdamOptimizerConfig",
@@ -75,6 +79,7 @@ __all__ = [
     "LabelFilter",
     "LearningRateConfig",
     "ModelConfig",
+    "NETWORKS",
     "ObjectiveLabelFilter",
     "OptimizerConfig",
     "PostProcessingConfig",
@@ -89,6 +94,8 @@ __all__ = [
     "WandBConfig",
     "check",
     "class_names",
+    "compare_classes",
+    "differences",
     "dumps",
     "explain",
     "kind_of",
@@ -98,6 +105,7 @@ __all__ = [
     "load_inference",
     "loads",
     "markdown",
+    "read_class_list",
     "resolved",
     "warnings",
 ]

@@ -16,17 +16,25 @@ from google.protobuf.message import Message
 
 from detectkit.spec.augmentation_pb2 import AugmentationConfig
 from detectkit.spec.cost_function_pb2 import CostFunctionConfig
-from detectkit.spec.dataset_export_pb2 import DatasetExportConfig
+from detectkit.spec.dataset_export_pb2 import COCOConfig, DatasetExportConfig, KITTIConfig
 from detectkit.spec.dataset_pb2 import DatasetConfig
 from detectkit.spec.evaluation_pb2 import EvaluationConfig
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.inference_pb2 import Inference
+from detectkit.spec.label_filter_pb2 import ObjectiveLabelFilter
 from detectkit.spec.model_pb2 import ModelConfig
 from detectkit.spec.networks import NETWORKS
 from detectkit.spec.rule_pb2 import Rule
 from detectkit.spec.rule_pb2 import rule as rule_option
-from detectkit.spec.training_pb2 import TrainingConfig
+from detectkit.spec.training_pb2 import EarlyStoppingAnnealingScheduleConfig, LearningRateConfig
 
+ACTIVATION_PARAMETERS = {"leaky_relu": ("alpha",), "elu": ("alpha",)}
+LABEL_LIMITS = (
+    ("min_width", "max_width"),
+    ("min_height", "max_height"),
+    ("crop_left", "crop_right"),
+    ("crop_top", "crop_bottom"),
+)
 INTERVAL = re.compile(r"([\[(])\s*([^,\s]+)\s*,\s*([^,\s]+)\s*([\])])$")
 
 
@@ -59,21 +67,6 @@ def class_names(experiment: Experiment) -> list[str]:
     return [target.name for target in experiment.cost_function_config.target_classes]
 
 
-def warnings(message: Experiment | Inference | DatasetExportConfig) -> list[str]:
-    """One sentence for each thing in a spec that does nothing here, or is likely not meant."""
-    found = list(_without_effect(message))
-    match message:
-        case Experiment():
-            found += _experiment_warnings(message)
-        case Inference():
-            known = set(message.inferencer_config.target_classes)
-            entries = message.bbox_handler_config.classwise_bbox_handler_config
-            if known:
-                path = "bbox_handler_config.classwise_bbox_handler_config"
-                found += _unknown_classes(path, set(entries) - {"default"}, known)
-    return found
-
-
 # Walking over messages
 
 
@@ -104,7 +97,7 @@ def present(message: Message, path: str) -> Iterator[tuple[str, FieldDescriptor,
         here = join(path, field.name)
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
             for key in sorted(value):
-                yield f"{here}[{_quoted(key)}]", field, value[key]
+                yield f"{here}[{quoted(key)}]", field, value[key]
         elif field.is_repeated:
             for index, element in enumerate(value):
                 yield f"{here}[{index}]", field, element
@@ -113,16 +106,17 @@ def present(message: Message, path: str) -> Iterator[tuple[str, FieldDescriptor,
 
 
 def _fields(message: Message, path: str) -> Iterator[Violation]:
-    """What a message breaks of the schema's own rules."""
+    """What a message breaks of the schema's own rules. Of a field that does nothing, nothing is asked."""
     have = {field.name for field, _ in fields_of(message)}
     for field in schema_of(message).fields:
         if field.name not in have and rule_of(field).required:
             yield Violation(join(path, field.name), _required(field), "")
     for here, field, value in present(message, path):
         rule = rule_of(field)
+        if rule.inert or rule.later:
+            continue
         if isinstance(value, Message):
-            if not (rule.inert or rule.later):
-                yield from _fields(value, here)
+            yield from _fields(value, here)
         else:
             yield from _value(here, value, field, rule)
 
@@ -148,10 +142,14 @@ def _value(path: str, value: Any, field: FieldDescriptor, rule: Rule) -> Iterato
     elif rule.range and not _in(value, rule.range):
         yield Violation(path, f"must be in {rule.range}", shown)
     elif rule.multiple_of and value % rule.multiple_of:
-        nearest = max(round(value / rule.multiple_of), 1) * rule.multiple_of
-        yield Violation(path, f"must be a multiple of {rule.multiple_of} (for instance {nearest})", shown)
+        multiple = _nearest_multiple(value, rule.multiple_of)
+        yield Violation(path, f"must be a multiple of {rule.multiple_of} (for instance {multiple})", shown)
     elif rule.required and value == "":
         yield Violation(path, "must not be empty", '""')
+
+
+def _nearest_multiple(value: int, step: int) -> int:
+    return max(round(value / step), 1) * step
 
 
 def _in(value: float, interval: str) -> bool:
@@ -172,11 +170,11 @@ def show(value: Any, field: FieldDescriptor) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return _quoted(value)
-    return _short(value) if isinstance(value, float) else str(value)
+        return quoted(value)
+    return short(value) if isinstance(value, float) else str(value)
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """The shortest text that reads as the same 32-bit number (0.1, not 0.100000001); 64-bit ones as they are."""
     for digits in range(6, 10):
         text = f"{value:.{digits}g}"
@@ -185,34 +183,8 @@ def _short(value: float) -> str:
     return repr(value)
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
-
-
-def _without_effect(message: Message) -> Iterator[str]:
-    """One sentence for each field that does nothing here or not yet, however often it is set."""
-    places: dict[str, list[str]] = {}
-    reasons: dict[str, str] = {}
-    for path, field, reason in _effectless(message, ""):
-        places.setdefault(field.full_name, []).append(path)
-        reasons[field.full_name] = reason
-    for name, paths in places.items():
-        more = f" (and in {len(paths) - 1} more places)" if len(paths) > 1 else ""
-        yield f"{paths[0]}{more} {reasons[name]}"
-
-
-def _effectless(message: Message, path: str) -> Iterator[tuple[str, FieldDescriptor, str]]:
-    for here, field, value in present(message, path):
-        rule = rule_of(field)
-        is_message = isinstance(value, Message)
-        if not is_message and not field.is_repeated and value == field.default_value:
-            continue
-        if rule.inert:
-            yield here, field, f"has no effect: {rule.inert}"
-        elif rule.later:
-            yield here, field, f"has no effect in this version: {rule.later}"
-        elif is_message:
-            yield from _effectless(value, here)
 
 
 # Training specs
@@ -223,8 +195,9 @@ def _experiment(spec: Experiment) -> Iterator[Violation]:
         yield from _augmentation(spec.augmentation_config)
     if spec.HasField("model_config"):
         yield from _model(spec.model_config)
+        yield from _stride(spec)
     if spec.HasField("training_config"):
-        yield from _training(spec.training_config)
+        yield from _training(spec)
     if spec.HasField("cost_function_config"):
         yield from _cost(spec.cost_function_config)
     if spec.HasField("evaluation_config"):
@@ -232,6 +205,7 @@ def _experiment(spec: Experiment) -> Iterator[Violation]:
     if spec.HasField("dataset_config"):
         yield from _mapping(spec.dataset_config)
     yield from _class_sets(spec)
+    yield from _loss_mask(spec.loss_mask_label_filter, class_names(spec))
 
 
 def _ordered(path: str, message: Message, *names: str) -> Iterator[Violation]:
@@ -260,32 +234,93 @@ def _augmentation(config: AugmentationConfig) -> Iterator[Violation]:
 
 def _model(config: ModelConfig) -> Iterator[Violation]:
     network = NETWORKS.get(config.arch)
-    if network:
-        if network.depths and config.num_layers > 0 and config.num_layers not in network.depths:
-            depths = ", ".join(map(str, sorted(network.depths)))
-            yield Violation(
-                "model_config.num_layers", f"{config.arch} has {depths} layers", str(config.num_layers)
-            )
-        for index, block in enumerate(config.freeze_blocks):
-            if block not in network.blocks and block >= 0 and math.isfinite(block):
-                first, last = network.blocks[0], network.blocks[-1]
-                rule = f"must be a whole number from {first} to {last} for {config.arch}"
-                yield Violation(f"model_config.freeze_blocks[{index}]", rule, _short(block))
-    if config.load_graph and not config.pretrained_model_file:
+    if network and network.depths and config.num_layers > 0 and config.num_layers not in network.depths:
+        depths = ", ".join(map(str, sorted(network.depths)))
         yield Violation(
-            "model_config.load_graph", "needs pretrained_model_file, the model to retrain", "true"
+            "model_config.num_layers", f"{config.arch} has {depths} layers", str(config.num_layers)
         )
+    for index, block in enumerate(config.freeze_blocks):
+        if math.isfinite(block) and block != round(block):
+            yield Violation(f"model_config.freeze_blocks[{index}]", "must be a whole number", short(block))
+    for name in ("load_graph", "freeze_pretrained_layers"):
+        if getattr(config, name) and not config.pretrained_model_file:
+            yield Violation(
+                f"model_config.{name}", "needs pretrained_model_file, the model to start from", "true"
+            )
+    if config.HasField("activation"):
+        yield from _activation(config.activation)
+    bbox = config.objective_set.bbox
+    if bbox.HasField("loss_ratios") and bbox.loss_ratios.l1 == bbox.loss_ratios.giou == 0:
+        path = "model_config.objective_set.bbox.loss_ratios"
+        yield Violation(path, "l1 or giou must exceed 0", "0 and 0")
 
 
-def _training(config: TrainingConfig) -> Iterator[Violation]:
-    path = "training_config.learning_rate"
-    kind = config.learning_rate.WhichOneof("learning_rate")
-    if kind == "soft_start_annealing_schedule":
-        schedule = config.learning_rate.soft_start_annealing_schedule
-        pairs = ("min_learning_rate", "max_learning_rate", "soft_start", "annealing")
-        yield from _ordered(f"{path}.{kind}", schedule, *pairs)
-    elif config.HasField("learning_rate"):
-        yield Violation(path, "needs soft_start_annealing_schedule { … }", "")
+def _activation(config: ModelConfig.Activation) -> Iterator[Violation]:
+    kind = config.activation_type
+    known = ACTIVATION_PARAMETERS.get(kind, ())
+    for name in sorted(config.activation_parameters):
+        if name not in known:
+            rule = f"{kind} takes {', '.join(known) or 'no parameter'}"
+            path = f"model_config.activation.activation_parameters[{quoted(name)}]"
+            yield Violation(path, rule, short(config.activation_parameters[name]))
+
+
+def _stride(spec: Experiment) -> Iterator[Violation]:
+    """The network's input is whole grid cells. The schema already asks for multiples of 16, the least stride."""
+    network = NETWORKS.get(spec.model_config.arch)
+    for name in ("output_image_width", "output_image_height"):
+        size = getattr(spec.augmentation_config.preprocessing, name)
+        if network and size % 16 == 0 and size % network.stride:
+            rule = f"must be a multiple of {network.stride}, the stride of {spec.model_config.arch}"
+            multiple = _nearest_multiple(size, network.stride)
+            path = f"augmentation_config.preprocessing.{name}"
+            yield Violation(path, f"{rule} (for instance {multiple})", str(size))
+
+
+def _training(spec: Experiment) -> Iterator[Violation]:
+    config, path = spec.training_config, "training_config"
+    if config.HasField("learning_rate"):
+        yield from _learning_rate(f"{path}.learning_rate", config.learning_rate, config.num_epochs, spec)
+    if config.first_stage.HasField("learning_rate"):
+        rate, epochs = config.first_stage.learning_rate, config.first_stage.num_epochs
+        yield from _learning_rate(f"{path}.first_stage.learning_rate", rate, epochs, spec)
+    if config.optimizer.sgd.nesterov and config.optimizer.sgd.momentum == 0:
+        yield Violation(f"{path}.optimizer.sgd.nesterov", "needs a momentum above 0", "true")
+
+
+def _learning_rate(
+    path: str, config: LearningRateConfig, epochs: int, spec: Experiment
+) -> Iterator[Violation]:
+    """One schedule; `epochs` is the length of its stage."""
+    match config.WhichOneof("learning_rate"):
+        case "soft_start_annealing_schedule":
+            soft = config.soft_start_annealing_schedule
+            pairs = ("min_learning_rate", "max_learning_rate", "soft_start", "annealing")
+            yield from _ordered(f"{path}.soft_start_annealing_schedule", soft, *pairs)
+        case "early_stopping_annealing_schedule":
+            path += ".early_stopping_annealing_schedule"
+            early = config.early_stopping_annealing_schedule
+            yield from _ordered(path, early, "min_learning_rate", "max_learning_rate")
+            yield from _early_stopping(path, early, epochs, spec)
+        case _:
+            kinds = "soft_start_annealing_schedule { … } or early_stopping_annealing_schedule { … }"
+            yield Violation(path, f"needs {kinds}", "")
+
+
+def _early_stopping(
+    path: str, schedule: EarlyStoppingAnnealingScheduleConfig, epochs: int, spec: Experiment
+) -> Iterator[Violation]:
+    """The validation cost must be known, and often enough."""
+    data, period = spec.dataset_config, spec.evaluation_config.validation_period_during_training
+    if spec.HasField("dataset_config") and data.WhichOneof("dataset_split_type") is None:
+        rule = "needs validation images: set dataset_config.validation_fold or validation_data_source"
+        yield Violation(path, rule, "")
+    patience, here = schedule.patience_steps, f"{path}.patience_steps"
+    if spec.HasField("evaluation_config") and patience < period:
+        rule = f"must be at least evaluation_config.validation_period_during_training ({period})"
+        yield Violation(here, rule, str(patience))
+    elif patience > epochs > 0:
+        yield Violation(here, f"must be at most the epochs of its stage ({epochs})", str(patience))
 
 
 def _cost(config: CostFunctionConfig) -> Iterator[Violation]:
@@ -294,7 +329,7 @@ def _cost(config: CostFunctionConfig) -> Iterator[Violation]:
     for name, count in counts.items():
         if count > 1:
             yield Violation(
-                f"{path}.target_classes", f"class {_quoted(name)} must stand once", f"{count} times"
+                f"{path}.target_classes", f"class {quoted(name)} must stand once", f"{count} times"
             )
     for index, target in enumerate(config.target_classes):
         yield from _objectives(
@@ -313,19 +348,23 @@ def _objectives(
     """Both objectives once, with weights of which one at least is above 0."""
     names = sorted(objective.name for objective in target.objectives)
     if names and names != ["bbox", "cov"]:
-        rule = f'must be "cov" and "bbox", once each (class {_quoted(target.name)})'
-        yield Violation(path, rule, ", ".join(map(_quoted, names)))
+        rule = f'must be "cov" and "bbox", once each (class {quoted(target.name)})'
+        yield Violation(path, rule, ", ".join(map(quoted, names)))
     for field in ("initial_weight", *(["weight_target"] if autoweighting else [])):
         total = sum(getattr(objective, field) for objective in target.objectives)
         if names and total <= 0:
             yield Violation(
-                path, f"the sum of {field} must exceed 0 (class {_quoted(target.name)})", _short(total)
+                path, f"the sum of {field} must exceed 0 (class {quoted(target.name)})", short(total)
             )
 
 
 def _evaluation(config: EvaluationConfig) -> Iterator[Violation]:
+    if config.protocol != EvaluationConfig.COCO and not config.minimum_detection_ground_truth_overlap:
+        yield Violation(
+            "evaluation_config.minimum_detection_ground_truth_overlap", "at least one is needed", ""
+        )
     for name in sorted(config.evaluation_box_config):
-        path = f"evaluation_config.evaluation_box_config[{_quoted(name)}]"
+        path = f"evaluation_config.evaluation_box_config[{quoted(name)}]"
         pairs = ("minimum_height", "maximum_height", "minimum_width", "maximum_width")
         yield from _ordered(path, config.evaluation_box_config[name], *pairs)
 
@@ -337,11 +376,38 @@ def _mapping(config: DatasetConfig) -> Iterator[Violation]:
     for label, target in config.target_class_mapping.items():
         spellings.setdefault(label.lower(), set()).add(target)
         if not target:
-            yield Violation(f"{path}[{_quoted(label)}]", "must name a target class", '""')
+            yield Violation(f"{path}[{quoted(label)}]", "must name a target class", '""')
     for label, targets in spellings.items():
         if len(targets) > 1:
-            classes = ", ".join(map(_quoted, sorted(targets)))
-            yield Violation(path, f"label {_quoted(label)}, in lower case, must have one class", classes)
+            classes = ", ".join(map(quoted, sorted(targets)))
+            yield Violation(path, f"label {quoted(label)}, in lower case, must have one class", classes)
+    for index, label in enumerate(config.dontcare_labels):
+        if label.lower() in spellings:
+            rule = "must not be a label of target_class_mapping too"
+            yield Violation(f"dataset_config.dontcare_labels[{index}]", rule, quoted(label))
+
+
+def _loss_mask(config: ObjectiveLabelFilter, names: list[str]) -> Iterator[Violation]:
+    for index, entry in enumerate(config.objective_label_filter_configs):
+        path = f"loss_mask_label_filter.objective_label_filter_configs[{index}]"
+        kind = entry.label_filter.WhichOneof("label_filter_params")
+        if kind is None:
+            kinds = [field.name for field in schema_of(entry.label_filter).fields]
+            yield Violation(f"{path}.label_filter", f"needs one of {', '.join(kinds)}", "")
+        elif kind != "source_class_label_filter":
+            yield from _limits(f"{path}.label_filter.{kind}", getattr(entry.label_filter, kind))
+        for place, name in enumerate(entry.target_class_names):
+            if name not in names:
+                rule = "must be a class of cost_function_config"
+                yield Violation(f"{path}.target_class_names[{place}]", rule, _near(name, names))
+
+
+def _limits(path: str, label_filter: Message) -> Iterator[Violation]:
+    """Pairs of limits of a label filter; a greatest value of 0 is no limit."""
+    fields = schema_of(label_filter).fields_by_name
+    for low, high in LABEL_LIMITS:
+        if high in fields and getattr(label_filter, high):
+            yield from _ordered(path, label_filter, low, high)
 
 
 def _class_sets(spec: Experiment) -> Iterator[Violation]:
@@ -350,16 +416,16 @@ def _class_sets(spec: Experiment) -> Iterator[Violation]:
     targets = set(spec.dataset_config.target_class_mapping.values())
     for name in names:
         if targets and name not in targets:
-            rule = f"must map a label to class {_quoted(name)} of cost_function_config"
+            rule = f"must map a label to class {quoted(name)} of cost_function_config"
             yield Violation("dataset_config.target_class_mapping", rule, _near(name, targets))
-    for path, entries in _class_sections(spec):
+    for path, entries in class_sections(spec):
         for name in names:
             if entries and name not in entries:
-                rule = f"must have an entry for class {_quoted(name)} of cost_function_config"
+                rule = f"must have an entry for class {quoted(name)} of cost_function_config"
                 yield Violation(path, rule, _near(name, entries))
 
 
-def _class_sections(spec: Experiment) -> list[tuple[str, set[str]]]:
+def class_sections(spec: Experiment) -> list[tuple[str, set[str]]]:
     """The sections with an entry for each class. An absent or empty one is judged by the schema."""
     evaluation = spec.evaluation_config
     return [
@@ -376,50 +442,15 @@ def _class_sections(spec: Experiment) -> list[tuple[str, set[str]]]:
 def _near(name: str, names: Iterable[str]) -> str:
     """The names there are, and which of them may be meant."""
     known = sorted(names)
-    near = _nearest(name, known)
-    return ", ".join(map(_quoted, known)) + (f" (is {_quoted(near)} meant?)" if near else "")
+    near = nearest(name, known)
+    return ", ".join(map(quoted, known)) + (f" (is {quoted(near)} meant?)" if near else "")
 
 
-def _nearest(name: str, known: Sequence[str]) -> str | None:
+def nearest(name: str, known: Sequence[str]) -> str | None:
     """The known name nearest to a name, letter case aside."""
     lower = {other.lower(): other for other in known}
     near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.75)
     return lower[near[0]] if near else None
-
-
-def _experiment_warnings(spec: Experiment) -> Iterator[str]:
-    names = set(class_names(spec))
-    for path, entries in _class_sections(spec):
-        yield from _unknown_classes(path, entries, names)
-    mapping = spec.dataset_config.target_class_mapping
-    for target in sorted(set(mapping.values()) - names):
-        labels = ", ".join(sorted(label for label in mapping if mapping[label] == target))
-        yield (
-            f"dataset_config.target_class_mapping: {_quoted(target)} is no class of cost_function_config, "
-            f"so boxes of {labels} are background{_meant(target, names)}"
-        )
-    if spec.dataset_config.WhichOneof("dataset_split_type") is None:
-        yield "dataset_config: neither validation_fold nor validation_data_source is set, so nothing is validated"
-    model = spec.model_config
-    if model.freeze_blocks and not model.pretrained_model_file:
-        yield "model_config.freeze_blocks: without pretrained_model_file these blocks keep their random start"
-    angle = spec.augmentation_config.spatial_augmentation.rotate_rad_max
-    if angle > math.pi:
-        yield (
-            f"augmentation_config.spatial_augmentation.rotate_rad_max: {_short(angle)} radians are more than half a "
-            f"turn; {_short(angle)} degrees would be {math.radians(angle):.4f}"
-        )
-
-
-def _unknown_classes(path: str, entries: set[str], names: set[str]) -> Iterator[str]:
-    """Entries for classes that are not detected."""
-    for name in sorted(entries - names):
-        yield f"{path}[{_quoted(name)}] has no effect: there is no such class{_meant(name, names)}"
-
-
-def _meant(name: str, names: Iterable[str]) -> str:
-    near = _nearest(name, sorted(names))
-    return f" (is {_quoted(near)} meant?)" if near else ""
 
 
 # Inference and conversion specs
@@ -433,30 +464,51 @@ def _inference(spec: Inference) -> Iterator[Violation]:
     for name in targets:
         if entries and name not in entries and "default" not in entries:
             yield Violation(
-                path, f'must have an entry for class {_quoted(name)}, or "default"', _near(name, entries)
+                path, f'must have an entry for class {quoted(name)}, or "default"', _near(name, entries)
             )
     for index, name in enumerate(config.postproc_classes):
         if targets and name not in targets:
             rule = "must be one of inferencer_config.target_classes"
-            yield Violation(f"bbox_handler_config.postproc_classes[{index}]", rule, _quoted(name))
+            yield Violation(f"bbox_handler_config.postproc_classes[{index}]", rule, quoted(name))
     for name, count in Counter(targets).items():
         if count > 1:
-            rule = f"class {_quoted(name)} must stand once"
+            rule = f"class {quoted(name)} must stand once"
             yield Violation("inferencer_config.target_classes", rule, f"{count} times")
 
 
 def _dataset_export(spec: DatasetExportConfig) -> Iterator[Violation]:
-    kind = spec.WhichOneof("convert_config_type")
-    if kind is None:
-        yield Violation("kitti_config", "this section is missing", "")
-    elif kind != "kitti_config":
-        return
-    elif (
-        spec.kitti_config.partition_mode == "sequence" and not spec.kitti_config.kitti_sequence_to_frames_file
-    ):
-        yield Violation(
-            "kitti_config.kitti_sequence_to_frames_file", 'partition_mode "sequence" needs it', ""
-        )
-    elif spec.kitti_config.partition_mode == "random" and spec.kitti_config.num_partitions != 2:
+    match spec.WhichOneof("convert_config_type"):
+        case "kitti_config":
+            yield from _kitti(spec.kitti_config)
+        case "coco_config":
+            yield from _coco(spec.coco_config)
+        case "voc_config":
+            if spec.voc_config.image_set_files and spec.voc_config.val_split:
+                rule = "must be left out with image_set_files, which say what is in each fold"
+                yield Violation("voc_config.val_split", rule, f"{spec.voc_config.val_split:g}")
+        case _:
+            yield Violation("kitti_config", "this section is missing (or coco_config, or voc_config)", "")
+
+
+def _kitti(config: KITTIConfig) -> Iterator[Violation]:
+    if config.partition_mode == "sequence" and not config.kitti_sequence_to_frames_file:
+        path = "kitti_config.kitti_sequence_to_frames_file"
+        yield Violation(path, 'partition_mode "sequence" needs it', "")
+    elif config.partition_mode == "random" and config.num_partitions != 2:
         rule = 'partition_mode "random" makes 2 partitions'
-        yield Violation("kitti_config.num_partitions", rule, str(spec.kitti_config.num_partitions))
+        yield Violation("kitti_config.num_partitions", rule, str(config.num_partitions))
+
+
+def _coco(config: COCOConfig) -> Iterator[Violation]:
+    """One annotation file and one folder of images make a fold."""
+    folders = len(config.img_dir_names)
+    files = len(config.annotation_files)
+    if folders and files and files != folders:
+        rule = f"must be as many as img_dir_names, {folders}"
+        yield Violation("coco_config.annotation_files", rule, str(files))
+    if folders and config.HasField("num_partitions") and config.num_partitions != folders:
+        rule = f"must be the number of img_dir_names, {folders} (or left out)"
+        yield Violation("coco_config.num_partitions", rule, str(config.num_partitions))
+    if folders and len(config.num_shards) not in (0, 1, folders):
+        rule = f"must be one value, or one for each of the {folders} img_dir_names"
+        yield Violation("coco_config.num_shards", rule, f"{len(config.num_shards)} values")

@@ -17,6 +17,7 @@ from detectkit.spec.check import join, rule_of, schema_of, show
 from detectkit.spec.dataset_export_pb2 import DatasetExportConfig
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.inference_pb2 import Inference
+from detectkit.spec.networks import NETWORKS, Network
 
 SCHEMA = Path(__file__).with_name("schema.binpb")
 EDITION = (12,)  # where protoc keeps the comment at the head of a file
@@ -26,6 +27,7 @@ ROOTS = {
     "Inference spec": schema_of(Inference),
     "Conversion spec": schema_of(DatasetExportConfig),
 }
+ARCH = "detectkit.spec.ModelConfig.arch"
 TYPES = {
     FieldDescriptor.CPPTYPE_INT32: "int32",
     FieldDescriptor.CPPTYPE_UINT32: "uint32",
@@ -292,6 +294,8 @@ def _field_text(place: Place) -> str:
     ]
     if field.enum_type is not None:
         lines += ["", *_enum_lines(field.enum_type)]
+    if field.full_name == ARCH:
+        lines += ["", *_network_lines()]
     inner = inner_message(field)
     if inner is not None:
         lines += ["", f"{_name(inner)}: {comments().get(inner.full_name, '')}", *_field_list(inner)]
@@ -306,6 +310,33 @@ def _enum_lines(enum: EnumDescriptor) -> list[str]:
         for value in enum.values
     ]
     return [line.rstrip() for line in lines]
+
+
+def _network_rows() -> list[tuple[str, ...]]:
+    """Under their titles, what the other fields of `model_config` can mean for each backbone."""
+    rows: list[tuple[str, ...]] = [("arch", "num_layers", "stride", "freeze_blocks", "choices")]
+    names: dict[Network, list[str]] = {}
+    for name, network in NETWORKS.items():
+        names.setdefault(network, []).append(name)
+    for network, alike in names.items():
+        depths = ", ".join(f"{depth}{' (default)' * (not at)}" for at, depth in enumerate(network.depths))
+        batch_norm = {None: "use_batch_norm", True: "always batch norm", False: "never batch norm"}
+        choices = ["use_pooling"] * network.pooling + ["all_projections"] * network.projections
+        blocks = f"{network.blocks[0]} to {network.blocks[-1]}"
+        row = (
+            " to ".join(dict.fromkeys((alike[0], alike[-1]))),
+            depths or "one depth",
+            str(network.stride),
+            blocks,
+        )
+        rows.append((*row, ", ".join([*choices, batch_norm[network.batch_norm]])))
+    return rows
+
+
+def _network_lines() -> list[str]:
+    rows = _network_rows()
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return [f"  {'  '.join(cell.ljust(width) for cell, width in zip(row, widths))}".rstrip() for row in rows]
 
 
 def _wrapped(text: str, width: int = 100) -> list[str]:
@@ -357,6 +388,8 @@ def _message_markdown(descriptor: Descriptor) -> list[str]:
     if descriptor.fields:
         lines += ["", "| Field | No. | Type | Default | Range, unit | Meaning |", "|---|---|---|---|---|---|"]
         lines += [_row(field) for field in descriptor.fields]
+    if ARCH in (field.full_name for field in descriptor.fields):
+        lines += _networks_markdown()
     for enum in descriptor.enum_types:
         values = [
             f"- `{value.name}` ({value.number}): {comments().get(f'{enum.full_name}.{value.name}', '')}"
@@ -369,6 +402,13 @@ def _message_markdown(descriptor: Descriptor) -> list[str]:
             *[value.rstrip(": ") for value in values],
         ]
     return lines
+
+
+def _networks_markdown() -> list[str]:
+    titles, *rows = _network_rows()
+    lines = [titles, ("---",) * len(titles), *rows]
+    text = "What the backbones have; `num_layers` of one depth need not be set:"
+    return ["", text, "", *(f"| {' | '.join(line)} |" for line in lines)]
 
 
 def _row(field: FieldDescriptor) -> str:

@@ -17,11 +17,12 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from detectkit.console import log
 from detectkit.errors import SpecError
 from detectkit.spec import text as source
-from detectkit.spec.check import check, present, schema_of, warnings
+from detectkit.spec.check import check, present, schema_of
 from detectkit.spec.dataset_export_pb2 import DatasetExportConfig
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.inference_pb2 import Inference
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig
+from detectkit.spec.warn import warnings
 
 Spec: TypeAlias = Experiment | Inference | DatasetExportConfig
 AnySpec = TypeVar("AnySpec", bound=Experiment | Inference | DatasetExportConfig)
@@ -40,6 +41,16 @@ KINDS = (
     Kind(Inference, "inference spec", "`detectkit infer`"),
     Kind(DatasetExportConfig, "conversion spec", "`detectkit convert -d`"),
 )
+OTHER_NETWORKS = {  # a top-level field of specs that lie in the same folders, and whose spec it is
+    "dssd_config": "DSSD",
+    "maskrcnn_config": "Mask R-CNN",
+    "network_config": "Faster R-CNN",
+    "retinanet_config": "RetinaNet",
+    "ssd_config": "SSD",
+    "yolo_config": "YOLO",
+    "yolov3_config": "YOLO",
+    "yolov4_config": "YOLO",
+}
 LARGEST = 16 * 2**20  # bytes; a spec has a few thousand
 CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 SHOWN = 40  # problems in one error message
@@ -195,6 +206,12 @@ def _is_json(text: str) -> bool:
 def _kind(fields: list[source.Field], name: str) -> Kind:
     """The kind with most of the top-level names."""
     names = [field.name for field in fields]
+    for field in fields:
+        if field.name in OTHER_NETWORKS:
+            message = (
+                f"this is a spec of TLT's {OTHER_NETWORKS[field.name]}; detectkit reads those of DetectNet_v2"
+            )
+            raise SpecError(_line(name, source.Problem(field.line, field.column, message)))
     counts = [sum(name in schema_of(kind.message).fields_by_name for name in names) for kind in KINDS]
     if max(counts):
         return KINDS[counts.index(max(counts))]

@@ -22,7 +22,7 @@ class Network(NamedTuple):
 
 EFFICIENTNET = Network(depths=(), blocks=tuple(range(9)), stride=32, batch_norm=True)
 NETWORKS: dict[str, Network] = {
-    "resnet": Network((18, 10, 34, 50, 101, 152), tuple(range(5)), pooling=True, projections=True),
+    "resnet": Network((18, 10, 34, 50, 101, 152, 200), tuple(range(5)), pooling=True, projections=True),
     "vgg": Network((16, 19), tuple(range(1, 6)), pooling=True),
     "darknet": Network((19, 53), tuple(range(6)), stride=32),
     "mobilenet_v1": Network((), tuple(range(12))),

@@ -184,6 +184,7 @@ class _Reader:
     def value(self, owner: Token, depth: int) -> Value:
         token = self.peek()
         if self.skip("{", "<"):
+            self.refuse_blank(token, owner)
             return Value("", self.fields(token, depth=depth + 1), token.line, token.column)
         if token.kind not in ("word", "string"):
             raise Malformed(
@@ -195,6 +196,17 @@ class _Reader:
             text = text[:-1] + self.peek().text[1:-1] + text[-1]
             self.at += 1
         return Value(text, None, token.line, token.column)
+
+    def refuse_blank(self, opener: Token, owner: Token) -> None:
+        """Raise Malformed for `<FIXME>` or `<your folder>`, which a reader was to replace by a value."""
+        end = self.at
+        while opener.text == "<" and self.tokens[end].kind == "word":
+            end += 1
+        if end > self.at and self.tokens[end].text == ">":
+            words = " ".join(token.text for token in self.tokens[self.at : end])
+            raise Malformed(
+                opener.line, opener.column, f"put a value for {owner.text} in the place of <{words}>"
+            )
 
 
 def _shown(token: Token) -> str:

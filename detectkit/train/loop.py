@@ -211,7 +211,7 @@ def end_epoch(run: Run) -> None:
     if run.stage_ended and not finished:
         begin(state, run.config, state.stage + 1)
         log.info("the backbone is trained from now on, too")
-    due = finished or state.epoch % run.config.checkpoint_interval == 0
+    due = finished or state.epoch % (run.config.checkpoint_interval or 10) == 0
     if due:
         save_model(run, run.weights_file("" if finished else f".epoch-{state.epoch:03d}"))
     if due or result:

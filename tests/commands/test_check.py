@@ -47,6 +47,18 @@ def test_counts_boxes_and_opens_images(training_spec, tmp_path, capsys):
     assert f"next: detectkit train -e {training_spec}" in printed
 
 
+def test_labels_that_do_not_count_are_told_apart(training_spec, tmp_path, capsys):
+    write_data(tmp_path / "data", NAMES | {"c": ["misc", "DontCare"]})
+    text = training_spec.read_text().replace(
+        "validation_fold: 0", 'validation_fold: 0 dontcare_labels: "dontcare"'
+    )
+    training_spec.write_text(text)
+    assert cli.main(["check", "-e", str(training_spec)]) == 0
+    printed = capsys.readouterr().out
+    assert "labels that count neither for nor against: dontcare (2)\n" in printed
+    assert "labels that are not mapped, so background: misc (1)\n" in printed
+
+
 def test_a_class_without_a_box_is_named(training_spec, tmp_path, capsys):
     write_data(tmp_path / "data", {"a": ["car", "pedestrian"], "b": ["bicycle"]})
     assert cli.main(["check", "-e", str(training_spec)]) == 4
@@ -104,3 +116,41 @@ def test_a_broken_spec_is_refused(tmp_path, capsys):
         "spec.txt:1:19: unknown field num_epoch in TrainingConfig; did you mean num_epochs?"
         in capsys.readouterr().err
     )
+
+
+def test_what_a_spec_of_tlt_does_differently_here(capsys):
+    assert cli.main(["check", "--from-tlt", str(SPECS / "kitti_train.txt")]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert "8 things in it, written for TLT, differ here:" in printed
+    assert sum(line.startswith("- ") for line in printed) == 8
+    assert any("INTEGRATE is the whole area under the curve" in line for line in printed)
+    for name in ("infer", "convert"):
+        assert cli.main(["check", "--from-tlt", str(SPECS / f"kitti_{name}.txt")]) == 0
+    printed = capsys.readouterr().out
+    assert "TLT's models are not read" in printed and "TLT takes the first names in the alphabet" in printed
+
+
+def test_a_spec_that_does_nothing_else_here(tmp_path, capsys):
+    text = 'kitti_config { root_directory_path: "/d" image_dir_name: "i" label_dir_name: "l" %s }'
+    sequences = 'partition_mode: "sequence" kitti_sequence_to_frames_file: "/d/s.json"'
+    (tmp_path / "convert.txt").write_text(text % sequences)
+    assert cli.main(["check", "--from-tlt", str(tmp_path / "convert.txt")]) == 0
+    assert "nothing in it does something else here than in TLT" in capsys.readouterr().out
+
+
+def test_a_spec_is_given_once(capsys):
+    path = str(SPECS / "kitti_train.txt")
+    assert cli.main(["check", "-e", path, "--from-tlt", path]) == 2
+    assert cli.main(["check"]) == 2
+    assert "one of the arguments -e" in capsys.readouterr().err
+
+
+def test_class_lists(tmp_path, capsys):
+    labels = tmp_path / "labels.txt"
+    command = ["check", "-e", str(SPECS / "kitti_train.txt"), "--spec-only", "--classes", str(labels)]
+    labels.write_bytes(b"\xef\xbb\xbfcar\r\npedestrian\r\ncyclist\r\n")
+    assert cli.main(command) == 0
+    assert "the 3 classes of the spec, in the order of the network's outputs" in capsys.readouterr().out
+    labels.write_text("car;cyclist;pedestrian")
+    assert cli.main(command) == 3
+    assert 'output 2 of the network is "pedestrian", the list has "cyclist" there' in capsys.readouterr().err

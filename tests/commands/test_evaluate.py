@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 
 import pytest
 
@@ -120,6 +121,56 @@ def test_detections_of_infer_measure_like_the_model(
     for name, ours in direct["classes"].items():
         # Files have three decimals.
         assert files["classes"][name] == pytest.approx(ours, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "headers", "keys"),
+    [
+        ("KITTI", "class AP40 easy AP40 moderate AP40 hard AP11 easy", {"AP40_moderate", "AP11_hard"}),
+        ("COCO", "class AP AP50 AP75 AP small", {"AP", "AP50", "AR_100"}),
+    ],
+)
+def test_the_figures_of_a_protocol(run, tiny, write_spec, learnt, tmp_path, protocol, headers, keys):
+    tiny.evaluation_config.protocol = spec.EvaluationConfig.PROTOCOL.Value(protocol)
+    code, out, error = run("-e", write_spec(tiny), "-m", learnt, "-r", tmp_path / "out")
+    assert code == 0 and headers in re.sub(" +", " ", out) and f"as {protocol} counts, %" in out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["protocol"] == protocol and keys <= set(results["mean_figures"])
+    square = results["classes"]["square"]
+    assert keys <= set(square["figures"]) == set(results["mean_figures"])
+    assert (square["ground_truth"], square["detections"], square["recall"]) == (6, 6, 1)
+    assert square["average_precision"] == square["figures"]["AP40_moderate" if protocol == "KITTI" else "AP"]
+    assert (tmp_path / "out" / "precision_recall.png").read_bytes().startswith(b"\x89PNG")
+    assert ("KITTI samples 41 recalls" in error) == (protocol == "KITTI")
+    if protocol == "KITTI":
+        # Six objects give thresholds for the first six of 41 recalls; bars are 16 pixels high, too low for KITTI.
+        assert square["average_precision"] == pytest.approx(5 / 40)
+        assert results["classes"]["bar"]["average_precision"] is None
+        assert results["mean_average_precision"] == pytest.approx(5 / 40)
+
+
+def test_without_its_package_coco_is_refused_before_any_work(run, tiny, write_spec, tmp_path, monkeypatch):
+    tiny.evaluation_config.protocol = spec.EvaluationConfig.COCO
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    code, out, error = run("-e", write_spec(tiny), "-m", tmp_path / "no.safetensors", "-r", tmp_path / "out")
+    assert code == 1 and error.count("faster-coco-eval: pip install 'detectkit[coco]'") == 1
+    assert not out and not (tmp_path / "out").exists()
+
+
+def test_unusable_label_lines_are_in_the_final_line(run, tiny, write_spec, tmp_path):
+    for name, columns in (("found", "0.9"), ("truth", "")):
+        (tmp_path / name).mkdir()
+        line = f"square 0 0 0 0 0 20 20 0 0 0 0 0 0 0 {columns}\n"
+        (tmp_path / name / "a.txt").write_text(line)
+    folders = "--detections", tmp_path / "found", "--labels", tmp_path / "truth"
+    path = write_spec(tiny)
+    assert "mAP 100.00 %\n" in run("-e", path, *folders)[1]
+    with (tmp_path / "truth" / "a.txt").open("a") as file:
+        file.write("square 0 0\n")
+    code, out, error = run("-e", path, *folders, "-r", tmp_path / "out")
+    assert code == 0 and "a.txt:2: 3 columns" in error
+    assert "mAP 100.00 % (1 unusable label line left out)\n" in out
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["unusable_label_lines"] == 1
 
 
 def test_tuning_prints_a_block_to_paste(run, tiny, write_spec, learnt, tmp_path):

@@ -1,6 +1,8 @@
 """`detectkit infer` with a training spec and with TLT's inference spec, on a model that knows the tiny data by heart."""
 
 import shutil
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from detectkit import spec
 from detectkit.cli import main
 from detectkit.data import kitti
 
+PICTURES = "offline-run-*/files/media/images/images_annotated_*.png"  # of wandb
 INFERENCE = """
 inferencer_config {
   tlt_config { model: "MODEL" }
@@ -102,6 +105,12 @@ def test_an_image_where_nothing_is_found_has_an_empty_file(infer, tiny, learnt, 
     assert [path.read_text() for path in (tmp_path / "out" / "labels").iterdir()] == [""] * 5
 
 
+@pytest.mark.spec_field(
+    "ClasswiseBboxHandlerConfig.output_map",
+    "ClasswiseBboxHandlerConfig.BboxColor.R",
+    "ClasswiseBboxHandlerConfig.BboxColor.G",
+    "ClasswiseBboxHandlerConfig.BboxColor.B",
+)
 def test_with_an_inference_spec(infer, inference, tiny_root, tmp_path):
     code, out, _ = infer(inference)
     assert code == 0 and "10 detections in 5 images" in out
@@ -118,6 +127,7 @@ def test_with_an_inference_spec(infer, inference, tiny_root, tmp_path):
         assert [tuple(pixels[row - step, column - step]) == color for step in range(3)] == [True, True, False]
 
 
+@pytest.mark.spec_field("BboxHandlerConfig.overlay_linewidth")
 def test_line_width(infer, inference, tmp_path):
     inference.bbox_handler_config.overlay_linewidth = 4
     assert infer(inference)[0] == 0
@@ -128,6 +138,7 @@ def test_line_width(infer, inference, tmp_path):
     assert hits == [True] * 4 + [False]
 
 
+@pytest.mark.spec_field("BboxHandlerConfig.kitti_dump", "BboxHandlerConfig.disable_overlay")
 def test_what_is_written_is_the_specs(infer, inference, tmp_path):
     handler = inference.bbox_handler_config
     handler.kitti_dump = False
@@ -142,6 +153,7 @@ def test_what_is_written_is_the_specs(infer, inference, tmp_path):
     assert infer(inference)[0] == 0 and names(tmp_path / "out") == ["labels"]
 
 
+@pytest.mark.spec_field("BboxHandlerConfig.postproc_classes")
 def test_only_the_chosen_classes(infer, inference, tmp_path):
     inference.bbox_handler_config.postproc_classes.append("bar")
     assert infer(inference)[0] == 0
@@ -161,6 +173,7 @@ def test_no_entry_for_a_class(infer, inference):
     assert code == 3 and 'no entry "square" and no "default"' in error
 
 
+@pytest.mark.spec_field("ClasswiseBboxHandlerConfig.confidence_threshold")
 def test_confidence_threshold(infer, inference, tmp_path):
     assert infer(inference)[0] == 0
     scores = {line.name: line.score for line in found(tmp_path)}
@@ -171,12 +184,14 @@ def test_confidence_threshold(infer, inference, tmp_path):
         assert sorted(line.name for line in found(tmp_path)) == expected
 
 
+@pytest.mark.spec_field("InferencerConfig.target_classes")
 def test_target_classes_must_be_the_models(infer, inference):
     inference.inferencer_config.target_classes[:] = ["bar", "square"]
     code, _, error = infer(inference)
     assert code == 3 and "detects square, bar, in this order" in error
 
 
+@pytest.mark.spec_field("InferencerConfig.image_channels")
 def test_size_and_channels_must_fit_the_model(infer, inference):
     inference.inferencer_config.image_width = 100
     code, _, error = infer(inference)
@@ -187,6 +202,7 @@ def test_size_and_channels_must_fit_the_model(infer, inference):
     assert code == 3 and "image_channels" in error and "takes 3" in error
 
 
+@pytest.mark.spec_field("InferencerConfig.image_width", "InferencerConfig.image_height")
 def test_images_are_resized_to_the_inference_specs_size(infer, inference, images, tiny_root, tmp_path):
     with Image.open(images / "000.png") as image:
         image.resize((192, 192), Image.Resampling.NEAREST).save(images / "000.png")
@@ -194,8 +210,59 @@ def test_images_are_resized_to_the_inference_specs_size(infer, inference, images
     x1, y1, x2, y2 = truth(tiny_root)["bar"]
     (rod,) = [line for line in found(tmp_path) if line.name == "rod"]
     assert rod.box == pytest.approx((2 * x1, 3 * y1, 2 * x2, 3 * y2), abs=12)
+    # A network input of another size sees other pixels: the boxes are no longer those it learnt.
+    before = {path.name: path.read_text() for path in (tmp_path / "out" / "labels").iterdir()}
+    for field in ("image_width", "image_height"):
+        setattr(inference.inferencer_config, field, 192)
+        assert infer(inference)[0] == 0
+        after = {path.name: path.read_text() for path in (tmp_path / "out" / "labels").iterdir()}
+        assert after != before
+        before = after
 
 
+def test_the_confidence_is_the_sum_of_the_coverages_or_their_mean(infer, inference, tmp_path):
+    assert infer(inference)[0] == 0
+    summed = {line.name: line.score for line in found(tmp_path)}
+    entry = inference.bbox_handler_config.classwise_bbox_handler_config["bar"]
+    entry.confidence_model = "mean_cov"
+    assert infer(inference)[0] == 0
+    mean = {line.name: line.score for line in found(tmp_path)}
+    assert mean["square"] == summed["square"]
+    cells = summed["rod"] / mean["rod"]  # of the cluster
+    assert 0 < mean["rod"] <= 1 and cells >= 2 and cells == pytest.approx(round(cells), rel=0.02)
+
+
+def test_annotated_images_go_to_wandb_written_or_not(infer, inference, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    inference.bbox_handler_config.disable_overlay = True
+    inference.bbox_handler_config.wandb_config.enabled = True
+    code, out, error = infer(inference)
+    assert code == 0 and names(tmp_path / "out") == ["labels", "wandb", "wandb_id.txt"], error
+    files = tmp_path / "out" / "wandb"
+    deadline = time.monotonic() + 60  # wandb's own process writes on after the run is finished
+    while len(pictures := list(files.glob(PICTURES))) < 5 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(pictures) == 5
+    with Image.open(min(pictures, key=lambda path: int(path.stem.split("_")[2]))) as image:
+        assert (np.asarray(image.convert("RGB")) == (0, 255, 0)).all(axis=2).any()  # the colour of rods
+
+
+def test_a_published_tlt_spec(infer, learnt, tiny_root, tmp_path):
+    """As the tutorial has it: other classes, a path of its container; `-m` and the model's own names make it run."""
+    text = (Path(__file__).parents[1] / "spec" / "kitti_infer.txt").read_text()
+    message = spec.loads(text)
+    code, _, error = infer(message)
+    assert code == 5 and "resnet18_detector_pruned.tlt" in error
+    code, _, error = infer(message, "-m", learnt)
+    assert code == 3 and "detects square, bar" in error
+    text = text.replace('target_classes: "car"', 'target_classes: "square"').replace('"cyclist"', '"bar"')
+    text = text.replace('target_classes: "pedestrian"', "").replace("1248", "96").replace("384", "64")
+    assert infer(spec.loads(text), "-m", learnt)[0] == 0
+    assert {line.name for line in found(tmp_path)} == {"square", "bar"}
+
+
+@pytest.mark.spec_field("TLTConfig.model")
 def test_m_overrides_the_model_of_the_spec(infer, inference, learnt):
     inference.inferencer_config.tlt_config.model = "/nowhere/model.safetensors"
     code, _, error = infer(inference)
@@ -244,6 +311,7 @@ def test_a_picture_whose_name_is_of_no_known_kind(infer, tiny, learnt, images, t
     assert names(tmp_path / "out" / "images_annotated") == ["camera.png"]
 
 
+@pytest.mark.spec_field("InferencerConfig.batch_size")
 def test_batch_size(infer, inference, tmp_path):
     assert infer(inference)[0] == 0
     whole = {path.name: path.read_text() for path in (tmp_path / "out" / "labels").iterdir()}

@@ -85,3 +85,21 @@ def test_bad_input_writes_nothing(
     assert main(["visualize", "-e", str(spec_file), "-o", str(tmp_path / "out")]) == 4
     assert "1 of 3 images are missing" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_labels_that_are_no_target_are_grey_and_named(tmp_path: Path) -> None:
+    boxes = np.array([[32, 16, 80, 48], [2, 20, 26, 60]], dtype=np.float32)
+    none = np.zeros(2, np.float32)
+    record = Record("f0", 96, 64, ["car", "DontCare"], boxes, none, none.astype(np.int64))
+    write_shard(tmp_path / "records", [encode(record)])
+    Image.new("RGB", (96, 64)).save(tmp_path / "f0.png")
+    path = tmp_path / "train.txt"
+    path.write_text(SPEC.format(root=tmp_path, channels=3))
+    assert main(["visualize", "-e", str(path), "-o", str(tmp_path / "out"), "-n", "1"]) == 0
+    with Image.open(tmp_path / "out" / "000_f0.png") as image:
+        pixels = np.asarray(image)
+    assert pixels[59, 10].tolist() == pixels[40, 2].tolist() == [160, 160, 160]
+    assert pixels[47, 60].max() == 255  # the car, as ever
+    # Its name is black on a grey plate above the box.
+    plate = pixels[5:20, 2:26].reshape(-1, 3).tolist()
+    assert plate.count([160, 160, 160]) > 50 and [0, 0, 0] in plate

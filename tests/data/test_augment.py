@@ -78,6 +78,10 @@ class TestPreprocessing:
         assert torch.equal(result.images[0], as_float(image))
         assert torch.equal(result.matrices[0], torch.eye(3))
 
+    @pytest.mark.spec_field(
+        "AugmentationConfig.Preprocessing.output_image_width",
+        "AugmentationConfig.Preprocessing.output_image_height",
+    )
     def test_a_smaller_image_is_padded_and_a_larger_one_cropped_at_the_top_left(self) -> None:
         small, large = noise(3, 20, 30), noise(3, 64, 80, seed=1)
         result = run(batch(small, large), config(48, 32))
@@ -86,6 +90,7 @@ class TestPreprocessing:
         assert torch.equal(result.images[1], as_float(large[:, :32, :48]))
 
     @pytest.mark.parametrize("size", [(24, 40), (50, 33), (64, 96), (32, 48)], ids=str)
+    @pytest.mark.spec_field("AugmentationConfig.Preprocessing.enable_auto_resize")
     def test_auto_resize_is_bilinear_at_pixel_centres(self, size: tuple[int, int]) -> None:
         image = noise(3, *size)
         result = run(batch(image), config(48, 32, preprocessing="enable_auto_resize: true"))
@@ -113,6 +118,12 @@ class TestPreprocessing:
         torch.testing.assert_close(reduced.images, whole.images, atol=1e-5, rtol=0)
         assert torch.equal(reduced.labels.boxes, whole.labels.boxes)
 
+    @pytest.mark.spec_field(
+        "AugmentationConfig.Preprocessing.crop_left",
+        "AugmentationConfig.Preprocessing.crop_top",
+        "AugmentationConfig.Preprocessing.crop_right",
+        "AugmentationConfig.Preprocessing.crop_bottom",
+    )
     def test_crop_shifts_and_blackens_what_it_cuts_off(self) -> None:
         image = noise(3, 40, 60)
         crop = "crop_left: 8 crop_top: 4 crop_right: 40 crop_bottom: 36"
@@ -150,6 +161,10 @@ class TestPreprocessing:
 
 
 class TestSpatial:
+    @pytest.mark.spec_field(
+        "AugmentationConfig.SpatialAugmentation.hflip_probability",
+        "AugmentationConfig.SpatialAugmentation.vflip_probability",
+    )
     def test_a_flip_is_exact_and_twice_is_nothing(self) -> None:
         image = noise(3, 32, 48)
         spec = config(48, 32, rest="spatial_augmentation { hflip_probability: 1 vflip_probability: 1 }")
@@ -161,6 +176,10 @@ class TestSpatial:
         assert torch.equal(twice.images[0], as_float(image))
         assert twice.labels.boxes.tolist() == [[1, 2, 11, 22]]
 
+    @pytest.mark.spec_field(
+        "AugmentationConfig.SpatialAugmentation.translate_max_x",
+        "AugmentationConfig.SpatialAugmentation.translate_max_y",
+    )
     def test_translation_is_by_whole_pixels_and_exact(self) -> None:
         image = noise(3, 32, 48)
         spec = config(48, 32, rest="spatial_augmentation { translate_max_x: 8.9 translate_max_y: 5 }")
@@ -198,6 +217,7 @@ class TestSpatial:
             corners = matrix @ torch.tensor([[0.0, 48.0], [0.0, 32.0], [1.0, 1.0]], dtype=torch.float64)
             assert corners[:2].min() >= 0 and corners[0].max() <= 48 and corners[1].max() <= 32
 
+    @pytest.mark.spec_field("AugmentationConfig.SpatialAugmentation.rotate_rad_max")
     def test_rotation_is_in_radians_about_the_centre(self) -> None:
         matrix = spatial_matrices(draws(angle=1), spatial(rotate_rad_max=math.pi / 2), width=48, height=32)[0]
         moved = matrix @ torch.tensor([[24.0, 34.0], [16.0, 16.0], [1.0, 1.0]], dtype=torch.float64)
@@ -205,6 +225,7 @@ class TestSpatial:
             moved[:2].T, torch.tensor([[24.0, 16.0], [24.0, 26.0]], dtype=torch.float64)
         )
 
+    @pytest.mark.spec_field("AugmentationConfig.SpatialAugmentation.rotate_probability")
     def test_rotate_probability_zero_never_rotates_and_unset_always_does(self) -> None:
         never = spatial(rotate_rad_max=1, rotate_probability=0)
         assert torch.equal(
@@ -285,6 +306,9 @@ class TestBoxes:
             ([5, 5, 5, 20], False),  # no area
         ],
     )
+    @pytest.mark.spec_field(
+        "AugmentationConfig.Preprocessing.min_bbox_width", "AugmentationConfig.Preprocessing.min_bbox_height"
+    )
     def test_min_bbox_applies_after_clipping(self, box: list[float], kept: bool) -> None:
         spec = config(48, 32, preprocessing="min_bbox_width: 10 min_bbox_height: 8")
         assert len(run(batch(noise(3, 32, 60), boxes=[box]), spec).labels.boxes) == kept
@@ -329,6 +353,12 @@ class TestColor:
         pixel = torch.tensor([0.5, 0.75, 0.0, 1.0], dtype=torch.float64)
         assert (matrix @ pixel).tolist() == pytest.approx([0.5, 0.8, -0.1, 1])
 
+    @pytest.mark.spec_field(
+        "AugmentationConfig.ColorAugmentation.color_shift_stddev",
+        "AugmentationConfig.ColorAugmentation.saturation_shift_max",
+        "AugmentationConfig.ColorAugmentation.contrast_scale_max",
+        "AugmentationConfig.ColorAugmentation.contrast_center",
+    )
     def test_order_contrast_then_saturation_then_brightness(self) -> None:
         color = AugmentationConfig.ColorAugmentation(
             color_shift_stddev=0.1, saturation_shift_max=1, contrast_scale_max=0.4, contrast_center=0.25

@@ -17,10 +17,14 @@ from PIL import Image
 
 from detectkit.data.dataset import (
     BACKGROUND,
+    DONTCARE,
     NO_OBJECTS,
     Batch,
     Dataset,
+    Frame,
+    Objects,
     Sample,
+    capped,
     class_counts,
     collate,
     image_files,
@@ -36,6 +40,7 @@ from detectkit.spec import AugmentationConfig, DatasetConfig
 
 MAPPING = 'target_class_mapping { key: "car" value: "vehicle" } target_class_mapping { key: "person" value: "person" }'
 CLASSES = ["person", "vehicle"]
+NO_FRAME = Frame("", "", None, 0, None, NO_OBJECTS)
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -89,6 +94,7 @@ def pixels(path: Path, channels: int = 3) -> np.ndarray:
 
 
 class TestFrames:
+    @pytest.mark.spec_field("DataSource.tfrecords_path", "DataSource.image_directory_path")
     def test_records_become_frames(self, tmp_path: Path) -> None:
         make(
             tmp_path, {"train": [record("image_2/a", names=("car", "person")), record("image_2/b", names=())]}
@@ -102,6 +108,7 @@ class TestFrames:
         assert sample.image.shape == (3, 30, 40)
         assert np.array_equal(sample.image, np.asarray(picture(40, 30)).transpose(2, 0, 1))
 
+    @pytest.mark.spec_field("DatasetConfig.target_class_mapping")
     def test_mapping_is_by_lower_case_and_applied_once(self, tmp_path: Path) -> None:
         chain = 'target_class_mapping { key: "Car" value: "person" } target_class_mapping { key: "person" value: "vehicle" }'
         make(tmp_path, {"train": [record("a", names=("CAR", "person", "tram"))]})
@@ -123,6 +130,7 @@ class TestFrames:
         make(tmp_path, {"train": [bad]})
         assert len(training_frames(config(tmp_path), CLASSES).sample(0, channels=3).objects.boxes) == 1
 
+    @pytest.mark.spec_field("DatasetConfig.validation_fold")
     def test_validation_fold_over_all_sources(self, tmp_path: Path) -> None:
         for source in ("one", "two"):
             names = [f"k-fold-{fold:03d}-of-002-shard-00000-of-00001" for fold in (0, 1)]
@@ -158,6 +166,7 @@ class TestFrames:
         with pytest.raises(DataError, match="nothing is left to train on"):
             training_frames(config(tmp_path, "validation_fold: 0"), CLASSES)
 
+    @pytest.mark.spec_field("DataSource.source_weight")
     def test_source_weights(self, tmp_path: Path) -> None:
         for name in ("one", "two"):
             make(tmp_path / name, {"t": [record(name)]})
@@ -187,6 +196,7 @@ class TestFrames:
         assert "frame0.png" in str(caught.value) and "frame3.png" not in str(caught.value)
 
     @pytest.mark.parametrize("extension", ["jpg", ".jpg"])
+    @pytest.mark.spec_field("DatasetConfig.image_extension")
     def test_image_extension_with_or_without_dot(self, tmp_path: Path, extension: str) -> None:
         make(tmp_path, {"train": [record("a")]}, images=False)
         picture(40, 30).save(tmp_path / "a.jpg")
@@ -453,6 +463,7 @@ class TestLoader:
         finished = subprocess.run([sys.executable, "-c", program, folder], timeout=60)
         assert finished.returncode == 0
 
+    @pytest.mark.spec_field("AugmentationConfig.Preprocessing.output_image_channel")
     def test_grey(self, dataset: Dataset) -> None:
         assert load_all(dataset, channels=1)[0].images.shape == (2, 1, 34, 40)
 
@@ -472,3 +483,56 @@ class TestTrainingOrder:
         assert first != training_order([range(50)], 5, seed=1, epoch=1) and first != training_order(
             [range(50)], 5, seed=2, epoch=0
         )
+
+    def test_several_groups_are_drawn_from_equally(self) -> None:
+        small, large = range(3), range(3, 30)
+        order = training_order([small, large], 10, seed=1, epoch=0)
+        assert len(order) == 30
+        from_small = [index for index in order if index in small]
+        assert sorted(from_small) == [0] * 5 + [1] * 5 + [2] * 5  # 15 of 30, each of the three as often
+        assert len(set(order) - set(small)) == 15  # no image of the large one twice
+        assert set(order) != set(training_order([small, large], 10, seed=1, epoch=1))
+
+    @pytest.mark.parametrize(
+        "mode, counts", [("PROPORTIONAL", {2, 6}), ("USER_DEFINED", {2, 6}), ("UNIFORM", {4})]
+    )
+    @pytest.mark.spec_field("DatasetConfig.sampling_mode")
+    def test_sampling_mode_chooses(self, tmp_path: Path, mode: str, counts: set[int]) -> None:
+        make(tmp_path, {"few": [record("a"), record("b")], "many": [record(f"m{n}") for n in range(6)]})
+        few, many = (config(tmp_path, pattern=pattern, mapping="") for pattern in ("few", "many"))
+        both = config(tmp_path, f"sampling_mode: {mode}", pattern="few")
+        both.data_sources.extend(many.data_sources)
+        assert list(both.data_sources)[0] == few.data_sources[0]
+        frames = training_frames(both, CLASSES)
+        order = training_order(frames.groups(), 1, seed=3, epoch=0)
+        drawn = [frames.frames[index].source for index in order]
+        assert {drawn.count(0), drawn.count(1)} == counts and len(drawn) == 8
+
+
+class TestLabels:
+    def test_dontcare_labels_and_unmapped_ones_are_kept_apart(self, tmp_path: Path) -> None:
+        item = record("a", names=("DontCare", "car", "tram"))
+        item.truncation[1], item.occlusion[1] = 0.25, 2
+        make(tmp_path, {"train": [item]})
+        training = training_frames(config(tmp_path, 'dontcare_labels: "DontCare"'), CLASSES)
+        assert class_counts(training)[0] == {"person": 0, "vehicle": 1}
+        [batch] = load_all(training)
+        assert batch.classes.tolist() == [DONTCARE, 1, BACKGROUND]
+        assert batch.names == ["dontcare", "car", "tram"]
+        assert batch.truncation.tolist() == [0, 0.25, 0] and batch.occlusion.tolist() == [0, 2, 0]
+
+    def test_a_cap_keeps_the_largest_boxes_of_target_classes(self) -> None:
+        sides = np.array([10, 30, 20, 40], dtype=np.float32)
+        boxes = np.stack([0 * sides, 0 * sides, sides, sides], axis=1)
+        zeros = np.zeros(4)
+        objects = Objects(
+            boxes,
+            np.array([0, 1, 0, BACKGROUND]),
+            tuple("abcd"),
+            zeros.astype(np.float32),
+            zeros.astype(np.int64),
+        )
+        frame = Dataset([NO_FRAME._replace(objects=objects)], CLASSES)
+        assert capped(frame, 2).frames[0].objects.names == ("b", "c", "d")
+        assert capped(frame, 3).frames[0].objects.names == ("a", "b", "c", "d")
+        assert capped(frame, 0) is frame

@@ -195,5 +195,5 @@ def test_dropout_drops_a_share_of_the_features_in_training_only() -> None:
 def test_a_depth_that_does_not_exist_is_a_spec_error() -> None:
     with pytest.raises(SpecError) as caught:
         detector(num_layers=19)
-    message = "model_config.num_layers: resnet has no 19 layers; use one of: 10, 18, 34, 50, 101, 152"
+    message = "model_config.num_layers: resnet has no 19 layers; use one of: 10, 18, 34, 50, 101, 152, 200"
     assert str(caught.value) == message

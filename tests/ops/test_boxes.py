@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, generalized_box_iou
 
-from detectkit.ops.boxes import area, clip, iou, pairwise_iou, ragged_ranges, take, transform
+from detectkit.ops.boxes import area, clip, generalized_iou, iou, pairwise_iou, ragged_ranges, take, transform
 
 
 def boxes_of(*rows: tuple[float, float, float, float]) -> Tensor:
@@ -47,6 +47,22 @@ boxes = st.lists(st.tuples(finite, finite, st.floats(0.01, 500), st.floats(0.01,
 @given(boxes, boxes)
 def test_pairwise_iou_is_that_of_torchvision(a: Tensor, b: Tensor) -> None:
     assert torch.allclose(pairwise_iou(a, b), box_iou(a, b), rtol=1e-9, atol=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(boxes, boxes)
+def test_generalized_iou_is_that_of_torchvision(a: Tensor, b: Tensor) -> None:
+    assert torch.allclose(
+        generalized_iou(a[:, None], b[None]), generalized_box_iou(a, b), rtol=1e-9, atol=1e-12
+    )
+
+
+def test_generalized_iou_of_empty_and_crossed_boxes() -> None:
+    whole = boxes_of((0, 0, 10, 10))
+    # A point in the box; one 10 further right (20 x 10 around both); crossed sides from 2 to 20 (20 x 10 around both).
+    odd = boxes_of((5, 5, 5, 5), (20, 5, 20, 5), (20, 1, 2, 9))
+    assert generalized_iou(odd, whole).tolist() == [0, -0.5, -0.5]
+    assert generalized_iou(odd[:1], odd[:1]).tolist() == [0]
 
 
 def test_clip_to_one_size_or_to_a_size_per_box() -> None:

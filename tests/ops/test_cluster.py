@@ -32,7 +32,7 @@ def block(box: tuple[float, float, float, float], count: int = 25) -> Tensor:
 
 
 def run(boxes: Tensor, coverage: Tensor, **changes: Any) -> tuple[list[list[float]], list[float]]:
-    found, scores = cluster(boxes, coverage, **{**USUAL, **changes})
+    found, scores, _ = cluster(boxes, coverage, **{**USUAL, **changes})
     return found.tolist(), scores.tolist()
 
 
@@ -92,6 +92,35 @@ def test_confidence_threshold_keeps_equal_scores() -> None:
     assert len(run(boxes, torch.full((4,), 0.25), dbscan_confidence_threshold=1.0)[0]) == 1
     assert len(run(boxes, torch.full((4,), 0.25), dbscan_confidence_threshold=1.01)[0]) == 0
     assert len(run(boxes, torch.full((4,), 0.25), algorithm="nms", nms_confidence_threshold=0.25)[0]) == 1
+
+
+def test_mean_coverage_as_confidence() -> None:
+    boxes = torch.cat((block((0, 0, 16, 16), 4), block((40, 40, 60, 60), 2)))
+    coverage = torch.tensor([0.25, 0.25, 0.5, 0.5, 0.75, 0.5])
+    first, second = [0, 0, 16, 16], [40, 40, 60, 60]
+    assert run(boxes, coverage) == ([first, second], [1.5, 1.25])
+    assert run(boxes, coverage, confidence_model="mean_cov") == ([second, first], [0.625, 0.375])
+    # Both thresholds are for the confidence that is reported, in hybrid that of the cluster and that of the box.
+    for threshold in ("dbscan_confidence_threshold", "confidence_threshold"):
+        options = {"confidence_model": "mean_cov", threshold: 0.5}
+        assert run(boxes, coverage, **options) == ([second], [0.625])
+    hybrid = {"algorithm": "hybrid", "confidence_model": "mean_cov"}
+    assert run(boxes, coverage, dbscan_confidence_threshold=0.5, **hybrid) == ([second], [0.75])
+    assert run(boxes, coverage, confidence_threshold=0.5, **hybrid) == ([second, first], [0.75, 0.5])
+    with pytest.raises(ValueError, match="mean_cov"):
+        run(boxes, coverage, confidence_model="mlp")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "scores"), [("dbscan", [5, 3]), ("nms", [1, 0.5]), ("hybrid", [1, 0.5])]
+)
+def test_final_threshold_keeps_equal_scores(algorithm: str, scores: list[float]) -> None:
+    boxes = torch.cat((block((0, 0, 16, 16), 5), block((40, 40, 60, 60), 6)))
+    coverage = torch.tensor([1.0] * 5 + [0.5] * 6)
+    assert run(boxes, coverage, algorithm=algorithm)[1] == scores
+    assert run(boxes, coverage, algorithm=algorithm, confidence_threshold=scores[1])[1] == scores
+    above = scores[1] + 0.01
+    assert run(boxes, coverage, algorithm=algorithm, confidence_threshold=above)[1] == scores[:1]
 
 
 def test_nms_keeps_scores_and_order() -> None:
@@ -183,7 +212,7 @@ def test_nms_is_that_of_torchvision(crowd: tuple[Tensor, Tensor], threshold: flo
     from torchvision.ops import nms as torchvision_nms
 
     boxes, weights = crowd
-    found, scores = cluster(
+    found, scores, _ = cluster(
         boxes,
         weights,
         **{**USUAL, "algorithm": "nms", "minimum_height": -1.0, "nms_iou_threshold": threshold},
@@ -191,3 +220,25 @@ def test_nms_is_that_of_torchvision(crowd: tuple[Tensor, Tensor], threshold: flo
     chosen = torchvision_nms(boxes, weights, threshold)
     chosen = chosen[weights[chosen] >= USUAL["nms_confidence_threshold"]]
     assert torch.equal(found, boxes[chosen]) and torch.equal(scores, weights[chosen])
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(crowds(), min_size=1, max_size=4),
+    st.sampled_from(["dbscan", "nms", "hybrid"]),
+    st.sampled_from([0.15, 0.5, 0.99, 1.0]),
+)
+def test_images_at_once_give_exactly_what_each_gives_alone(
+    crowds: list[tuple[Tensor, Tensor]], algorithm: str, eps: float
+) -> None:
+    options: dict[str, Any] = {**USUAL, "algorithm": algorithm, "dbscan_eps": eps}
+    images = torch.repeat_interleave(
+        torch.arange(len(crowds)), torch.tensor([len(boxes) for boxes, _ in crowds])
+    )
+    boxes, weights = (torch.cat(column) for column in zip(*crowds))
+    found, scores, image = cluster(boxes, weights, images, **options)
+    assert torch.equal(image, image.sort().values)
+    for number, (own_boxes, own_weights) in enumerate(crowds):
+        alone, alone_scores, _ = cluster(own_boxes, own_weights, **options)
+        assert torch.equal(found[image == number], alone)
+        assert torch.equal(scores[image == number], alone_scores)

@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+from torchvision.ops import generalized_box_iou_loss
 
-from detectkit.ops.losses import bbox_cost, coverage_cost, regularization
+from detectkit.ops.losses import bbox_cost, coverage_cost, giou_cost, regularization
 
 WEIGHTS = torch.tensor([0.05, 0.25])
 
@@ -78,3 +80,95 @@ def test_regularization() -> None:
     assert regularization([], power=2, weight=0.5).item() == 0
     with pytest.raises(ValueError, match="power"):
         regularization(parameters, power=3, weight=0.5)
+
+
+def distances(boxes: Tensor, anchor: tuple[float, float], scale: float) -> Tensor:
+    """Boxes [N, 4] as the distances [1, 1, 4, 1, N] of N cells with the same anchor."""
+    x, y = anchor
+    left, top, right, bottom = boxes.unbind(1)
+    return (torch.stack((x - left, y - top, right - x, bottom - y)) / scale)[None, None, :, None]
+
+
+def pairs(count: int) -> tuple[Tensor, Tensor]:
+    """Boxes that are the same, within each other, overlap, and lie apart."""
+    generator = torch.Generator().manual_seed(4)
+    corner = torch.rand(2, count, 2, generator=generator) * 60
+    boxes = torch.cat((corner, corner + 1 + 50 * torch.rand(2, count, 2, generator=generator)), dim=2)
+    boxes[1, 0] = boxes[0, 0]
+    boxes[1, 1] = boxes[0, 1] + torch.tensor([-9.0, -9.0, 9.0, 9.0])
+    return boxes[0], boxes[1]
+
+
+@pytest.mark.parametrize("scale", [1.0, 35.0, 1000.0])
+@pytest.mark.parametrize("anchor", [(0.5, 0.5), (200.5, -40.0)])
+def test_giou_cost_is_that_of_torchvision_at_any_anchor_and_scale(
+    anchor: tuple[float, float], scale: float
+) -> None:
+    predicted, target = pairs(50)
+    expected = generalized_box_iou_loss(predicted.double(), target.double(), reduction="mean", eps=0)
+    cost = giou_cost(
+        distances(predicted.double(), anchor, scale),
+        distances(target.double(), anchor, scale),
+        coverage_norm=torch.ones(1, 1, 1, 50),
+    )
+    assert cost.item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_giou_cost_weighs_cells_and_is_a_mean_over_all() -> None:
+    # 10 x 10 against 10 x 10 moved by 5: 50 / 150 - 0; against 10 x 10 moved by 20: 0 - 100 / 300.
+    target = torch.tensor([[0.0, 0.0, 10.0, 10.0]] * 4)
+    predicted = target + torch.tensor([[5.0, 0.0] * 2, [20.0, 0.0] * 2, [0.0, 0.0] * 2, [99.0, 0.0] * 2])
+    norm = torch.tensor([0.5, 0.25, 1.0, 0.0]).reshape(1, 1, 1, 4)
+    maps = distances(predicted, (0.5, 0.5), 35), distances(target, (0.5, 0.5), 35)
+    expected = (0.5 * 2 / 3 + 0.25 * 4 / 3) / 4
+    assert giou_cost(*maps, coverage_norm=norm).item() == pytest.approx(expected, rel=1e-5)
+    mask = torch.tensor([0.0, 2.0, 1.0, 1.0])
+    assert giou_cost(*maps, coverage_norm=norm, mask=mask).item() == pytest.approx(2 / 12, rel=1e-5)
+    half = maps[0].half(), maps[1]
+    assert giou_cost(*half, coverage_norm=norm).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("box", "cost"),
+    [
+        ((4.0, 4.0, 4.0, 4.0), 1.0),  # a point in the target: no overlap, nothing around it
+        ((5.0, 0.0, 5.0, 20.0), 1.0),  # a line in it
+        ((8.0, 2.0, 3.0, 18.0), 1 + 5 / 10),  # crossed by half the target's width
+        ((8.0, 12.0, 3.0, 2.0), 1 + 5 / 10 + 10 / 20),  # both ways, which is no box either
+        ((30.0, 0.0, 20.0, 20.0), 1 + 400 / 600 + 1),  # crossed and outside: 30 x 20 is around both
+        ((0.0, 0.0, 10.0, 20.0), 0.0),
+    ],
+)
+def test_giou_cost_of_degenerate_predictions(box: tuple[float, ...], cost: float) -> None:
+    target = distances(torch.tensor([[0.0, 0.0, 10.0, 20.0]]), (0.5, 0.5), 35)
+    predicted = distances(torch.tensor([box]), (0.5, 0.5), 35).requires_grad_()
+    value = giou_cost(predicted, target, coverage_norm=torch.ones(1, 1, 1, 1))
+    value.sum().backward()
+    assert value.item() == pytest.approx(cost, abs=1e-5)
+    assert predicted.grad is not None and predicted.grad.isfinite().all()
+
+
+def test_giou_cost_of_cells_without_a_box_is_nothing() -> None:
+    for predicted in (
+        torch.zeros(1, 1, 4, 2, 2),
+        torch.full((1, 1, 4, 2, 2), -1e-30),
+        torch.randn(1, 1, 4, 2, 2),
+    ):
+        predicted.requires_grad_()
+        cost = giou_cost(predicted, torch.zeros(1, 1, 4, 2, 2), coverage_norm=torch.zeros(1, 1, 2, 2))
+        cost.sum().backward()
+        assert cost.item() == 0
+        assert predicted.grad is not None and predicted.grad.abs().max() == 0
+
+
+def test_giou_cost_alone_leads_from_anywhere_to_the_target() -> None:
+    target = distances(torch.tensor([[10.0, 20.0, 60.0, 50.0]] * 64), (32.5, 32.5), 35)
+    start = torch.randn(target.shape, generator=torch.Generator().manual_seed(2))
+    crossed = (start[:, :, :2] + start[:, :, 2:] < 0).any(2)
+    predicted = start.clone().requires_grad_()
+    for step in range(250):
+        cost = giou_cost(predicted, target, coverage_norm=torch.ones(1, 1, 1, 64)).sum()
+        (gradient,) = torch.autograd.grad(cost, predicted)
+        predicted.data -= 0.1 * 0.98**step * gradient.sign()
+    assert 30 < crossed.sum() < 64
+    assert (predicted - target).abs().max() < 0.1

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from detectkit.ops import metrics
 from detectkit.ops.boxes import pairwise_iou
-from detectkit.ops.metrics import average_precision, best_f1, match, precision_recall
+from detectkit.ops.metrics import average_precision, best_f1, match, precision_recall, within
 
 
 def same_image(count: int) -> Tensor:
@@ -220,3 +220,16 @@ def test_best_f1() -> None:
     assert got == pytest.approx((2 / 3, 1, 0.8, 0.8))
     assert best_f1(*curve([], 3), torch.zeros(0)) == (0, 0, 0, 0)
     assert best_f1(*curve([False], 3), torch.ones(1))[2] == 0
+
+
+def test_within_takes_the_share_of_the_boxes_own_area() -> None:
+    boxes = torch.tensor(
+        [(0, 0, 10, 10), (5, 0, 15, 10), (0, 0, 100, 100), (3, 3, 3, 9), A], dtype=torch.float64
+    )
+    regions = torch.tensor([(0, 0, 9, 10), (0, 0, 10, 10)], dtype=torch.float64)
+    images = torch.tensor([0, 0, 0, 0, 1])
+    found = within(boxes, images, regions, torch.tensor([0, 0]), least_share=0.5)
+    # All of the first; exactly half of the second; a hundredth of the third; no area; another image.
+    assert found.tolist() == [True, False, False, False, False]
+    assert within(boxes, images, regions, torch.tensor([0, 0]), least_share=0.499).tolist()[1]
+    assert not within(boxes, images, regions[:0], torch.zeros(0, dtype=torch.int64), least_share=0).any()

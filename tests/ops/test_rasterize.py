@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 
 from detectkit.ops.decode import decode
-from detectkit.ops.rasterize import ClassGeometry, Targets, rasterize
+from detectkit.ops.rasterize import ClassGeometry, Targets, rasterize, touched
 
 
 def geometry(
@@ -89,15 +92,15 @@ def test_images_and_classes_do_not_touch_each_other() -> None:
     together = paint(boxes, geometry(0.5, classes=2), deadzone_radius=1.0, where=where, batch_size=2)
     for box, (image, kind) in zip(boxes, where):
         alone = paint([box], geometry(0.5), deadzone_radius=1.0)
-        for whole, single in zip(together, alone):
+        for whole, single in zip(together[:3], alone[:3]):
             assert torch.equal(whole[image, kind], single[0, 0])
     assert together.coverage[1, 0].sum() == 0
 
 
 def test_no_boxes() -> None:
     targets = paint([], geometry(0.5, classes=3), deadzone_radius=1.0, batch_size=2)
-    assert [tuple(t.shape) for t in targets] == [(2, 3, 6, 8), (2, 3, 6, 8), (2, 3, 4, 6, 8)]
-    assert all(t.abs().sum() == 0 for t in targets)
+    assert [tuple(t.shape) for t in targets[:3]] == [(2, 3, 6, 8), (2, 3, 6, 8), (2, 3, 4, 6, 8)]
+    assert all(t.abs().sum() == 0 for t in targets[:3])
 
 
 def test_boxes_outside_the_grid_paint_nothing_and_empty_boxes_have_the_minimum_radius() -> None:
@@ -195,6 +198,91 @@ def test_like_the_literal_loops(
         assert torch.allclose(got[0, 0], wanted, rtol=1e-12, atol=1e-12)
 
 
+def reached(boxes: list[tuple[float, ...]], chosen: list[list[bool]] | None = None, **options: Any) -> Tensor:
+    """`touched` for boxes of one image on a grid of 5 x 4 cells."""
+    corners = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
+    return touched(
+        corners,
+        options.get("images", torch.zeros(len(boxes), dtype=torch.int64)),
+        torch.ones(len(boxes), 1, dtype=torch.bool) if chosen is None else torch.tensor(chosen),
+        batch_size=options.get("batch_size", 1),
+        stride=16,
+        grid_width=5,
+        grid_height=4,
+    )
+
+
+def test_cells_count_if_one_of_their_25_samples_is_in_a_box() -> None:
+    # Samples lie 1.6 pixels into a cell, and every 3.2 pixels from there. From 14.5: after the last sample of the first
+    # column, at 14.4; to 33.7: after the first sample of the third, at 33.6. To 16: the second row stays out.
+    (plane,) = reached([(14.5, 0.0, 33.7, 16.0)])[0]
+    assert plane.int().tolist() == [[0, 1, 1, 0, 0], [0] * 5, [0] * 5, [0] * 5]
+    # A sample on the left side is in, one on the right side is not.
+    assert reached([(14.4, 0.0, 33.6, 3.0)])[0, 0, 0].tolist() == [True, True, False, False, False]
+    assert not reached([(2.0, 2.0, 4.0, 60.0)]).any()  # between two columns of samples
+    assert not reached([(20.0, 20.0, 20.0, 60.0), (9.0, 9.0, 3.0, 3.0), (-9.0, -9.0, -1.0, 70.0)]).any()
+    assert reached([(-99.0, -99.0, 999.0, 999.0)]).all()
+    assert not reached([]).any()
+
+
+def test_choices_and_images_stay_apart() -> None:
+    boxes = [(0.0, 0.0, 16.0, 16.0), (0.0, 0.0, 16.0, 16.0), (64.0, 48.0, 80.0, 64.0)]
+    chosen = [[True, False, False], [True, True, False], [False, True, False]]
+    found = reached(boxes, chosen, images=torch.tensor([0, 0, 1]), batch_size=2)
+    assert found.nonzero().tolist() == [[0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 3, 4]]
+
+
+@st.composite
+def masked_scenes(draw: st.DrawFn) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Boxes [N, 4] in tenths of pixels, of which some cross their sides, images [N] of 2, and 3 choices [N, 3]."""
+    count = draw(st.integers(0, 6))
+    corner = st.integers(-200, 1000)
+    boxes = [
+        (x, y, x + w, y + h)
+        for x, y, w, h in draw(
+            st.lists(st.tuples(corner, corner, *[st.integers(-30, 600)] * 2), min_size=count, max_size=count)
+        )
+    ]
+    images = draw(st.lists(st.integers(0, 1), min_size=count, max_size=count))
+    chosen = draw(st.lists(st.tuples(*[st.booleans()] * 3), min_size=count, max_size=count))
+    return (
+        np.array(boxes, dtype=np.int64).reshape(-1, 4),
+        np.array(images, dtype=np.int64),
+        np.array(chosen, dtype=bool).reshape(-1, 3),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(masked_scenes(), st.sampled_from([8, 16, 32]))
+def test_touched_cells_like_25_samples_one_by_one(
+    scene: tuple[NDArray[Any], NDArray[Any], NDArray[Any]], stride: int
+) -> None:
+    boxes, images, chosen = scene
+    width, height = 7, 5
+    expected = np.zeros((2, 3, height, width), dtype=bool)
+    # In hundredths of a pixel: sample n of a cell is at (n + 0.5) / 5 of it, a whole number of them for these strides.
+    samples = np.array([stride * 100 * (2 * n + 1) // 10 for n in range(5)])
+    for box, image, choice in zip(boxes * 10, images, chosen):
+        for row in range(height):
+            for column in range(width):
+                x, y = column * stride * 100 + samples, row * stride * 100 + samples
+                inside_x = (box[0] <= x) & (x < box[2])
+                inside_y = (box[1] <= y) & (y < box[3])
+                if (inside_y[:, None] & inside_x).any():
+                    expected[image, choice, row, column] = True
+    found = touched(
+        torch.from_numpy(boxes) / 10.0,
+        torch.from_numpy(images),
+        torch.from_numpy(chosen),
+        batch_size=2,
+        stride=stride,
+        grid_width=width,
+        grid_height=height,
+    )
+    assert found.shape == expected.shape
+    assert np.array_equal(found.numpy(), expected)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_same_on_the_gpu() -> None:
     generator = torch.Generator().manual_seed(0)
@@ -207,8 +295,12 @@ def test_same_on_the_gpu() -> None:
     shape = geometry(0.5, classes=3)
     on_cpu = rasterize(boxes, image, kind, geometry=shape, **options)  # type: ignore[arg-type]
     on_gpu = rasterize(boxes.cuda(), image.cuda(), kind.cuda(), geometry=shape, **options)  # type: ignore[arg-type]
-    for cpu, gpu in zip(on_cpu, on_gpu):
+    for cpu, gpu in zip(on_cpu[:3], on_gpu[:3]):
         assert (
             gpu.is_cuda and (gpu.cpu() - cpu).abs().gt(1e-5).float().mean() < 1e-3
         )  # a sample on the rim may differ
     assert math.isfinite(float(on_gpu.bbox.sum()))
+    chosen = torch.rand(200, 6, generator=generator) < 0.5
+    grid = dict(batch_size=4, stride=16, grid_width=20, grid_height=20)
+    region = touched(boxes.cuda(), image.cuda(), chosen.cuda(), **grid)
+    assert region.is_cuda and torch.equal(region.cpu(), touched(boxes, image, chosen, **grid))

@@ -1,17 +1,22 @@
+from pathlib import Path
+
 import pytest
 
 from detectkit import spec
 from detectkit.errors import UsageError
 from detectkit.spec.explain import places
+from detectkit.spec.networks import NETWORKS
+
+REFERENCE = Path(__file__).parents[2] / "docs" / "spec.md"
 
 
 def test_a_field_tells_type_default_range_unit_and_place():
     text = spec.explain("training_config.checkpoint_interval")
     assert text.splitlines()[:4] == [
         "training_config.checkpoint_interval",
-        "  uint32 · default 10 · in [1, inf) · epochs",
+        "  uint32 · default 10 · in [0, inf) · epochs",
         "",
-        "  Epochs between two checkpoints.",
+        "  Epochs between two checkpoints. 0 counts as 10.",
     ]
     assert "This is field 7 of TrainingConfig (detectkit/spec/training.proto)." in text
 
@@ -20,7 +25,7 @@ def test_a_field_tells_type_default_range_unit_and_place():
     ("path", "expected"),
     [
         ("training_config.batch_size_per_gpu", "uint32 · required · in [1, inf) · images"),
-        ("beta1", "training_config.optimizer.adam.beta1\n  float · default 0.9 · in [0, 1)"),
+        ("adam.beta1", "training_config.optimizer.adam.beta1\n  float · default 0.9 · in [0, 1)"),
         ("bbox.scale", "model_config.objective_set.bbox.scale\n  float · default 35 · in (0, inf) · pixels"),
         ('bbox_rasterizer_config.target_class_config["car"].cov_radius_x', "float · required · in (0, 1]"),
         ("bbox_rasterizer_config.target_class_config.value.cov_radius_x", "float · required · in (0, 1]"),
@@ -59,7 +64,7 @@ def test_every_path_is_explained():
     ("path", "expected"),
     [
         ("training_config.num_epoch", "the spec has no training_config.num_epoch; did you mean training_config.num_epochs?"),
-        ("betta1", "did you mean training_config.optimizer.adam.beta1?"),
+        ("betta1", "did you mean training_config.optimizer.adam.beta1 or training_config.optimizer.adamw.beta1?"),
         ("ClusterConfig", "did you mean ClusteringConfig?"),
         ("qqq", "the spec has no qqq: `detectkit explain` lists the sections"),
         ("enabled", "enabled is the name of 3 fields; give one of these paths:\n  training_config.cost_scaling.enabled"),
@@ -79,3 +84,19 @@ def test_markdown_has_a_row_for_every_field():
     assert "| `scale` | 2 | float | `35` | in (0, inf), pixels | The network's box outputs" in text
     assert "| `model_config` | 5 | [ModelConfig](#modelconfig) | required |" in text
     assert all(row.count(" | ") == 5 for row in rows)
+
+
+def test_the_backbones_tell_depths_stride_and_blocks():
+    rows = [line.split() for line in spec.explain("arch").splitlines() if line.startswith("  ")]
+    told = {row[0]: " ".join(row[1:]) for row in rows}
+    assert told["resnet"] == (
+        "18 (default), 10, 34, 50, 101, 152, 200 16 0 to 4 use_pooling, all_projections, use_batch_norm"
+    )
+    assert told["darknet"] == "19 (default), 53 32 0 to 5 use_batch_norm"
+    assert told["squeezenet"] == "one depth 16 0 to 8 never batch norm"
+    assert told["efficientnet_b0"] == "to efficientnet_b7 one depth 32 0 to 8 always batch norm"
+    assert set(NETWORKS) - set(told) == {f"efficientnet_b{number}" for number in range(1, 8)}
+
+
+def test_the_reference_is_up_to_date():
+    assert REFERENCE.read_text() == spec.markdown(), "run `make docs`"

@@ -74,6 +74,20 @@ def test_forms_in_which_people_write_specs(tmp_path, kitti_train, change):
     assert experiment.training_config.num_epochs == 120
 
 
+def test_quirks_of_published_inference_specs(kitti_infer, caplog):
+    assert 'key:"car"' in kitti_infer and "value: {" in kitti_infer and "inferencer_config:{" in kitti_infer
+    start = kitti_infer.index("  tlt_config{")
+    end = kitti_infer.index("}\n}\nbbox_handler_config")
+    engine = "  tensorrt_config { calibrator_config { calibration_cache: 'c' batch_size: 4 n_batches: 10 } "
+    inference = spec.loads(kitti_infer[:start] + engine + kitti_infer[end:])
+    entries = inference.bbox_handler_config.classwise_bbox_handler_config
+    assert entries["car"].confidence_threshold == pytest.approx(0.9)  # TLT 1 and 2 have it in this place
+    assert entries["car"].clustering_config.dbscan_min_samples == pytest.approx(0.05)
+    assert entries["default"].clustering_config.dbscan_min_samples == 1
+    assert inference.inferencer_config.tensorrt_config.calibrator_config.batch_size == 4
+    assert "inferencer_config.tensorrt_config has no effect in this version" in caplog.text
+
+
 def test_binary_specs(tmp_path, kitti_train, kitti_infer, kitti_convert):
     for text in (kitti_train, kitti_infer, kitti_convert):
         message = spec.loads(text)
@@ -181,6 +195,18 @@ def test_another_kind_of_spec_names_its_command(tmp_path, kitti_infer):
         (
             'model_config { arch: "D:\\\\k\\k" }',
             r"s.txt:1:22: \k means nothing in text: write \\ for a backslash, or / in paths",
+        ),
+        (
+            "model_config { load_graph: <FIXME> }",
+            "s.txt:1:28: put a value for load_graph in the place of <FIXME>",
+        ),
+        (
+            "dataset_config { image_extension: <your own> }",
+            "s.txt:1:35: put a value for image_extension in the place of <your own>",
+        ),
+        (
+            "random_seed: 42\nssd_config { }\ntraining_config { }",
+            "s.txt:2:1: this is a spec of TLT's SSD; detectkit reads those of DetectNet_v2",
         ),
         ("a{" * 100, "s.txt:1:66: more than 32 blocks inside each other"),
     ],

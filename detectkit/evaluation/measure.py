@@ -1,0 +1,102 @@
+"""Predicted batches against the labels that came with them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+
+import torch
+
+from detectkit.data.augment import Prepared
+from detectkit.data.dataset import DONTCARE, Batch
+from detectkit.evaluation.coco import CocoScores
+from detectkit.evaluation.kitti import KittiScores
+from detectkit.evaluation.results import Evaluation, Truth
+from detectkit.evaluation.voc import Scores
+from detectkit.ops.cluster import Detections
+from detectkit.predict import Latency, Predicted
+from detectkit.spec import EvaluationConfig
+
+Cost = Callable[[Predicted], float]
+Place = Callable[[Detections], Detections]
+
+
+def evaluate(
+    predictions: Iterable[Predicted],
+    class_names: list[str],
+    config: EvaluationConfig,
+    *,
+    cost: Cost | None = None,
+) -> Evaluation:
+    """Measure predicted batches as `config.protocol` says: VOC in network pixels, the others in those of the files.
+
+    Args:
+        cost: of a predicted batch, for the validation cost.
+
+    Raises:
+        DetectkitError: the protocol needs a package that is not installed.
+    """
+    scores = new_scores(class_names, config)
+    cost_sum = 0.0
+    latencies: list[Latency] = []
+    for predicted in predictions:
+        places, truths = placements(predicted, config), image_truths(predicted, config)
+        for detections, place, truth in zip(predicted.detections, places, truths, strict=True):
+            scores.add(place(detections), truth)
+        latencies.append(predicted.latency)
+        if cost:
+            cost_sum += cost(predicted) * len(predicted.detections)
+    return Evaluation(
+        classes=scores.results(),
+        images=scores.images,
+        cost=cost_sum / scores.images if cost else None,
+        latency=Latency(*(statistics.median(stage) for stage in zip(*latencies))) if latencies else None,
+        protocol=EvaluationConfig.PROTOCOL.Name(config.protocol),
+    )
+
+
+def new_scores(class_names: list[str], config: EvaluationConfig) -> Scores:
+    """An empty collection that measures by `config.protocol`."""
+    protocols = {EvaluationConfig.KITTI: KittiScores, EvaluationConfig.COCO: CocoScores}
+    return protocols.get(config.protocol, Scores)(class_names, config)
+
+
+def placements(predicted: Predicted, config: EvaluationConfig) -> list[Place]:
+    """For each image what brings detections from network pixels to those that the protocol measures."""
+    if config.protocol == EvaluationConfig.VOC:
+        return [_stay] * len(predicted.detections)
+    return predicted.placements()
+
+
+def _stay(found: Detections) -> Detections:
+    return found
+
+
+def image_truths(predicted: Predicted, config: EvaluationConfig) -> list[Truth]:
+    """The labels of each image of a batch in the pixels that the protocol measures."""
+    if config.protocol == EvaluationConfig.VOC:
+        return _prepared_truths(predicted.prepared)
+    return _original_truths(predicted.batch)
+
+
+def _prepared_truths(prepared: Prepared) -> list[Truth]:
+    """In network pixels: labels of target classes, and DontCare regions."""
+    parts = [prepared.labels]
+    if (prepared.others.classes == DONTCARE).any():
+        parts.append(prepared.others)
+    columns = zip(*((part.boxes, part.classes, part.image_index) for part in parts))
+    boxes, classes, image_index = (torch.cat(column).cpu() for column in columns)
+    masks = [image_index == image for image in range(len(prepared.images))]
+    return [Truth(boxes[own], classes[own]) for own in masks]
+
+
+def _original_truths(batch: Batch) -> list[Truth]:
+    """In the pixels of the image files, all labels, clipped to nothing."""
+    truths = []
+    for image in range(len(batch.images)):
+        own = (batch.image_index == image).nonzero().flatten()
+        names = tuple(batch.names[label] for label in own.tolist())
+        truths.append(
+            Truth(batch.boxes[own], batch.classes[own], names, batch.truncation[own], batch.occlusion[own])
+        )
+    return truths

@@ -1,0 +1,70 @@
+"""What evaluation takes for the truth of an image, and what it gives."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from detectkit.predict import Latency
+
+
+class Truth(NamedTuple):
+    """The labels of an image on the CPU, in the pixels of the detections they are compared with. N boxes."""
+
+    boxes: Tensor  # [N, 4]
+    classes: Tensor  # int64 [N], a target class, BACKGROUND or DONTCARE, see `detectkit.data.dataset`
+    # KITTI's difficulties need these, the other protocols none of them:
+    names: tuple[str, ...] = ()  # N names in lower case
+    truncation: Tensor | None = None  # float32 [N]
+    occlusion: Tensor | None = None  # int64 [N]
+
+
+class ClassResult(NamedTuple):
+    """One class. `average_precision` is None for a class without a labelled box: it has no recall to speak of.
+
+    Precision to true_positives, and the curves, are of the protocol's plainest setting: the one IoU of VOC, KITTI's
+    moderate objects, the IoU 0.5 of COCO.
+    """
+
+    name: str
+    average_precision: float | None  # 0 to 1
+    precision: float  # at the threshold with the best F1
+    recall: float
+    f1: float
+    threshold: float  # the score of the last detection counted there
+    ground_truth: int
+    detections: int
+    true_positives: int  # among all detections
+    precision_curve: list[float]  # by descending score
+    recall_curve: list[float]
+    figures: dict[str, float | None]  # the protocol's own, 0 to 1; None where no labelled box is of that kind
+
+
+class Evaluation(NamedTuple):
+    """Accuracy over all images, and cost and latency where a network was run."""
+
+    classes: list[ClassResult]
+    images: int
+    cost: float | None  # mean unregularised cost of an image
+    latency: Latency | None  # median over the batches, seconds an image
+    protocol: str = "VOC"
+    rejected: int = 0  # lines of label files that could not be used
+
+    @property
+    def mean_average_precision(self) -> float:
+        """Mean over the classes that have labelled boxes, 0 to 1; 0 when none has."""
+        return _mean(result.average_precision for result in self.classes) or 0.0
+
+    @property
+    def mean_figures(self) -> dict[str, float | None]:
+        """The mean of each of the protocol's figures over the classes that have it."""
+        keys = self.classes[0].figures if self.classes else ()
+        return {key: _mean(result.figures[key] for result in self.classes) for key in keys}
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None

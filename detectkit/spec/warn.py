@@ -1,0 +1,186 @@
+"""What a spec says in vain: fields that do nothing here, and settings that are likely not meant."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from detectkit.spec.check import (
+    class_names,
+    class_sections,
+    nearest,
+    present,
+    quoted,
+    rule_of,
+    short,
+)
+from detectkit.spec.dataset_export_pb2 import DatasetExportConfig
+from detectkit.spec.dataset_pb2 import DatasetConfig
+from detectkit.spec.evaluation_pb2 import EvaluationConfig
+from detectkit.spec.experiment_pb2 import Experiment
+from detectkit.spec.inference_pb2 import Inference
+from detectkit.spec.label_filter_pb2 import ObjectiveLabelFilter
+from detectkit.spec.model_pb2 import ModelConfig
+from detectkit.spec.networks import NETWORKS, Network
+from detectkit.spec.postprocessing_pb2 import ClusteringConfig, PostProcessingConfig
+
+
+def warnings(message: Experiment | Inference | DatasetExportConfig) -> list[str]:
+    """One sentence for each thing in a spec that does nothing here, or is likely not meant."""
+    found = list(_without_effect(message))
+    match message:
+        case Experiment():
+            found += _experiment(message)
+        case Inference():
+            found += _inference(message)
+    return found
+
+
+def _without_effect(message: Message) -> Iterator[str]:
+    """One sentence for each field that does nothing here or not yet, however often it is set."""
+    places: dict[str, list[str]] = {}
+    reasons: dict[str, str] = {}
+    for path, field, reason in _effectless(message, ""):
+        places.setdefault(field.full_name, []).append(path)
+        reasons[field.full_name] = reason
+    for name, paths in places.items():
+        more = f" (and in {len(paths) - 1} more places)" if len(paths) > 1 else ""
+        yield f"{paths[0]}{more} {reasons[name]}"
+
+
+def _effectless(message: Message, path: str) -> Iterator[tuple[str, FieldDescriptor, str]]:
+    for here, field, value in present(message, path):
+        rule = rule_of(field)
+        is_message = isinstance(value, Message)
+        if not is_message and not field.is_repeated and value == field.default_value:
+            continue
+        if rule.inert:
+            yield here, field, f"has no effect: {rule.inert}"
+        elif rule.later:
+            yield here, field, f"has no effect in this version: {rule.later}"
+        elif is_message:
+            yield from _effectless(value, here)
+
+
+# Training specs
+
+
+def _experiment(spec: Experiment) -> Iterator[str]:
+    names = set(class_names(spec))
+    for path, entries in class_sections(spec):
+        yield from _unknown_classes(path, entries, names)
+    yield from _dataset(spec.dataset_config, names)
+    yield from _model(spec.model_config)
+    yield from _evaluation(spec.evaluation_config)
+    yield from _confidence(spec.postprocessing_config)
+    if spec.HasField("loss_mask_label_filter"):
+        yield from _loss_mask(spec.loss_mask_label_filter)
+    angle = spec.augmentation_config.spatial_augmentation.rotate_rad_max
+    if angle > math.pi:
+        yield (
+            f"augmentation_config.spatial_augmentation.rotate_rad_max: {short(angle)} radians are more than half a "
+            f"turn; {short(angle)} degrees would be {math.radians(angle):.4f}"
+        )
+
+
+def _dataset(config: DatasetConfig, names: set[str]) -> Iterator[str]:
+    mapping = config.target_class_mapping
+    for target in sorted(set(mapping.values()) - names):
+        labels = ", ".join(sorted(label for label in mapping if mapping[label] == target))
+        yield (
+            f"dataset_config.target_class_mapping: {quoted(target)} is no class of cost_function_config, "
+            f"so boxes of {labels} are background{_meant(target, names)}"
+        )
+    if config.WhichOneof("dataset_split_type") is None:
+        yield "dataset_config: neither validation_fold nor validation_data_source is set, so nothing is validated"
+
+
+def _model(config: ModelConfig) -> Iterator[str]:
+    if config.freeze_blocks and not config.pretrained_model_file:
+        yield "model_config.freeze_blocks: without pretrained_model_file these blocks keep their random start"
+    network = NETWORKS.get(config.arch)
+    if network:
+        for name, reason in _choices_without_effect(config, network):
+            yield f"model_config.{name} has no effect: {config.arch} {reason}"
+
+
+def _choices_without_effect(config: ModelConfig, network: Network) -> Iterator[tuple[str, str]]:
+    """Fields that choose between forms that this network does not have, and why."""
+    if config.num_layers and not network.depths:
+        yield "num_layers", "has one depth"
+    if config.use_pooling and not network.pooling:
+        yield "use_pooling", "has one form"
+    if config.all_projections and not network.projections:
+        yield "all_projections", "has no projections to choose"
+    if config.HasField("use_batch_norm") and network.batch_norm not in (None, config.use_batch_norm):
+        yield "use_batch_norm", f"{'always' if network.batch_norm else 'never'} has batch normalisation"
+    unknown = [block for block in config.freeze_blocks if block not in network.blocks]
+    if unknown:
+        named = ", ".join(map(short, unknown))
+        yield "freeze_blocks", f"has blocks {network.blocks[0]} to {network.blocks[-1]} and no {named}"
+
+
+def _evaluation(config: EvaluationConfig) -> Iterator[str]:
+    """What one way of counting reads and another does not."""
+    path, protocol = "evaluation_config", EvaluationConfig.PROTOCOL.Name(config.protocol)
+    if config.protocol == EvaluationConfig.COCO and config.minimum_detection_ground_truth_overlap:
+        reason = "protocol COCO averages over the overlaps 0.5, 0.55 .. 0.95"
+        yield f"{path}.minimum_detection_ground_truth_overlap has no effect: {reason}"
+    if config.protocol != EvaluationConfig.VOC and config.HasField("average_precision_mode"):
+        yield f"{path}.average_precision_mode has no effect: protocol {protocol} has its own recalls"
+
+
+def _confidence(config: PostProcessingConfig) -> Iterator[str]:
+    entries = config.target_class_config
+    for name in sorted(entries):
+        threshold = entries[name].confidence_config.confidence_threshold
+        if threshold > 1 and entries[name].clustering_config.clustering_algorithm == ClusteringConfig.NMS:
+            path = f"postprocessing_config.target_class_config[{quoted(name)}].confidence_config"
+            yield (
+                f"{path}.confidence_threshold: {short(threshold)} is more than the confidence of any detection of "
+                "NMS, which is at most 1"
+            )
+
+
+def _loss_mask(config: ObjectiveLabelFilter) -> Iterator[str]:
+    path = "loss_mask_label_filter"
+    if not config.objective_label_filter_configs:
+        yield f"{path} has no effect: it has no objective_label_filter_configs"
+    for index, entry in enumerate(config.objective_label_filter_configs):
+        label_filter = entry.label_filter
+        if label_filter.HasField("source_class_label_filter"):
+            if not label_filter.source_class_label_filter.source_class_names:
+                here = (
+                    f"{path}.objective_label_filter_configs[{index}].label_filter.source_class_label_filter"
+                )
+                yield f"{here} has no effect: it names no label"
+
+
+# Inference specs
+
+
+def _inference(spec: Inference) -> Iterator[str]:
+    known = set(spec.inferencer_config.target_classes)
+    path = "bbox_handler_config.classwise_bbox_handler_config"
+    entries = spec.bbox_handler_config.classwise_bbox_handler_config
+    if known:
+        yield from _unknown_classes(path, set(entries) - {"default"}, known)
+    for name in sorted(entries):
+        handler = entries[name]
+        is_mean = handler.confidence_model == "mean_cov"
+        if is_mean and handler.clustering_config.clustering_algorithm == ClusteringConfig.NMS:
+            yield f'{path}[{quoted(name)}].confidence_model has no effect: "mean_cov" is for clusters of DBSCAN'
+
+
+def _unknown_classes(path: str, entries: set[str], names: set[str]) -> Iterator[str]:
+    """Entries for classes that are not detected."""
+    for name in sorted(entries - names):
+        yield f"{path}[{quoted(name)}] has no effect: there is no such class{_meant(name, names)}"
+
+
+def _meant(name: str, names: Iterable[str]) -> str:
+    near = nearest(name, sorted(names))
+    return f" (is {quoted(near)} meant?)" if near else ""
