@@ -19,6 +19,7 @@ from detectkit.files import atomic_write, make_directory
 from detectkit.heads import GridHead
 from detectkit.model import checkpoint
 from detectkit.model.detector import Detector, build, summary
+from detectkit.trackers import without_key
 from detectkit.train import optim, state as states
 from detectkit.train.average import WeightAverage
 from detectkit.train.board import Board
@@ -114,6 +115,7 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
         UsageError: `results` holds a run of another spec.
         OutputError: `results` cannot be written.
     """
+    watched, experiment = experiment, without_key(experiment)  # a key is for the account alone, not for files
     saved = _saved_state(experiment, results)
     torch.manual_seed(experiment.random_seed)
     training, validation = _open_data(experiment)
@@ -138,7 +140,7 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
         head=head,
         state=state,
         regularized=optim.regularized_weights(detector),
-        board=Board(results / "events", experiment, head.class_names, first_step=first_step),
+        board=Board(results / "events", watched, head.class_names, first_step=first_step),
         status=StatusLog(results / "status.jsonl"),
         number_format=dtype,
         saved_at=time.monotonic(),

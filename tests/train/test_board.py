@@ -257,3 +257,14 @@ def test_cell_costs_are_the_parts_of_the_cost(shown):
     masked = board.targets._replace(mask=torch.full((3, 2, 2, 4, 6), 0.5))
     halved = cell_costs(board.run.head, board.outputs, masked, board.prepared.weights)
     torch.testing.assert_close(halved, maps / 2)
+
+
+def test_the_key_of_an_account_is_in_no_file(tiny, tmp_path):
+    tiny.training_config.num_epochs = 1
+    tiny.training_config.visualizer.wandb_config.key = "0123456789abcdef-secret"
+    tiny.training_config.visualizer.wandb_config.project = "cells"
+    outcome = train(set_up(tiny, tmp_path, name="model", device=torch.device("cpu")))
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert outcome.last in files and tmp_path / "resume.pt" in files
+    assert [path for path in files if b"secret" in path.read_bytes()] == []
+    assert b"cells" in (tmp_path / "experiment_spec.txt").read_bytes()
