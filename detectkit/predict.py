@@ -49,7 +49,7 @@ class Predicted(NamedTuple):
 
     def placements(self) -> list[Callable[[Detections], Detections]]:
         """For each image what brings detections from network pixels to those of its file, as `in_original_pixels` does."""
-        inverse = torch.linalg.inv(self.prepared.matrices.double()).float().cpu()
+        inverse = torch.linalg.inv(self.prepared.matrices.cpu().double()).float()
         sizes = self.batch.original_sizes.tolist()
         return [
             partial(_moved, matrix=matrix, size=size) for matrix, size in zip(inverse, sizes, strict=True)

@@ -218,9 +218,8 @@ class Expendable:
             yield
         except ModuleNotFoundError as error:
             self._stop(f"the package {error.name} is not installed (pip install {error.name})")
-        except (
-            Exception
-        ) as error:  # of a library that documents no errors: nothing it raises may end a training
+        # Libraries that document no errors: nothing they raise may end a training.
+        except Exception as error:
             self._stop(str(error).strip() or type(error).__name__)
 
     def _stop(self, reason: str) -> None:
@@ -287,9 +286,8 @@ def _require_server() -> None:
     except urllib.error.HTTPError:
         pass  # an answer
     except urllib.error.URLError as error:
-        if not isinstance(
-            error.reason, ssl.SSLError
-        ):  # a certificate that ClearML may have been told to take
+        # A certificate that fails here is one that ClearML may have been told to take.
+        if not isinstance(error.reason, ssl.SSLError):
             raise
 
 

@@ -127,7 +127,7 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_text(tiny_root: Path) -> str:
     """The spec as a person writes it: what has a default is left out."""
     return SPEC.replace("ROOT", str(tiny_root))

@@ -57,6 +57,21 @@ def test_encoded_boxes_decode_to_themselves(tiny):
     assert third.scores.tolist() == pytest.approx([total[2, 1].item()])
 
 
+@pytest.mark.parametrize("algorithm", ["DBSCAN", "NMS", "HYBRID"])
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_diverged_answer_detects_nothing_and_leaves_the_other_images_alone(tiny, algorithm, broken):
+    for entry in tiny.postprocessing_config.target_class_config.values():
+        entry.clustering_config.clustering_algorithm = algorithm
+    head = GridHead(tiny)
+    outputs = perfect(head, prepared([SQUARE, BAR, WIDE], [0, 1, 1], [0, 0, 2], 3))
+    expected = head.detections(outputs)
+    outputs[0][1], outputs[1][1] = 1.0, torch.nan  # boxes that are none, or coverage that is none
+    outputs[broken][1] = torch.nan
+    for found, wanted in zip(head.detections(outputs), expected, strict=True):
+        for value, other in zip(found, wanted, strict=True):
+            assert torch.equal(value, other)
+
+
 @pytest.mark.spec_field("ModelConfig.BboxObjective.scale", "ModelConfig.BboxObjective.offset")
 def test_scale_and_offset_are_the_specs(tiny):
     batch = prepared([SQUARE], [0], [0], 1)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from detectkit import spec
+from detectkit import spec, tune
 from detectkit.data.augment import Labels, Prepared
 from detectkit.evaluation import evaluate
 from detectkit.heads import GridHead
@@ -120,8 +120,9 @@ def test_a_threshold_below_all_that_are_tried_counts_as_it_stands(tiny):
     assert tuned.postprocessing == tiny.postprocessing_config
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_average_precision_never_falls(tiny, seed):
+@pytest.mark.parametrize("seed, group", [(0, 32), (1, 2)])
+def test_average_precision_never_falls(tiny, monkeypatch, seed, group):
+    monkeypatch.setattr(tune, "GROUP", group)
     generator = torch.Generator().manual_seed(seed)
     head = GridHead(tiny)
     batches = []
@@ -137,6 +138,7 @@ def test_average_precision_never_falls(tiny, seed):
             near = torch.tensor(LEFT if key[2] < 3 else RIGHT) + 6 * torch.randn(4, generator=generator)
             boxes[key] = tuple(near.tolist())
         batches.append(predicted(head, cells, boxes, [(LEFT, 0), (RIGHT, 0), (RIGHT, 1)]))
+    batches.insert(1, predicted(head, {}, {}, [(LEFT, 0)]))
     before = precision(tiny, batches)
     tuned = tune_clustering(batches, head, tiny)
     assert tuned.before.classes == before.classes

@@ -85,11 +85,14 @@ def _say_differences(message: spec.Spec) -> None:
 
 def _check_data(experiment: spec.Experiment) -> None:
     """Print the boxes of each class; raises DataError for unreadable data and for classes without a training box."""
-    from detectkit.data.dataset import class_counts, training_frames, validation_frames
+    from detectkit.data.dataset import capped, class_counts, training_frames, validation_frames
+    from detectkit.evaluation import require_package
 
+    require_package(experiment.evaluation_config)
     _require_model(experiment.model_config.pretrained_model_file, "model_config.pretrained_model_file")
     names = spec.class_names(experiment)
-    training = training_frames(experiment.dataset_config, names)
+    limit = experiment.training_config.max_boxes_per_image
+    training = capped(training_frames(experiment.dataset_config, names), limit)
     validation = validation_frames(experiment.dataset_config, names)
     counts, labels = class_counts(training)
     held_out, more_labels = class_counts(validation) if validation else (Counter[str](), Counter[str]())
@@ -97,8 +100,9 @@ def _check_data(experiment: spec.Experiment) -> None:
     images = ("images", len(training), len(validation) if validation else 0)
     table(("class", "training boxes", "validation boxes"), [*rows, images])
     _say_other_labels(experiment, labels + more_labels)
-    channels = experiment.augmentation_config.preprocessing.output_image_channel
-    opened = sum(_open_sample(dataset, channels) for dataset in (training, validation) if dataset)
+    _warn_of_absent_labels(experiment, labels + more_labels)
+    preprocessing = experiment.augmentation_config.preprocessing
+    opened = sum(_open_sample(dataset, preprocessing) for dataset in (training, validation) if dataset)
     say(f"opened {opened} of {len(training) + len(validation or ())} images: all good")
     empty = [name for name in names if not counts[name]]
     if empty:
@@ -106,6 +110,7 @@ def _check_data(experiment: spec.Experiment) -> None:
         raise DataError(
             f"no training box of class {', '.join(empty)}; the labels in the records are: {found}. "
             "Correct dataset_config.target_class_mapping, or take the class out"
+            + (f", or raise max_boxes_per_image: {limit}" if limit else "")
         )
     if validation and not all(held_out[name] for name in names):
         empty = [name for name in names if not held_out[name]]
@@ -125,19 +130,50 @@ def _say_other_labels(experiment: spec.Experiment, labels: Counter[str]) -> None
     )
 
 
+def _warn_of_absent_labels(experiment: spec.Experiment, labels: Counter[str]) -> None:
+    """Name the labels that the spec treats apart and that no record has."""
+    filters = [
+        item.label_filter.source_class_label_filter
+        for item in experiment.loss_mask_label_filter.objective_label_filter_configs
+    ]
+    named = {
+        "dataset_config.dontcare_labels": experiment.dataset_config.dontcare_labels,
+        "loss_mask_label_filter, source_class_names": [
+            name for item in filters for name in item.source_class_names
+        ],
+    }
+    for field, names in named.items():
+        absent = [name for name in names if name.lower() not in labels]
+        if absent:
+            log.warning("%s: no label in the records is called %s", field, ", ".join(absent))
+
+
 def _say_labels(title: str, labels: list[tuple[str, int]]) -> None:
     if labels:
         more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
         say(f"{title}: {', '.join(f'{label} ({count})' for label, count in labels[:NAMED])}{more}")
 
 
-def _open_sample(dataset: Dataset, channels: int) -> int:
+def _open_sample(dataset: Dataset, preprocessing: spec.AugmentationConfig.Preprocessing) -> int:
     """Decode images spread evenly over a data set; gives their number. Raises DataError for a bad one."""
     step = max(len(dataset) // SAMPLE, 1)
     indices = range(0, len(dataset), step)[:SAMPLE]
     for index in indices:
-        dataset.sample(index, channels=channels)
+        sample = dataset.sample(index, channels=preprocessing.output_image_channel)
+        _require_crop_inside(preprocessing, sample.image_path, *sample.original_size)
     return len(indices)
+
+
+def _require_crop_inside(
+    preprocessing: spec.AugmentationConfig.Preprocessing, image: str, width: int, height: int
+) -> None:
+    """Raise DataError where nothing of an image is left by the crop, which cuts from the scaled image."""
+    scaled = width * (preprocessing.scale_width or 1), height * (preprocessing.scale_height or 1)
+    if preprocessing.crop_left >= scaled[0] or preprocessing.crop_top >= scaled[1]:
+        raise DataError(
+            f"augmentation_config.preprocessing: crop_left {preprocessing.crop_left} and crop_top"
+            f" {preprocessing.crop_top} leave nothing of {image}, which is {scaled[0]:g}x{scaled[1]:g} there"
+        )
 
 
 def _check_model(inference: spec.Inference) -> None:

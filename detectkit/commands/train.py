@@ -52,9 +52,8 @@ def run(args: argparse.Namespace) -> None:
     log.info(f"{len(training.training)} training and {validation} validation images, on {device}")
     training.status.write("Starting training.", status="STARTED")
     if training.finished:
-        log.info(
-            f"{args.results_dir} holds the finished run: raise num_epochs to train on, or use another -r"
-        )
+        on = "" if training.stopped_early else "raise num_epochs to train on, or "
+        log.info(f"{args.results_dir} holds the finished run: {on}use another -r")
     with training.status.failures():
         outcome = train(training)
     training.status.write("Training complete.", status="SUCCESS")

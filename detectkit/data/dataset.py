@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import ctypes
+import functools
 import io
+import multiprocessing
 import os
 import signal
-import weakref
+import sys
+import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
+from multiprocessing.sharedctypes import RawValue
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -236,7 +246,7 @@ class _Reader:
     def _frame(
         self, record: tfrecord.Record, source: DataSource, shard: tfrecord.Shard | None, *, number: int
     ) -> Frame:
-        names = tuple(name.lower() for name in record.names)
+        names = tuple(sys.intern(name.lower()) for name in record.names)  # a few names, many labels
         classes = np.array([self.numbers.get(name, BACKGROUND) for name in names], dtype=np.int64)
         objects = Objects(record.boxes, classes, names, record.truncation, record.occlusion)
         widths, heights = (record.boxes[:, 2:] - record.boxes[:, :2]).T
@@ -334,25 +344,28 @@ def loader(
     """
     fetch = _Fetch(dataset, augmentation)
     batches = [list(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
-    loaded: DataLoader[Batch | _Failure] = DataLoader(
-        fetch,  # type: ignore[arg-type]  # a batch an index list: no Dataset of torch's
-        sampler=batches,
-        batch_size=None,
-        collate_fn=_as_it_is,
-        num_workers=workers,
-        worker_init_fn=_set_up_worker,
-        generator=torch.Generator(),  # else every pass would move the global random state
-        pin_memory=torch.cuda.is_available(),
-    )
-    with _starting_workers():
+    # torch warns of more workers than cores: that is the spec's business.
+    with _starting_workers(), warnings.catch_warnings(action="ignore"):
+        loaded: DataLoader[Batch | _Sent | _Failure] = DataLoader(
+            fetch,  # type: ignore[arg-type]  # a batch an index list: no Dataset of torch's
+            sampler=batches,
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            multiprocessing_context=_context() if workers else None,
+            worker_init_fn=_set_up_worker,
+            generator=torch.Generator(),  # else every pass would move the global random state
+            pin_memory=torch.cuda.is_available(),
+        )
         items = iter(loaded)
     # Held by a traceback or a reference cycle, torch's iterator may go without a word to its processes.
-    weakref.finalize(items, _kill, getattr(items, "_workers", []), os.getpid())
+    # At exit multiprocessing waits for them, and they ignore its signal: only its own finalizers come before that.
+    Finalize(items, _kill, (getattr(items, "_workers", []),), exitpriority=0)
     try:
         for item in items:
             if isinstance(item, _Failure):
                 raise DataError(item.text)
-            yield item
+            yield _received(item) if isinstance(item, _Sent) else item
     except RuntimeError as error:
         if any(text in str(error) for text in WORKER_DIED):
             raise DataError(f"a loader process died ({error}): {MORE_MEMORY}") from error
@@ -363,6 +376,13 @@ class _Failure(NamedTuple):
     text: str
 
 
+class _Sent(NamedTuple):
+    """A batch on its way from a worker: a tensor goes through shared memory at the cost of a connection, an array does not."""
+
+    images: Tensor
+    others: dict[str, Any]  # the other columns of a Batch, with arrays for tensors
+
+
 class _Fetch:
     """Decodes and stacks one batch; a failure is handed over as a value (torch would wrap its text in a traceback)."""
 
@@ -371,12 +391,10 @@ class _Fetch:
         self.channels = augmentation.preprocessing.output_image_channel
         self.target_size = _decode_size(augmentation)
 
-    def __getitem__(self, indices: list[int]) -> Batch | _Failure:
+    def __getitem__(self, indices: list[int]) -> Batch | _Sent | _Failure:
         try:
             batch = collate([self._sample(index) for index in indices])
-            if get_worker_info() is not None:
-                _share(batch)
-            return batch
+            return batch if get_worker_info() is None else _sent(batch)
         except DataError as error:
             return _Failure(str(error))
 
@@ -384,14 +402,60 @@ class _Fetch:
         return self.dataset.sample(index, channels=self.channels, target_size=self.target_size)
 
 
-def _share(batch: Batch) -> None:
-    """Move a batch to shared memory. Left to torch's queue, a batch without space there is lost and awaited for ever."""
+def _sent(batch: Batch) -> _Sent:
+    """A batch that torch's queue can send. It would lose, and await for ever, one that cannot be sent."""
     try:
-        for tensor in batch:
-            if isinstance(tensor, Tensor) and tensor.numel():
-                tensor.share_memory_()  # type: ignore[no-untyped-call]
+        batch.images.share_memory_()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise DataError(f"no shared memory is left for a loader process ({error}): {MORE_MEMORY}") from error
+    try:
+        _open_socket()
+    except OSError as error:
+        folder = tempfile.gettempdir()
+        raise DataError(
+            f"a loader process cannot open a socket below {folder} ({error}): set TMPDIR to a folder with a short path"
+            " that can be written, or training_config.workers to 0"
+        ) from error
+    others = batch._asdict()
+    del others["images"]
+    return _Sent(
+        batch.images,
+        {name: value.numpy() if isinstance(value, Tensor) else value for name, value in others.items()},
+    )
+
+
+def _received(sent: _Sent) -> Batch:
+    others: dict[str, Any] = {
+        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        for name, value in sent.others.items()
+    }
+    return Batch(images=sent.images, **others)
+
+
+@functools.cache
+def _open_socket() -> None:
+    """Have this process open the socket that shared memory is handed over by, as the first tensor sent does."""
+    ForkingPickler.dumps(torch.zeros(1).share_memory_())  # type: ignore[no-untyped-call]
+
+
+class _Flag:
+    """What torch needs of multiprocessing.Event, without its lock, in which a process may be killed."""
+
+    def __init__(self) -> None:
+        self._value = RawValue(ctypes.c_bool, False)
+
+    def set(self) -> None:
+        self._value.value = True
+
+    def is_set(self) -> bool:
+        return bool(self._value.value)
+
+
+def _context() -> BaseContext:
+    """How torch starts its workers: as it would, but that none of them, killed at any moment, can stop this process."""
+    context = copy.copy(multiprocessing.get_context())
+    setattr(context, "Event", _Flag)
+    return context
 
 
 def _as_it_is(item: Any) -> Any:
@@ -419,11 +483,9 @@ def _starting_workers() -> Iterator[None]:
             signal.signal(signal.SIGCHLD, on_child_exit)
 
 
-def _kill(workers: Sequence[BaseProcess], parent: int) -> None:
-    """End processes that are still there; nothing in a forked copy of the process that started them."""
-    if os.getpid() == parent:
-        for worker in workers:
-            worker.kill()
+def _kill(workers: Sequence[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
 
 
 def _set_up_worker(_: int) -> None:

@@ -137,7 +137,8 @@ def _read_list(path: Path) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read image_set_files {path}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot read image_set_files {path}: {reason}") from error
     if not lines:
         raise DataError(f"image_set_files {path} names no image")
     pairs = [MEMBERSHIP.fullmatch(line) for line in lines]

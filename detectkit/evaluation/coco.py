@@ -21,7 +21,7 @@ def require_package(config: EvaluationConfig) -> None:
     """Raise DetectkitError if the protocol needs a package that is not installed."""
     if config.protocol == EvaluationConfig.COCO and importlib.util.find_spec("faster_coco_eval") is None:
         raise DetectkitError(
-            "evaluation_config.protocol COCO needs the package faster-coco-eval: pip install 'detectkit[coco]', or"
+            "evaluation_config.protocol COCO needs the package faster-coco-eval: pip install faster-coco-eval, or"
             " use another protocol"
         )
 

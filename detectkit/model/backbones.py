@@ -36,9 +36,8 @@ def make_backbone(model_config: ModelConfig, channels: int) -> Backbone:
     backbone.title = _title(model_config)
     if channels != 3:
         _take_channels(first_convolution(backbone), channels)
-    if (
-        _chooses_no_batch_norm(model_config) and model_config.arch != "vgg"
-    ):  # which torchvision has in both forms
+    # torchvision has vgg in both forms.
+    if _chooses_no_batch_norm(model_config) and model_config.arch != "vgg":
         _leave_out_batch_norm(backbone)
         backbone.torchvision = None
     if model_config.HasField("activation"):

@@ -23,9 +23,8 @@ class Backbone(nn.Module, abc.ABC):
     stride = 16  # input pixels per grid cell
     out_channels: int
     title = ""  # what model_config asks for, as in "resnet 18"
-    torchvision: str | None = (
-        None  # torchvision's name of this network, whose weight files load, if it has it
-    )
+    # torchvision's name of this network, whose weight files load, if it has it.
+    torchvision: str | None = None
     # How the names of those tensors begin that torchvision's files have behind the last layer of ours.
     behind: tuple[str, ...] = ("classifier.",)
     # What torchvision's weights expect to be taken from the image, and it to be divided by, for each colour.

@@ -67,9 +67,8 @@ class Detector(nn.Module):
         self.freeze_bn = freeze_bn
         self.freeze_pretrained = freeze_pretrained
         self.frozen: frozenset[str] = frozenset()  # tensors that `freeze` holds
-        self._trained_before: dict[str, bool] | None = (
-            None  # of the backbone's parameters, while it is frozen
-        )
+        # Of the backbone's parameters, while it is frozen.
+        self._trained_before: dict[str, bool] | None = None
         self.reset_heads()
 
     def reset_heads(self) -> None:

@@ -19,6 +19,7 @@ RESNETS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int
     152: (Bottleneck, (3, 8, 36, 3)),
     200: (Bottleneck, (3, 24, 36, 3)),
 }
+TORCHVISION = (18, 34, 50, 101, 152)  # depths that torchvision has
 
 
 class ResNet(Backbone):
@@ -42,7 +43,7 @@ class ResNet(Backbone):
     def __init__(self, depth: int, *, pooling: bool, all_projections: bool) -> None:
         super().__init__()
         block, repeats = RESNETS[depth]
-        self.torchvision = f"resnet{depth}" if depth > 10 else None
+        self.torchvision = f"resnet{depth}" if depth in TORCHVISION else None
         self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)

@@ -46,8 +46,9 @@ def cluster(
 
     image_index, ascending int64 [N], says which image a candidate is in (None: 0); images do not touch each other, and
     one call for many is several times faster than one for each. Results come by image, then by descending score.
-    Candidates need a coverage above coverage_threshold; results are taller than minimum_height (strictly) and score
-    at least the algorithm's confidence threshold and confidence_threshold, which is for the results of all three.
+    Candidates need a coverage above coverage_threshold, and finite numbers (those of a diverged network are not); results
+    are taller than minimum_height (strictly) and score at least the algorithm's confidence threshold and
+    confidence_threshold, which is for the results of all three.
     "dbscan": weighted mean box of each cluster, scored by its summed coverage (confidence_model "aggregate_cov") or by
     its mean one ("mean_cov"). dbscan_eps is the largest 1 - IoU of neighbours, dbscan_min_samples the coverage that a
     neighbourhood must sum up to (0 counts as 1).
@@ -59,6 +60,7 @@ def cluster(
     if image_index is None:
         image_index = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
     candidates = _where(coverage > coverage_threshold)
+    candidates = candidates[(boxes[candidates].sum(1) + coverage[candidates]).isfinite()]
     boxes, coverage, images = boxes[candidates], coverage[candidates], image_index[candidates]
     if algorithm in ("dbscan", "hybrid"):
         labels = dbscan(boxes, coverage, eps=dbscan_eps, min_samples=dbscan_min_samples or 1.0, groups=images)

@@ -237,7 +237,7 @@ def _model(config: ModelConfig) -> Iterator[Violation]:
     if network and network.depths and config.num_layers > 0 and config.num_layers not in network.depths:
         depths = ", ".join(map(str, sorted(network.depths)))
         yield Violation(
-            "model_config.num_layers", f"{config.arch} has {depths} layers", str(config.num_layers)
+            "model_config.num_layers", f"must be one of {depths} for {config.arch}", str(config.num_layers)
         )
     for index, block in enumerate(config.freeze_blocks):
         if math.isfinite(block) and block != round(block):
@@ -398,8 +398,8 @@ def _loss_mask(config: ObjectiveLabelFilter, names: list[str]) -> Iterator[Viola
             yield from _limits(f"{path}.label_filter.{kind}", getattr(entry.label_filter, kind))
         for place, name in enumerate(entry.target_class_names):
             if name not in names:
-                rule = "must be a class of cost_function_config"
-                yield Violation(f"{path}.target_class_names[{place}]", rule, _near(name, names))
+                rule = f"must be a class of cost_function_config ({_near(name, names)})"
+                yield Violation(f"{path}.target_class_names[{place}]", rule, quoted(name))
 
 
 def _limits(path: str, label_filter: Message) -> Iterator[Violation]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
+import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from detectkit.spec.networks import NETWORKS, Network
 SCHEMA = Path(__file__).with_name("schema.binpb")
 EDITION = (12,)  # where protoc keeps the comment at the head of a file
 PACKAGE = "detectkit.spec."
+WIDTH = 100  # of text on the terminal
 ROOTS = {
     "Training spec": schema_of(Experiment),
     "Inference spec": schema_of(Inference),
@@ -273,7 +275,7 @@ def _first_sentence(text: str) -> str:
 def _message_text(descriptor: Descriptor) -> str:
     lines = [
         _name(descriptor),
-        f"  {comments().get(descriptor.full_name, '')}",
+        *_wrapped(comments().get(descriptor.full_name, "")),
         "",
         *_field_list(descriptor),
     ]
@@ -298,18 +300,21 @@ def _field_text(place: Place) -> str:
         lines += ["", *_network_lines()]
     inner = inner_message(field)
     if inner is not None:
-        lines += ["", f"{_name(inner)}: {comments().get(inner.full_name, '')}", *_field_list(inner)]
+        about = f"{_name(inner)}: {comments().get(inner.full_name, '')}"
+        lines += ["", *_wrapped(about, indent=""), *_field_list(inner)]
     lines += ["", f"This is field {field.number} of {_name(owner)} ({owner.file.name})."]
     return "\n".join([*lines, *_stands([_bracketed(place) for place in stands])])
 
 
 def _enum_lines(enum: EnumDescriptor) -> list[str]:
+    """Each value with its comment beside it."""
     width = max(len(value.name) for value in enum.values)
-    lines = [
-        f"  {value.name:{width}}  {comments().get(f'{enum.full_name}.{value.name}', '')}"
-        for value in enum.values
-    ]
-    return [line.rstrip() for line in lines]
+    lines = []
+    for value in enum.values:
+        about = _wrapped(comments().get(f"{enum.full_name}.{value.name}", ""), indent=" " * (width + 4))
+        first = f"  {value.name:{width}}  {about[0].strip() if about else ''}"
+        lines += [first.rstrip(), *about[1:]]
+    return lines
 
 
 def _network_rows() -> list[tuple[str, ...]]:
@@ -339,14 +344,15 @@ def _network_lines() -> list[str]:
     return [f"  {'  '.join(cell.ljust(width) for cell, width in zip(row, widths))}".rstrip() for row in rows]
 
 
-def _wrapped(text: str, width: int = 100) -> list[str]:
-    lines: list[str] = []
-    for word in text.split():
-        if lines and len(lines[-1]) + len(word) < width:
-            lines[-1] += " " + word
-        else:
-            lines.append("  " + word)
-    return lines
+def _wrapped(text: str, *, indent: str = "  ") -> list[str]:
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _stands(paths: list[str]) -> list[str]:

@@ -160,6 +160,14 @@ def _root(spec: DatasetExportConfig) -> str:
     return str(getattr(spec, kind).root_directory_path) if kind else ""
 
 
+def _shards(spec: DatasetExportConfig) -> list[int]:
+    return [spec.kitti_config.num_shards, *spec.coco_config.num_shards]
+
+
+def _modifies(spec: DatasetExportConfig, *names: str) -> bool:
+    return any(bool(getattr(spec.sample_modifier_config, name)) for name in names)
+
+
 def _is_relative(path: str) -> bool:
     return bool(path) and not path.startswith(("/", "~"))
 
@@ -185,6 +193,11 @@ TRAINING: tuple[Difference[Experiment], ...] = (
         "dataset_config.target_class_mapping",
         "labels are compared in lower case; in TLT a key with capitals never matches a record",
         lambda spec: any(label != label.lower() for label in spec.dataset_config.target_class_mapping),
+    ),
+    Difference(
+        "dataset_config.target_class_mapping",
+        "a class that cost_function_config does not have is background; TLT stops in the first step",
+        lambda spec: not set(spec.dataset_config.target_class_mapping.values()) <= set(class_names(spec)),
     ),
     Difference(
         "dataset_config.data_sources[…].tfrecords_path",
@@ -312,8 +325,8 @@ TRAINING: tuple[Difference[Experiment], ...] = (
     ),
     Difference(
         "model_config.use_batch_norm",
-        "epsilon and momentum of batch normalisation are torch's, and no bias stands before it; TLT's are 0.001 and 0.99, "
-        "and most of its convolutions keep a bias",
+        "epsilon and momentum of batch normalisation are torchvision's, and no bias stands before it but in vgg; TLT's "
+        "are 0.001 and 0.99, and most of its convolutions keep a bias",
         lambda spec: _has_batch_norm(spec.model_config),
     ),
     Difference(
@@ -334,7 +347,7 @@ TRAINING: tuple[Difference[Experiment], ...] = (
     Difference(
         "model_config.training_precision.backend_floatx",
         "FLOAT16 keeps the weights in 32 bits and computes in 16 where that is safe: bfloat16 on a CPU, 32 bits on one "
-        "that lacks it; the log says what ran",
+        "that lacks it; on a GPU the cost is then always scaled; the log says what ran",
         lambda spec: spec.model_config.training_precision.backend_floatx == ModelConfig.TrainingPrecision.FLOAT16,
     ),
     Difference(
@@ -360,6 +373,12 @@ TRAINING: tuple[Difference[Experiment], ...] = (
         "a step whose gradients are not finite is left out; TLT takes it with zeros, which moves the weights by Adam's "
         "memory",
         lambda spec: spec.training_config.cost_scaling.enabled,
+    ),
+    Difference(
+        "training_config.visualizer.wandb_config.name",
+        "is the name of the run; TLT adds the time",
+        lambda spec: spec.training_config.visualizer.wandb_config.enabled
+        and bool(spec.training_config.visualizer.wandb_config.name),
     ),
     Difference(
         "training_config.optimizer.adam.epsilon",
@@ -480,6 +499,20 @@ INFERENCE: tuple[Difference[Inference], ...] = (
         ),
     ),
     Difference(
+        f"{CLASSWISE}.confidence_model",
+        "mean_cov is the mean of a cluster's coverages; TLT stretches it between the least and the greatest of them",
+        lambda spec: any(
+            entry.confidence_model == "mean_cov"
+            for entry in spec.bbox_handler_config.classwise_bbox_handler_config.values()
+        ),
+    ),
+    Difference(
+        "bbox_handler_config.wandb_config.name",
+        "is the name of the run; TLT adds the time",
+        lambda spec: spec.bbox_handler_config.wandb_config.enabled
+        and bool(spec.bbox_handler_config.wandb_config.name),
+    ),
+    Difference(
         f"{CLASSWISE}.clustering_config.clustering_algorithm",
         "NMS keeps its scores and honours minimum_bounding_box_height; TLT writes scores of 0 and boxes of any height",
         lambda spec: _is(_of_inference(spec), NMS),
@@ -517,6 +550,34 @@ CONVERSION: tuple[Difference[DatasetExportConfig], ...] = (
     Difference(
         "num_shards",
         "files are of even length and never empty; TLT puts the rest into the last one",
-        lambda spec: spec.kitti_config.num_shards > 1 or any(count > 1 for count in spec.coco_config.num_shards),
+        lambda spec: any(count > 1 for count in _shards(spec)),
+    ),
+    Difference(
+        "coco_config.annotation_files",
+        "the images of a fold are shuffled by random_seed; TLT keeps their order",
+        lambda spec: spec.HasField("coco_config"),
+    ),
+    Difference(
+        "coco_config.annotation_files",
+        "an image whose size is not the one stated is left out and listed in the warning file; TLT takes the stated one",
+        lambda spec: spec.HasField("coco_config"),
+    ),
+    Difference(
+        "coco_config.annotation_files",
+        "a category without an ASCII letter, and two of one name once other letters are gone, are errors; TLT writes an "
+        "empty name, and takes the two for one class",
+        lambda spec: spec.HasField("coco_config"),
+    ),
+    Difference(
+        "sample_modifier_config",
+        "classes are compared in lower case and without spaces, as the records have them",
+        lambda spec: _modifies(
+            spec, "filter_samples_containing_only", "dominant_target_classes", "minimum_target_class_imbalance"
+        ),
+    ),
+    Difference(
+        "sample_modifier_config.max_training_samples",
+        "is divided among the folds that hold frames; TLT counts empty ones too",
+        lambda spec: _modifies(spec, "max_training_samples"),
     ),
 )  # fmt: skip

@@ -36,6 +36,8 @@ def warnings(message: Experiment | Inference | DatasetExportConfig) -> list[str]
             found += _experiment(message)
         case Inference():
             found += _inference(message)
+        case DatasetExportConfig():
+            found += _dataset_export(message)
     return found
 
 
@@ -173,6 +175,19 @@ def _inference(spec: Inference) -> Iterator[str]:
         is_mean = handler.confidence_model == "mean_cov"
         if is_mean and handler.clustering_config.clustering_algorithm == ClusteringConfig.NMS:
             yield f'{path}[{quoted(name)}].confidence_model has no effect: "mean_cov" is for clusters of DBSCAN'
+
+
+# Conversion specs
+
+
+def _dataset_export(spec: DatasetExportConfig) -> Iterator[str]:
+    kind = spec.WhichOneof("convert_config_type")
+    share = getattr(spec, kind).val_split if kind in ("kitti_config", "voc_config") else 0
+    if 0 < share < 1:
+        yield f"{kind}.val_split: {short(share)} is in percent; a share of {short(share)} is {short(100 * share)}"
+
+
+# Class names
 
 
 def _unknown_classes(path: str, entries: set[str], names: set[str]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
 from detectkit import spec
@@ -21,15 +22,15 @@ class Board:
 
     Args:
         folder: of the event files, in the results folder.
+        head: that of the run.
         first_step: steps done before; above 0 the trackers go on where they were.
 
     Every method raises OutputError when TensorBoard's files cannot be written.
     """
 
-    def __init__(self, folder: Path, experiment: spec.Experiment, class_names: list[str], *, first_step: int):
-        self.experiment = experiment
+    def __init__(self, folder: Path, experiment: spec.Experiment, head: GridHead, *, first_step: int):
         self.config = experiment.training_config.visualizer
-        self.class_names = class_names
+        self.head = head
         self.trackers: list[Tracker] = training_trackers(experiment, folder, first_step=first_step)
 
     def step(
@@ -49,9 +50,9 @@ class Board:
         if not self.trackers:
             return
         number = state.epoch * steps + state.step
-        if state.step % max(steps // self.config.scalar_logging_frequency, 1) == 0:
+        if state.step % max(steps // (self.config.scalar_logging_frequency or 10), 1) == 0:
             self._scalars({"learning_rate": rate, **self._costs(state, costs, float(regularization))}, number)
-        is_due = state.step == 0 and state.epoch % self.config.infrequent_logging_frequency == 0
+        is_due = state.step == 0 and state.epoch % (self.config.infrequent_logging_frequency or 1) == 0
         if is_due and self.config.num_images:
             shown = self._pictures(prepared, targets, outputs)
             for tracker in self.trackers:
@@ -87,7 +88,7 @@ class Board:
             "regularization_cost": regularization,
             "total_cost": task + regularization,
         }
-        for row, name in enumerate(self.class_names):
+        for row, name in enumerate(self.head.class_names):
             for column, objective in enumerate(OBJECTIVES):
                 part = float(weighted[row, column])
                 values[f"mean_cost_{name}_{objective}"] = float(costs[row, column])
@@ -95,7 +96,9 @@ class Board:
                 values[f"cost_autoweight_{name}_{objective}"] = float(state.weights.weights[row, column])
         return values
 
-    def _pictures(self, prepared: Prepared, targets: Targets, outputs: tuple[Tensor, Tensor]) -> Any:
-        head = GridHead(self.experiment)
+    def _pictures(
+        self, prepared: Prepared, targets: Targets, outputs: tuple[Tensor, Tensor]
+    ) -> dict[str, list[Image.Image]]:
         thresholds = {name: item.coverage_threshold for name, item in self.config.target_class_config.items()}
-        return pictures(head, prepared, targets, outputs, count=self.config.num_images, thresholds=thresholds)
+        count = self.config.num_images
+        return pictures(self.head, prepared, targets, outputs, count=count, thresholds=thresholds)

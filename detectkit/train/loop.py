@@ -98,11 +98,11 @@ def _train_epoch(run: Run, stop: StopRequest, bar: ProgressBar) -> None:
             _require_finite(run, cost)
         if run.group[0] != run.state.step and run.state.step < run.steps:
             continue  # the weights have not moved yet; gradients are not saved
-        if run.state.step < run.steps and (stop.requested or time.monotonic() - run.saved_at > SAVE_SECONDS):
-            _require_finite(run, cost)
-            save_state(run)
         if stop.requested:
             break
+        if run.state.step < run.steps and time.monotonic() - run.saved_at > SAVE_SECONDS:
+            _require_finite(run, cost)
+            save_state(run)
     if run.state.step == run.steps:
         end_epoch(run)
 
@@ -214,9 +214,8 @@ def end_epoch(run: Run) -> None:
     due = finished or state.epoch % (run.config.checkpoint_interval or 10) == 0
     if due:
         save_model(run, run.weights_file("" if finished else f".epoch-{state.epoch:03d}"))
-    if due or result:
-        plot(run)
     if due or time.monotonic() - run.saved_at > SAVE_SECONDS:
+        plot(run)
         save_state(run)
 
 
@@ -261,8 +260,10 @@ def _observe(run: Run, result: Evaluation) -> None:
 
 def _require_finite(run: Run, cost: Tensor) -> None:
     if not torch.isfinite(cost):
+        wider = ", or train in FLOAT32" if run.number_format == torch.float16 else ""
         raise DetectkitError(
-            f"the cost is no longer a number in epoch {run.state.epoch + 1}: lower max_learning_rate, or check the labels"
+            f"the cost is no longer a number in epoch {run.state.epoch + 1}: lower max_learning_rate, or check the"
+            f" labels{wider}"
         )
 
 
@@ -314,6 +315,7 @@ def _loader(run: Run, frames: Dataset, order: list[int]) -> Iterator[Batch]:
 
 
 def _interrupted(run: Run) -> None:
+    _require_finite(run, run.state.cost_sum)
     save_state(run)
     where = f"epoch {run.state.epoch + 1}, step {run.state.step} of {run.steps}"
     raise Interrupted(f"stopped in {where}; everything is saved: the same command goes on from here")

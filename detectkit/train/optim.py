@@ -92,9 +92,8 @@ def step(optimizer: Optimizer, *, clip_norm: float, scale: CostScale | None) -> 
         optimizer.step()
         return
     overflow = (~torch.isfinite(norm)).float()
-    setattr(
-        optimizer, "found_inf", overflow
-    )  # fused optimizers look at it on the device (as with torch.amp.GradScaler)
+    # Fused optimizers look at it on the device (as with torch.amp.GradScaler).
+    setattr(optimizer, "found_inf", overflow)
     optimizer.step()
     scale.update(overflow)
 

@@ -32,9 +32,9 @@ def pictures(
     """Pictures of the first `count` images of a batch by TLT's tags.
 
     `image/images` are the images. For every class: `_cov_gt` and `_cov_pred`, coverage from 0 (black) to 1 (bright);
-    `_bbox_gt` and `_bbox_pred`, the distances to the four sides of the box, positive red and negative blue; `_cov_cost` and `_bbox_cost`, the cost of every cell, the brightest cell of a picture being
-    its dearest; `_preds`, the image lit where the predicted boxes are, and `_rectangle_bbox_preds`, those boxes, as
-    bright or opaque as their cells' coverage.
+    `_bbox_gt` and `_bbox_pred`, the distances to the four sides of the box, positive red and negative blue; `_cov_cost`
+    and `_bbox_cost`, the cost of every cell, the brightest cell of a picture being its dearest; `_preds`, the image lit
+    where the predicted boxes are, and `_rectangle_bbox_preds`, those boxes, as bright or opaque as their cells' coverage.
 
     Args:
         outputs: coverage [B, C, H, W] and boxes [B, 4C, H, W] as the detector gives them.

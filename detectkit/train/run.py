@@ -40,7 +40,7 @@ CHANGEABLE_TRAINING = (
 
 @dataclass
 class Run:
-    """What a training run is made of; all but `state` stays as it is set up."""
+    """What a training run is made of; all but `state` and `saved_at` stays as it is set up."""
 
     experiment: spec.Experiment
     results: Path
@@ -78,10 +78,14 @@ class Run:
         return stages(self.config)[self.state.stage]
 
     @property
+    def stopped_early(self) -> bool:
+        """Whether its schedule has ended the stage under way."""
+        return self.stage.early_stopping is not None and self.state.plateau.ended
+
+    @property
     def stage_ended(self) -> bool:
         """Whether the stage under way has no epoch left."""
-        stopped = self.stage.early_stopping is not None and self.state.plateau.ended
-        return stopped or self.state.epoch - self.state.stage_start >= self.stage.epochs
+        return self.stopped_early or self.state.epoch - self.state.stage_start >= self.stage.epochs
 
     @property
     def finished(self) -> bool:
@@ -140,7 +144,7 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
         head=head,
         state=state,
         regularized=optim.regularized_weights(detector),
-        board=Board(results / "events", watched, head.class_names, first_step=first_step),
+        board=Board(results / "events", watched, head, first_step=first_step),
         status=StatusLog(results / "status.jsonl"),
         number_format=dtype,
         saved_at=time.monotonic(),

@@ -59,6 +59,30 @@ def test_labels_that_do_not_count_are_told_apart(training_spec, tmp_path, capsys
     assert "labels that are not mapped, so background: misc (1)\n" in printed
 
 
+def test_labels_that_no_record_has_are_named(training_spec, tmp_path, capsys):
+    write_data(tmp_path / "data", NAMES)
+    mask = 'objective_label_filter_configs { label_filter { source_class_label_filter { source_class_names: ["Car", "tram"] } } }'
+    text = training_spec.read_text().replace(
+        "validation_fold: 0", 'validation_fold: 0 dontcare_labels: ["DontCare", "ignore"]'
+    )
+    training_spec.write_text(f"{text}\nloss_mask_label_filter {{ {mask} }}\n")
+    assert cli.main(["check", "-e", str(training_spec)]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "in the records" in line]
+    assert [line.removeprefix("WARNING: ") for line in warnings] == [
+        "dataset_config.dontcare_labels: no label in the records is called ignore",
+        "loss_mask_label_filter, source_class_names: no label in the records is called tram",
+    ]
+
+
+def test_a_class_that_the_cap_on_boxes_leaves_out_is_named(training_spec, tmp_path, capsys):
+    write_data(tmp_path / "data", NAMES)
+    training_spec.write_text(
+        training_spec.read_text().replace("training_config {", "training_config { max_boxes_per_image: 1")
+    )
+    assert cli.main(["check", "-e", str(training_spec)]) == 4
+    assert "or raise max_boxes_per_image: 1" in capsys.readouterr().err
+
+
 def test_a_class_without_a_box_is_named(training_spec, tmp_path, capsys):
     write_data(tmp_path / "data", {"a": ["car", "pedestrian"], "b": ["bicycle"]})
     assert cli.main(["check", "-e", str(training_spec)]) == 4
@@ -73,6 +97,17 @@ def test_a_class_without_a_validation_box_is_named(training_spec, tmp_path, caps
     assert cli.main(["check", "-e", str(training_spec)]) == 0
     error = capsys.readouterr().err
     assert "no validation box of class cyclist: no average precision, and no part in the mAP" in error
+
+
+def test_a_crop_that_leaves_nothing_is_named(training_spec, tmp_path, capsys):
+    write_data(tmp_path / "data", NAMES)
+    crop = "preprocessing { scale_width: 2 crop_left: 127 crop_right: 200 crop_top: 48 crop_bottom: 60"
+    training_spec.write_text(training_spec.read_text().replace("preprocessing {", crop))
+    assert cli.main(["check", "-e", str(training_spec)]) == 4
+    error = capsys.readouterr().err
+    assert "crop_left 127 and crop_top 48 leave nothing of" in error and "which is 128x48 there" in error
+    training_spec.write_text(training_spec.read_text().replace("crop_top: 48", "crop_top: 47"))
+    assert cli.main(["check", "-e", str(training_spec)]) == 0
 
 
 def test_a_broken_image_is_named(training_spec, tmp_path, capsys):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -438,6 +439,31 @@ class TestLoader:
         with pytest.raises(DataError, match="No space left on device.*: lower training_config.workers, or"):
             load_all(dataset, workers=1)
 
+    def test_a_worker_that_is_killed_while_it_asks_whether_to_go_on(self, dataset: Dataset) -> None:
+        class Killed(Dataset):
+            def sample(self, index: int, **_: object) -> Sample:
+                frame = sys._getframe()
+                while "done_event" not in frame.f_locals:  # torch's loop
+                    assert frame.f_back is not None
+                    frame = frame.f_back
+                event = frame.f_locals["done_event"]
+                getattr(event, "_cond", nullcontext()).__enter__()  # the lock of multiprocessing's
+                os.kill(os.getpid(), signal.SIGKILL)
+                raise AssertionError
+
+        with pytest.raises(DataError, match="a loader process died"):
+            load_all(Killed(dataset.frames), workers=1)
+
+    def test_a_worker_without_a_socket(
+        self, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = tmp_path / ("long" * 30)  # the path of a socket has 107 characters at most
+        folder.mkdir()
+        config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+        monkeypatch.setitem(config, "tempdir", str(folder))
+        with pytest.raises(DataError, match="cannot open a socket below .*path too long.*: set TMPDIR to"):
+            load_all(dataset, workers=1)
+
     def test_workers_ignore_what_stops_a_run_and_end_with_the_loader(self, dataset: Dataset) -> None:
         before = set(multiprocessing.active_children())
         batches = loader(dataset, augmentation(), batch_size=1, order=[0] * 50, workers=2)
@@ -454,6 +480,8 @@ class TestLoader:
 
     def test_workers_of_a_loader_that_is_never_closed_end_with_the_program(self, dataset: Dataset) -> None:
         program = (
+            # Makes Python's finalizers run after multiprocessing, which waits for its processes.
+            "import tempfile; early = tempfile.TemporaryDirectory();"
             "import sys; from detectkit.data.dataset import image_files, loader;"
             "from detectkit.spec import AugmentationConfig;"
             "batches = loader(image_files(sys.argv[1]), AugmentationConfig(), batch_size=1, order=[0] * 50, workers=2);"

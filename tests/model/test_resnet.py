@@ -1,5 +1,6 @@
 """Shapes, sizes and names of the residual networks."""
 
+import functools
 import itertools
 
 import pytest
@@ -15,10 +16,14 @@ from detectkit.spec.model_pb2 import ModelConfig
 # Parameters of torchvision's network less its classifier (fc): 18: 11,689,512 - 513,000, ... 50: 25,557,032 - 2,049,000.
 TORCHVISION = {18: 11_176_512, 34: 21_284_672, 50: 23_508_032, 101: 42_500_160, 152: 58_143_808}
 # By hand: stem 9,536; stages 73,984 + 230,144 + 919,040 + 3,673,088.
-PARAMETERS = TORCHVISION | {10: 4_905_792}
+# ResNet-200 is 152 with 16 units more in its second stage: 512 -> 128 -> 128 -> 512, the middle one 3x3.
+UNIT = 512 * 128 + 128 * 128 * 9 + 128 * 512 + 2 * (128 + 128 + 512)
+PARAMETERS = TORCHVISION | {10: 4_905_792, 200: TORCHVISION[152] + 16 * UNIT}
 
 
+@functools.cache
 def resnet(depth: int, *, channels: int = 3, meta: bool = True, **options: bool) -> Backbone:
+    """Each is made once; its weights are not to be changed."""
     settings = {"use_batch_norm": True} | options
     with torch.device("meta" if meta else "cpu"):
         return make_backbone(ModelConfig(arch="resnet", num_layers=depth, **settings), channels)
@@ -38,7 +43,8 @@ def test_every_depth_and_option_has_a_stride_of_16(
     depth: int, pooling: bool, batch_norm: bool, all_projections: bool
 ) -> None:
     network = resnet(depth, use_pooling=pooling, use_batch_norm=batch_norm, all_projections=all_projections)
-    features = network(torch.empty(2, 3, 48, 80, device="meta"))
+    with torch.no_grad():
+        features = network.eval()(torch.empty(2, 3, 48, 80, device="meta"))
     width = 512 if depth < 50 else 2048
     assert features.shape == (2, width, 3, 5)
     assert (network.out_channels, network.stride) == (width, 16)
@@ -50,7 +56,9 @@ def test_every_depth_and_option_has_a_stride_of_16(
 
 @pytest.mark.parametrize("depth", RESNETS)
 def test_parameters_with_pooling_are_torchvisions(depth: int) -> None:
-    assert parameters(resnet(depth, use_pooling=True)) == PARAMETERS[depth]
+    network = resnet(depth, use_pooling=True)
+    assert parameters(network) == PARAMETERS[depth]
+    assert network.torchvision == (f"resnet{depth}" if depth in TORCHVISION else None)
 
 
 @pytest.mark.parametrize("depth", RESNETS)
@@ -79,20 +87,18 @@ def test_tensor_names_and_shapes_are_torchvisions(depth: int) -> None:
     assert ours == theirs
 
 
-@pytest.mark.parametrize("depth", [18, 50])
-def test_with_pooling_features_up_to_layer3_equal_torchvisions(depth: int) -> None:
-    torch.manual_seed(1)
-    original = getattr(torchvision.models, f"resnet{depth}")(weights=None).eval()
-    ours = resnet(depth, meta=False, use_pooling=True).eval()
-    ours.load_state_dict(
-        {name: tensor for name, tensor in original.state_dict().items() if "fc." not in name}
-    )
+def test_with_pooling_features_up_to_layer3_equal_torchvisions() -> None:
+    """Of bottlenecks; tests/model/test_checkpoint.py has ResNet-18."""
+    original = torchvision.models.resnet50(weights=None).eval()
+    ours = resnet(50, meta=False, use_pooling=True).eval()
+    theirs = {name: tensor for name, tensor in original.state_dict().items() if "fc." not in name}
+    ours.load_state_dict(theirs)
     seen: list[Tensor] = []
     for network in (original, ours):
         network.layer3.register_forward_hook(lambda _layer, _inputs, output: seen.append(output))
         with torch.no_grad():
             network(torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(2)))
-    assert seen[0].shape == (2, 256 if depth == 18 else 1024, 4, 6)
+    assert seen[0].shape == (2, 1024, 4, 6)
     assert seen[0].std() > 0 and torch.equal(seen[0], seen[1])
 
 

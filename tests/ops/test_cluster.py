@@ -66,6 +66,25 @@ def test_coverage_must_exceed_its_threshold() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["dbscan", "nms", "hybrid"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_are_none_change_nothing(algorithm: str, number: float) -> None:
+    boxes, coverage = torch.cat((block((0, 0, 16, 16)), block((40, 0, 60, 20)))), torch.full((50,), 0.5)
+    images = torch.arange(2).repeat_interleave(25)
+    options = {**USUAL, "algorithm": algorithm}
+    expected = cluster(boxes, coverage, images, **options)
+    broken = block((number, 0, number, 9), 2), block((2, 0, 18, 16), 1)
+    found = cluster(
+        torch.cat((*broken, boxes)),
+        torch.cat((torch.tensor([0.9, number, number]), coverage)),
+        torch.cat((torch.zeros(3, dtype=torch.int64), images)),
+        **options,
+    )
+    assert len(expected[0]) == 2
+    for value, other in zip(expected, found, strict=True):
+        assert torch.equal(value, other)
+
+
+@pytest.mark.parametrize("algorithm", ["dbscan", "nms", "hybrid"])
 def test_boxes_must_be_taller_than_the_minimum(algorithm: str) -> None:
     boxes = torch.cat((block((0, 0, 5, 5)), block((5, 5, 15, 15))))
     found, scores = run(boxes, torch.ones(50), minimum_height=6, algorithm=algorithm)

@@ -42,7 +42,7 @@ RANGES = [
     ("model_config.arch", "resent", "must be one of resnet, vgg, darknet, mobilenet_v1, mobilenet_v2, squeezenet, "
      "googlenet, efficientnet_b0, efficientnet_b1, efficientnet_b2, efficientnet_b3, efficientnet_b4, efficientnet_b5, "
      'efficientnet_b6, efficientnet_b7 (did you mean resnet?), got "resent"'),
-    ("model_config.num_layers", 20, "resnet has 10, 18, 34, 50, 101, 152, 200 layers, got 20"),
+    ("model_config.num_layers", 20, "must be one of 10, 18, 34, 50, 101, 152, 200 for resnet, got 20"),
     ("model_config.training_precision.backend_floatx", 2, "must be one of FLOAT32, FLOAT16, got INVALID"),
     ("evaluation_config.average_precision_mode", 2, "must be one of SAMPLE (0), INTEGRATE (1), got 2"),
     ("evaluation_config.first_validation_epoch", 0, "must be in [1, inf), got 0"),
@@ -310,8 +310,8 @@ def test_loss_mask(experiment):
         f'{path}[0].objective_names[0]: must be one of cov, bbox (did you mean bbox?), got "box"',
         f"{path}[0].label_filter: needs one of bbox_dimensions_label_filter, bbox_crop_label_filter, "
         "source_class_label_filter",
-        f'{path}[0].target_class_names[0]: must be a class of cost_function_config, got "car", "cyclist", '
-        '"pedestrian" (is "car" meant?)',
+        f'{path}[0].target_class_names[0]: must be a class of cost_function_config ("car", "cyclist", '
+        '"pedestrian" (is "car" meant?)), got "cars"',
     ]
     del mask.objective_label_filter_configs[0]
     size.bbox_dimensions_label_filter.max_width = 10
@@ -505,6 +505,14 @@ def test_inference_warnings(kitti_infer):
     engine, unknown = spec.warnings(inference)
     assert engine.startswith("inferencer_config.tensorrt_config has no effect in this version")
     assert unknown.endswith('["cyclists"] has no effect: there is no such class (is "cyclist" meant?)')
+
+
+def test_a_share_that_is_likely_not_meant_in_percent(kitti_convert):
+    config = spec.loads(kitti_convert)
+    config.kitti_config.val_split = 0.2
+    assert spec.warnings(config) == ["kitti_config.val_split: 0.2 is in percent; a share of 0.2 is 20"]
+    config.voc_config.val_split = 1
+    assert spec.warnings(config) == []
 
 
 def test_conversion_spec(kitti_convert):

@@ -27,8 +27,9 @@ WHOLE = "coverage_threshold: 0.005 dbscan_eps: 0.1"
 # text added to the spec above -> what is said then: the end of a path and the beginning of a sentence
 EXAMPLES = [
     ('dataset_config { target_class_mapping { key: "van" value: "vehicle" } }', "target_class_mapping: is applied once"),
-    ('dataset_config { target_class_mapping { key: "car" value: "van" } target_class_mapping { key: "van" value: "van" } }', ""),
+    ('dataset_config { target_class_mapping { key: "van" value: "car" } }', ""),
     ('dataset_config { target_class_mapping { key: "Car" value: "car" } }', "target_class_mapping: labels are compared"),
+    ('dataset_config { target_class_mapping { key: "van" value: "vehicle" } }', "target_class_mapping: a class that cost"),
     ('dataset_config { data_sources { tfrecords_path: "records/*" } }', "tfrecords_path: a relative path starts"),
     ('dataset_config { validation_data_source { tfrecords_path: "r/*" } }', "tfrecords_path: a relative path starts"),
     ("dataset_config { data_sources { source_weight: 2 } } training_config { batch_size_per_gpu: 1 }", "source_weight: counts at every"),
@@ -68,6 +69,8 @@ EXAMPLES = [
     ("cost_function_config { enable_autoweighting: true max_objective_weight: 0.9 }", ""),
     ("training_config { cost_scaling { enabled: true } }", "cost_scaling.enabled: a step whose"),
     ("training_config { cost_scaling { initial_exponent: 20 } }", ""),
+    ('training_config { visualizer { wandb_config { enabled: true name: "a" } } }', "wandb_config.name: is the name"),
+    ('training_config { visualizer { wandb_config { name: "a" } } }', ""),
     ("training_config { optimizer { adam { } } }", "adam.epsilon: is added"),
     ('training_config { regularizer { type: L1 } } model_config { arch: "mobilenet_v1" }', "regularizer: counts the depthwise"),
     ("training_config { regularizer { type: L1 } }", ""),
@@ -122,6 +125,9 @@ OTHERS = [
     (CLASSWISE % QUIET.replace("output_map: 'car'", ""), "output_map: a class without"),
     (CLASSWISE % QUIET, ""),
     (CLASSWISE % f"{QUIET} confidence_threshold: 0.5", "confidence_threshold: drops detections"),
+    (CLASSWISE % f"{QUIET} confidence_model: 'mean_cov'", "confidence_model: mean_cov is the mean"),
+    (CLASSWISE % f"{QUIET} confidence_model: 'aggregate_cov'", ""),
+    ('bbox_handler_config { wandb_config { enabled: true name: "a" } }', "wandb_config.name: is the name"),
     (CLASSWISE % QUIET.replace("dbscan_eps", "clustering_algorithm: NMS dbscan_eps"), "clustering_algorithm: NMS keeps"),
     (CLASSWISE % QUIET.replace("dbscan_eps", "dbscan_min_samples: 0.05 dbscan_eps"), "dbscan_min_samples: is the sum"),
     (CLASSWISE % QUIET.replace("dbscan_eps: 0.1", ""), "coverage_threshold, dbscan_eps: are 0.005"),
@@ -131,9 +137,15 @@ CONVERSIONS = [
     ("kitti_config { }", "val_split: at 0 everything"),
     ('kitti_config { partition_mode: "sequence" }', ""),
     ('coco_config { root_directory_path: "coco" }', "root_directory_path: a relative path"),
-    ('coco_config { root_directory_path: "/coco" num_shards: [1, 1] }', ""),
+    ('voc_config { root_directory_path: "/voc" num_shards: 4 }', ""),
     ("coco_config { num_shards: [1, 4] }", "num_shards: files are"),
-]
+    ("coco_config { }", "annotation_files: the images of a fold are shuffled"),
+    ("coco_config { }", "annotation_files: an image whose size"),
+    ("coco_config { }", "annotation_files: a category without"),
+    ('sample_modifier_config { dominant_target_classes: "Car" }', "sample_modifier_config: classes are compared"),
+    ("sample_modifier_config { max_training_samples: 9 }", "max_training_samples: is divided"),
+    ("sample_modifier_config { num_duplicates: 2 }", ""),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "expected"), OTHERS)

@@ -142,7 +142,8 @@ def test_without_the_visualizer_there_are_no_events(tiny, tmp_path):
 
 @pytest.mark.spec_field("VisualizerConfig.scalar_logging_frequency")
 @pytest.mark.parametrize(
-    ("frequency", "expected"), [(5, [0, 2, 4, 6, 8]), (3, [0, 3, 6, 9]), (1, [0]), (99, list(range(10)))]
+    ("frequency", "expected"),
+    [(5, [0, 2, 4, 6, 8]), (3, [0, 3, 6, 9]), (1, [0]), (99, list(range(10))), (0, list(range(10)))],
 )
 def test_scalars_are_written_so_many_times_an_epoch(tiny, shown, tmp_path, frequency, expected):
     tiny.training_config.visualizer.scalar_logging_frequency = frequency
@@ -155,14 +156,15 @@ def test_scalars_are_written_so_many_times_an_epoch(tiny, shown, tmp_path, frequ
 
 
 @pytest.mark.spec_field("VisualizerConfig.infrequent_logging_frequency")
-def test_pictures_are_written_every_so_many_epochs(tiny, shown, tmp_path):
-    tiny.training_config.visualizer.infrequent_logging_frequency = 3
+@pytest.mark.parametrize(("period", "expected"), [(3, [0, 6, 12]), (0, [0, 2, 4, 6, 8, 10, 12])])
+def test_pictures_are_written_every_so_many_epochs(tiny, shown, tmp_path, period, expected):
+    tiny.training_config.visualizer.infrequent_logging_frequency = period
     board = shown()
     for epoch in range(7):
         for step in range(2):
             board.step(epoch, step, steps=2)
     board.run.board.close()
-    assert [item.step for item in events(tmp_path).Images("image/bar_preds")] == [0, 6, 12]
+    assert [item.step for item in events(tmp_path).Images("image/bar_preds")] == expected
 
 
 @pytest.mark.spec_field("VisualizerConfig.num_images")

@@ -110,6 +110,17 @@ def test_a_step_in_float16_that_overflows_moves_nothing_and_the_next_one_does(sm
     assert all(tensor.isfinite().all() for tensor in after.values())
 
 
+def test_a_cost_that_16_bits_cannot_hold_may_fit_32(small, tmp_path):
+    run = set_up(small, tmp_path, name="model", device=CPU)
+    torch.nn.init.constant_(run.state.detector.output_cov.bias, math.nan)
+    for precision, fix in ((torch.float32, "check the labels$"), (torch.float16, "or train in FLOAT32$")):
+        run.number_format, run.state.step = precision, 2  # the last batch of the epoch
+        with pytest.raises(
+            DetectkitError, match=f"no longer a number in epoch 1: lower max_learning_rate.*{fix}"
+        ):
+            loop.train(run)
+
+
 def test_the_log_says_what_runs(small, tmp_path, capfd):
     set_up_console(verbose=False)
     small.training_config.cost_scaling.enabled = True

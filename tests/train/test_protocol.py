@@ -9,9 +9,12 @@ from detectkit.cli import main
 
 
 @pytest.mark.parametrize("protocol", ["KITTI", "COCO"])
-def test_training_validates_by_the_protocol_as_evaluate_does(tiny, tiny_text, tmp_path, protocol):
+def test_training_validates_by_the_protocol_as_evaluate_does(tiny, tiny_text, learn, tmp_path, protocol):
     text = tiny_text.replace("evaluation_config {", f"evaluation_config {{ protocol: {protocol}")
-    (tmp_path / "spec.txt").write_text(text.replace("num_epochs: 2", "num_epochs: 8"))
+    start = learn(tiny, noise=0.1)  # it finds most boxes, and is trained by next to nothing
+    text = text.replace("model_config {", f'model_config {{ freeze_bn: true pretrained_model_file: "{start}"')
+    text = text.replace("1e-4 max_learning_rate: 1e-3", "1e-7 max_learning_rate: 1e-6")
+    (tmp_path / "spec.txt").write_text(text)
     arguments = "-e", str(tmp_path / "spec.txt"), "-r", str(tmp_path / "run"), "--gpus", "0"
     assert main(["train", *arguments]) == 0
     model = tmp_path / "run/weights/model.safetensors"
@@ -21,7 +24,7 @@ def test_training_validates_by_the_protocol_as_evaluate_does(tiny, tiny_text, tm
     measured = [
         json.loads(line)["kpi"]["mean average precision"] for line in lines if "kpi" in json.loads(line)
     ]
-    assert results["protocol"] == protocol and len(measured) == 8
+    assert results["protocol"] == protocol and len(measured) == 2
     assert measured[-1] == pytest.approx(results["mean_average_precision"], abs=1e-6)
     assert 0 < max(measured) < 1
 
@@ -32,5 +35,5 @@ def test_a_missing_package_is_told_before_training(tiny_text, tmp_path, monkeypa
         tiny_text.replace("evaluation_config {", "evaluation_config { protocol: COCO")
     )
     assert main(["train", "-e", str(tmp_path / "spec.txt"), "-r", str(tmp_path / "run"), "--gpus", "0"]) == 1
-    assert capsys.readouterr().err.count("pip install 'detectkit[coco]'") == 1
+    assert capsys.readouterr().err.count("pip install faster-coco-eval") == 1
     assert not (tmp_path / "run").exists()

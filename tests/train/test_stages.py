@@ -96,14 +96,19 @@ def test_a_cost_that_stands_still_lets_the_rate_fall_and_then_ends_the_run(stand
     rates = [1e-30, 1e-30, 1e-30, 1e-30 * 0.01 ** (2 / 3), 1e-32]
     assert [entry["learning_rate"] for entry in history] == pytest.approx(rates, rel=1e-4, abs=0)
     assert outcome.last.exists() and run.finished
-    assert train(set_up(standstill, tmp_path, name="model", device=CPU)).history == history
+    standstill.training_config.num_epochs = 20  # which does not take it up again
+    again = set_up(standstill, tmp_path, name="model", device=CPU)
+    assert again.finished and again.stopped_early
+    assert train(again).history == history
 
 
 def test_a_falling_cost_keeps_the_rate(standstill, tmp_path):
     schedule = standstill.training_config.learning_rate.early_stopping_annealing_schedule
     schedule.min_learning_rate, schedule.max_learning_rate, schedule.patience_steps = 1e-4, 0.02, 1
     standstill.training_config.num_epochs = 3
-    history = train(set_up(standstill, tmp_path, name="model", device=CPU)).history
+    run = set_up(standstill, tmp_path, name="model", device=CPU)
+    history = train(run).history
+    assert run.finished and not run.stopped_early
     costs = [entry["validation_cost"] for entry in history]
     assert costs == sorted(costs, reverse=True)
     assert [entry["learning_rate"] for entry in history] == pytest.approx([0.02] * 3)
