@@ -92,7 +92,7 @@ class WeightsAndBiases:
     def __init__(self, config: spec.WandBConfig, folder: Path, *, settings: dict[str, Any], resumed: bool):
         import wandb
 
-        self.library: Any = wandb
+        self.module: Any = wandb
         own = Path(config.wandb_dir).expanduser() if config.wandb_dir else folder
         known = folder / "wandb_id.txt"
         before = _read_id(known) if resumed else None
@@ -128,9 +128,9 @@ class WeightsAndBiases:
 
     def _shown(self, pictures: Sequence[Image.Image], captions: Sequence[str]) -> list[Any]:
         if not captions:
-            return [self.library.Image(picture) for picture in pictures]
+            return [self.module.Image(picture) for picture in pictures]
         pairs = zip(pictures, captions, strict=True)
-        return [self.library.Image(picture, caption=caption) for picture, caption in pairs]
+        return [self.module.Image(picture, caption=caption) for picture, caption in pairs]
 
 
 class ClearML:

@@ -128,6 +128,16 @@ def results(folder: Path) -> Any:
     return json.loads((folder / "results.json").read_text())
 
 
+def detect(root: Path, model: Path) -> Path:
+    """The folder of what the inference spec finds in all pictures."""
+    text = (KITTI / "infer.txt").read_text()
+    text = change(text, model=str(model), image_width=WIDTH, image_height=HEIGHT)
+    # A network of one epoch is sure of nothing: show what it would else keep to itself.
+    infer = write(root / "infer.txt", change(text, dbscan_confidence_threshold=0))
+    run("infer", "-e", infer, "-i", root / IMAGES, "-r", root / "found", "-k", "key", "--gpus", 0)
+    return root / "found"
+
+
 def test_the_blocks_of_the_tutorial_run_from_conversion_to_inference(root: Path) -> None:
     export = (TESTS / "spec" / "kitti_convert.txt").read_text()
     export = change(export, root_directory_path=f"{root}/", image_directory_path=f"{root}/")
@@ -160,39 +170,12 @@ def test_the_blocks_of_the_tutorial_run_from_conversion_to_inference(root: Path)
     retrain = change(
         small(printed[:start] + RETRAIN + printed[stop:], root), pretrained_model_file=str(trained)
     )
-    run(
-        "train",
-        "-e",
-        write(root / "retrain.txt", retrain),
-        "-r",
-        root / "retrained",
-        "-k",
-        "key",
-        "--gpus",
-        0,
-    )
+    experiment = write(root / "retrain.txt", retrain)
+    run("train", "-e", experiment, "-r", root / "retrained", "-k", "key", "--gpus", 0)
     retrained = root / "retrained" / "weights" / "model.safetensors"
     assert checkpoint.load(retrained, "cpu").class_names == first.class_names
 
-    infer = change(
-        (KITTI / "infer.txt").read_text(), model=str(retrained), image_width=WIDTH, image_height=HEIGHT
-    )
-    # A network of one epoch is sure of nothing: show what it would else keep to itself.
-    infer = change(infer, dbscan_confidence_threshold=0)
-    found = root / "found"
-    run(
-        "infer",
-        "-e",
-        write(root / "infer.txt", infer),
-        "-i",
-        root / IMAGES,
-        "-r",
-        found,
-        "-k",
-        "key",
-        "--gpus",
-        0,
-    )
+    found = detect(root, retrained)
     names = [f"{number:06}" for number in range(FRAMES)]
     assert sorted(path.stem for path in (found / "labels").iterdir()) == names
     assert sorted(path.stem for path in (found / "images_annotated").iterdir()) == names

@@ -239,17 +239,19 @@ def test_narrowing_keeps_a_depthwise_convolution_depthwise() -> None:
 # --- bad model files
 
 
-def refused(path: Path, *words: str) -> None:
+def refused(path: Path, *words: str) -> str:
+    """The one line that says why, with all these words in it."""
     with pytest.raises(ModelError) as caught:
         checkpoint.load(path)
     message = str(caught.value)
     assert str(path) in message and message.count("\n") == 0
     assert all(word in message for word in words), message
+    return message
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
-    refused(tmp_path / "none.safetensors", "No such file")
-    refused(tmp_path, "Is a directory")
+    assert refused(tmp_path / "none.safetensors", "No such file")
+    assert refused(tmp_path, "Is a directory")
 
 
 @pytest.mark.parametrize(
@@ -257,12 +259,12 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
 )
 def test_not_a_model(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.safetensors").write_bytes(content)
-    refused(tmp_path / "m.safetensors", "is not a detectkit model")
+    assert refused(tmp_path / "m.safetensors", "is not a detectkit model")
 
 
 def test_weights_of_another_program(tmp_path: Path) -> None:
     safetensors.torch.save_file({"weight": torch.zeros(2)}, tmp_path / "m.safetensors", {"format": "pt"})
-    refused(tmp_path / "m.safetensors", "without a spec and class names")
+    assert refused(tmp_path / "m.safetensors", "without a spec and class names")
 
 
 @SAME_FILE
@@ -272,7 +274,7 @@ def test_cut_short_anywhere(small: Path, share: float, tail: int) -> None:
     cut = small.with_name("cut.safetensors")
     for length in (int(len(content) * share), len(content) - 1 - tail):
         cut.write_bytes(content[:length])
-        refused(cut, "is not a detectkit model, or is cut short")
+        assert refused(cut, "is not a detectkit model, or is cut short")
 
 
 @SAME_FILE
@@ -289,7 +291,7 @@ def test_a_changed_byte_is_a_model_error_or_a_model(small: Path, position: int, 
 
 def test_a_newer_format(tmp_path: Path) -> None:
     path = write(tmp_path / "m.safetensors", {"anything": torch.zeros(1)}, format=2)
-    refused(path, "newer detectkit", "model format 2", "upgrade")
+    assert refused(path, "newer detectkit", "model format 2", "upgrade")
 
 
 @pytest.mark.parametrize(
@@ -314,7 +316,7 @@ def test_a_newer_format(tmp_path: Path) -> None:
     ],
 )
 def test_a_header_that_does_not_fit(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
-    refused(write(tmp_path / "m.safetensors", pruned(detector(), 4), **changes), words)
+    assert refused(write(tmp_path / "m.safetensors", pruned(detector(), 4), **changes), words)
 
 
 @pytest.mark.parametrize(
@@ -339,7 +341,7 @@ def test_tensors_that_do_not_fit(
     new = change(tensors.pop(name, None))
     if new is not None:
         tensors[name] = new.contiguous()
-    refused(write(tmp_path / "m.safetensors", tensors), words)
+    assert refused(write(tmp_path / "m.safetensors", tensors), words)
 
 
 # --- writing
@@ -810,4 +812,4 @@ def test_any_bytes_are_a_model_error(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(ModelError, match="any.pth"):
         checkpoint._state_dict(path)
-    refused(path)
+    assert refused(path)
