@@ -2,7 +2,7 @@
 
     python bench/experiment.py demo    # wanted: mAP 0.90 within 10 minutes
     python bench/experiment.py bccd    # wanted: mAP 0.83 within 30 minutes
-    python bench/experiment.py bccd-mobilenet_v2    # and bccd-googlenet: other backbones, 0.83 and 0.80 within 60
+    python bench/experiment.py bccd-mobilenet_v2    # and bccd-googlenet: other backbones, wanted as much within 60
 
 The commands run one after the other in a temporary folder; the exit code is 1 when the accuracy or the time is missed.
 """
@@ -29,7 +29,7 @@ class Experiment(NamedTuple):
     minutes: float  # all commands together, by the clock
 
 
-def bccd(name: str, *, accuracy: float, minutes: float) -> Experiment:
+def bccd(name: str, *, minutes: float) -> Experiment:
     """The blood cells with the network of specs/bccd/<name>.txt."""
     results, spec = f"results/bccd/{name}", f"specs/bccd/{name}.txt"
     return Experiment(
@@ -39,7 +39,7 @@ def bccd(name: str, *, accuracy: float, minutes: float) -> Experiment:
             f"train -e {spec} -r {results}",
             f"evaluate -e {spec} -m {results}/weights/model.safetensors -r results/evaluation",
         ],
-        accuracy=accuracy,
+        accuracy=0.83,
         minutes=minutes,
     )
 
@@ -55,9 +55,9 @@ EXPERIMENTS = {
         accuracy=0.90,
         minutes=10,
     ),
-    "bccd": bccd("train", accuracy=0.83, minutes=30),
-    "bccd-mobilenet_v2": bccd("mobilenet_v2", accuracy=0.83, minutes=60),
-    "bccd-googlenet": bccd("googlenet", accuracy=0.80, minutes=60),
+    "bccd": bccd("train", minutes=30),
+    "bccd-mobilenet_v2": bccd("mobilenet_v2", minutes=60),
+    "bccd-googlenet": bccd("googlenet", minutes=60),
 }
 
 
