@@ -37,6 +37,7 @@ from detectkit.spec.load import (
 from detectkit.spec.model_pb2 import ModelConfig
 from detectkit.spec.networks import NETWORKS
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig, ConfidenceConfig, PostProcessingConfig
+from detectkit.spec.pruning_pb2 import PruningConfig
 from detectkit.spec.training_pb2 import (
     AdamOptimizerConfig,
     AdamWOptimizerConfig,
@@ -83,6 +84,7 @@ __all__ = [
     "ObjectiveLabelFilter",
     "OptimizerConfig",
     "PostProcessingConfig",
+    "PruningConfig",
     "RegularizerConfig",
     "SgdOptimizerConfig",
     "SoftStartAnnealingScheduleConfig",

@@ -24,6 +24,7 @@ from detectkit.spec.inference_pb2 import Inference
 from detectkit.spec.label_filter_pb2 import ObjectiveLabelFilter
 from detectkit.spec.model_pb2 import ModelConfig
 from detectkit.spec.networks import NETWORKS
+from detectkit.spec.pruning_pb2 import PruningConfig
 from detectkit.spec.rule_pb2 import Rule
 from detectkit.spec.rule_pb2 import rule as rule_option
 from detectkit.spec.training_pb2 import EarlyStoppingAnnealingScheduleConfig, LearningRateConfig
@@ -65,6 +66,13 @@ def check(message: Experiment | Inference | DatasetExportConfig) -> list[Violati
 def class_names(experiment: Experiment) -> list[str]:
     """The target classes in the order of the network's outputs."""
     return [target.name for target in experiment.cost_function_config.target_classes]
+
+
+def has_batch_norm(model: ModelConfig) -> bool:
+    """Whether the network has batch normalisation: some have a choice, the others always or never."""
+    network = NETWORKS.get(model.arch)
+    always = network.batch_norm if network else None
+    return model.use_batch_norm if always is None else always
 
 
 # Walking over messages
@@ -204,6 +212,8 @@ def _experiment(spec: Experiment) -> Iterator[Violation]:
         yield from _evaluation(spec.evaluation_config)
     if spec.HasField("dataset_config"):
         yield from _mapping(spec.dataset_config)
+    if spec.HasField("pruning_config"):
+        yield from _pruning(spec.pruning_config, spec.model_config)
     yield from _class_sets(spec)
     yield from _loss_mask(spec.loss_mask_label_filter, class_names(spec))
 
@@ -385,6 +395,19 @@ def _mapping(config: DatasetConfig) -> Iterator[Violation]:
         if label.lower() in spellings:
             rule = "must not be a label of target_class_mapping too"
             yield Violation(f"dataset_config.dontcare_labels[{index}]", rule, quoted(label))
+
+
+def _pruning(config: PruningConfig, model: ModelConfig) -> Iterator[Violation]:
+    path = "pruning_config"
+    if config.normalizer == PruningConfig.MAX and 1 <= config.threshold < math.inf:
+        rule = "must be below 1 with normalizer MAX: no normalised statistic is above 1, so nothing would be kept"
+        yield Violation(f"{path}.threshold", rule, short(config.threshold))
+    if config.criterion == PruningConfig.BATCH_NORM_SCALE and not has_batch_norm(model):
+        rule = "must be NORM or TAYLOR, as the network of model_config has no batch normalisation"
+        yield Violation(f"{path}.criterion", rule, "BATCH_NORM_SCALE")
+    if config.iterations > 1 and model.freeze_pretrained_layers:
+        rule = "must be 1 with model_config.freeze_pretrained_layers, which leaves nothing to retrain"
+        yield Violation(f"{path}.iterations", rule, str(config.iterations))
 
 
 def _loss_mask(config: ObjectiveLabelFilter, names: list[str]) -> Iterator[Violation]:

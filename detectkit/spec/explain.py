@@ -206,12 +206,12 @@ def _type(field: FieldDescriptor) -> str:
 
 
 def _default(field: FieldDescriptor) -> str:
-    """The value of an unset field; empty for required fields, sections, lists, maps and members of a oneof."""
+    """The value of an unset field; empty where there is none: required fields, sections, lists, maps, choices."""
     if (
         field.is_repeated
         or field.message_type is not None
         or rule_of(field).required
-        or field.containing_oneof
+        or (field.containing_oneof and not field.has_default_value)
     ):
         return ""
     return show(field.default_value, field)

@@ -10,14 +10,13 @@ from pathlib import PurePath
 from typing import Generic, NamedTuple, TypeVar
 
 from detectkit.spec.augmentation_pb2 import AugmentationConfig
-from detectkit.spec.check import class_names
+from detectkit.spec.check import class_names, has_batch_norm
 from detectkit.spec.dataset_export_pb2 import DatasetExportConfig
 from detectkit.spec.dataset_pb2 import DataSource
 from detectkit.spec.evaluation_pb2 import EvaluationConfig
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.inference_pb2 import Inference
 from detectkit.spec.model_pb2 import ModelConfig
-from detectkit.spec.networks import NETWORKS
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig
 from detectkit.spec.training_pb2 import RegularizerConfig
 
@@ -89,12 +88,6 @@ def _crops(spec: Experiment) -> bool:
 
 def _is_of_tlt(path: str) -> bool:
     return PurePath(path).suffix in (".tlt", ".hdf5", ".h5", ".etlt", ".ckzip")
-
-
-def _has_batch_norm(model: ModelConfig) -> bool:
-    network = NETWORKS.get(model.arch)
-    always = network.batch_norm if network else None
-    return model.use_batch_norm if always is None else always
 
 
 def _is_resnet(model: ModelConfig, *, bottlenecks: bool) -> bool:
@@ -327,7 +320,7 @@ TRAINING: tuple[Difference[Experiment], ...] = (
         "model_config.use_batch_norm",
         "epsilon and momentum of batch normalisation are torchvision's, and no bias stands before it but in vgg; TLT's "
         "are 0.001 and 0.99, and most of its convolutions keep a bias",
-        lambda spec: _has_batch_norm(spec.model_config),
+        lambda spec: has_batch_norm(spec.model_config),
     ),
     Difference(
         "model_config.arch",

@@ -37,7 +37,7 @@ class Kind(NamedTuple):
 
 
 KINDS = (
-    Kind(Experiment, "training spec", "`detectkit train`, `evaluate`, `infer` or `visualize`"),
+    Kind(Experiment, "training spec", "`detectkit train`, `evaluate`, `infer`, `visualize` or `prune`"),
     Kind(Inference, "inference spec", "`detectkit infer`"),
     Kind(DatasetExportConfig, "conversion spec", "`detectkit convert -d`"),
 )

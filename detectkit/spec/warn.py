@@ -26,6 +26,7 @@ from detectkit.spec.label_filter_pb2 import ObjectiveLabelFilter
 from detectkit.spec.model_pb2 import ModelConfig
 from detectkit.spec.networks import NETWORKS, Network
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig, PostProcessingConfig
+from detectkit.spec.pruning_pb2 import PruningConfig
 
 
 def warnings(message: Experiment | Inference | DatasetExportConfig) -> list[str]:
@@ -78,6 +79,7 @@ def _experiment(spec: Experiment) -> Iterator[str]:
     yield from _model(spec.model_config)
     yield from _evaluation(spec.evaluation_config)
     yield from _confidence(spec.postprocessing_config)
+    yield from _pruning(spec.pruning_config)
     if spec.HasField("loss_mask_label_filter"):
         yield from _loss_mask(spec.loss_mask_label_filter)
     angle = spec.augmentation_config.spatial_augmentation.rotate_rad_max
@@ -145,6 +147,13 @@ def _confidence(config: PostProcessingConfig) -> Iterator[str]:
                 f"{path}.confidence_threshold: {short(threshold)} is more than the confidence of any detection of "
                 "NMS, which is at most 1"
             )
+
+
+def _pruning(config: PruningConfig) -> Iterator[str]:
+    is_set = config.calibration_batches != PruningConfig().calibration_batches
+    if is_set and config.criterion != PruningConfig.TAYLOR:
+        criterion = PruningConfig.Criterion.Name(config.criterion)
+        yield f"pruning_config.calibration_batches has no effect: criterion {criterion} looks at no images"
 
 
 def _loss_mask(config: ObjectiveLabelFilter) -> Iterator[str]:

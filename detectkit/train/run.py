@@ -32,6 +32,7 @@ RESUME_FILE = "resume.pt"
 SPEC_FILE = "experiment_spec.txt"
 # What may change between two halves of a run; any other change makes it another run.
 MEASURING = ("evaluation_config", "postprocessing_config")
+NOT_TRAINING = ("pruning_config",)  # for `detectkit prune`, after the run
 CHANGEABLE_TRAINING = (
     *("num_epochs", "learning_rate", "regularizer"),
     *("checkpoint_interval", "visualizer", "workers", "clip_gradient_norm", "cost_scaling"),
@@ -293,7 +294,7 @@ def _changed_sections(before: spec.Experiment, now: spec.Experiment) -> list[str
 def _without_changeable(experiment: spec.Experiment) -> spec.Experiment:
     kept = spec.Experiment()
     kept.CopyFrom(experiment)
-    for name in MEASURING:
+    for name in (*MEASURING, *NOT_TRAINING):
         kept.ClearField(name)
     for name in CHANGEABLE_TRAINING:
         kept.training_config.ClearField(name)

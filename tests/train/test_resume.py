@@ -105,3 +105,17 @@ def test_what_may_change_in_a_run(everything, tmp_path):
     second = run(everything, tmp_path).history
     assert second[: len(first.history)] == first.history
     assert "cost_scale_exponent" in second[0] and "cost_scale_exponent" not in second[1]
+
+
+def test_how_to_prune_may_change_and_the_best_model_stays_the_best(everything, tmp_path):
+    everything.training_config.ClearField("first_stage")
+    everything.training_config.num_epochs = 1
+    everything.pruning_config.threshold = 0.2
+    first = run(everything, tmp_path)
+    (entry,) = first.history
+    everything.pruning_config.target_macs = 0.5
+    again = set_up(everything, tmp_path, name="model", device=torch.device("cpu"))
+    assert again.state.best == entry["mean_average_precision"]
+    everything.evaluation_config.minimum_detection_ground_truth_overlap["square"] = 0.25
+    again = set_up(everything, tmp_path, name="model", device=torch.device("cpu"))
+    assert again.state.best == -1  # measured otherwise
