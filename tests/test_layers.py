@@ -14,7 +14,7 @@ ROOMS = [
     {"predict"},
     {"evaluation"},
     {"tune", "train"},
-    {"deploy"},
+    {"compress", "deploy"},
     {"commands"},
     {"cli"},
 ]
