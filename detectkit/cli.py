@@ -26,6 +26,7 @@ COMMANDS = {
     "train": "train a detector; goes on where it was stopped",
     "evaluate": "average precision, precision, recall and latency",
     "infer": "detect: KITTI label files and annotated images",
+    "prune": "leave out the filters that matter least",
     "calibration_tensorfile": "network inputs in TLT's HDF5 file, for 8-bit calibration",
 }
 ALIASES = {"dataset_convert": "convert", "inference": "infer"}  # TLT's names

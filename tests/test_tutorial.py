@@ -166,14 +166,21 @@ def test_the_blocks_of_the_tutorial_run_from_conversion_to_inference(root: Path)
         "cyclist": 2,
     }
 
+    pruned = root / "pruned.safetensors"
+    run("prune", "-pm", trained, "-o", pruned, "-eq", "intersection", "-pth", 0.95, "-k", "key", "--gpus", 0)
+    narrow = checkpoint.load(pruned, "cpu").detector
+    assert narrow.backbone.out_channels < first.detector.backbone.out_channels
+
     start, stop = printed.index("model_config {"), printed.index("training_config {")
     retrain = change(
-        small(printed[:start] + RETRAIN + printed[stop:], root), pretrained_model_file=str(trained)
+        small(printed[:start] + RETRAIN + printed[stop:], root), pretrained_model_file=str(pruned)
     )
     experiment = write(root / "retrain.txt", retrain)
     run("train", "-e", experiment, "-r", root / "retrained", "-k", "key", "--gpus", 0)
     retrained = root / "retrained" / "weights" / "model.safetensors"
-    assert checkpoint.load(retrained, "cpu").class_names == first.class_names
+    last = checkpoint.load(retrained, "cpu")
+    assert last.class_names == first.class_names
+    assert last.detector.backbone.out_channels == narrow.backbone.out_channels
 
     found = detect(root, retrained)
     names = [f"{number:06}" for number in range(FRAMES)]

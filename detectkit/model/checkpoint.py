@@ -154,6 +154,11 @@ def fill(detector: Detector, tensors: Mapping[str, Tensor], path: str | os.PathL
     own = detector.state_dict()
     _same_names(path, own, tensors, "it does not hold the network that its own spec describes")
     _check_fits(path, own, tensors)
+    narrow(detector, tensors)
+
+
+def narrow(detector: Detector, tensors: Mapping[str, Tensor]) -> None:
+    """Give a detector these tensors in the place of its own, and every layer their width."""
     _narrow(detector, tensors)
     detector.load_state_dict(tensors, assign=True)
 
@@ -228,15 +233,16 @@ def _check_fits(path: str | os.PathLike[str], own: Mapping[str, Tensor], new: Ma
             )
 
 
-def _narrow(network: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+def _narrow(detector: Detector, tensors: Mapping[str, Tensor]) -> bool:
     """Cut every layer down to the widths of `tensors`; what changes shape holds no values yet. True if any did."""
     changed = {
         name: own.new_empty(tensors[name].shape)
-        for name, own in network.state_dict().items()
+        for name, own in detector.state_dict().items()
         if own.shape != tensors[name].shape
     }
     for name, tensor in changed.items():
-        _replace(network, name, tensor)
+        _replace(detector, name, tensor)
+    detector.backbone.out_channels = detector.output_cov.in_channels
     return bool(changed)
 
 
@@ -251,7 +257,7 @@ def _replace(network: nn.Module, name: str, tensor: Tensor) -> None:
     if isinstance(layer, nn.BatchNorm2d):
         layer.num_features = len(tensor)
     elif isinstance(layer, nn.Conv2d) and leaf == "weight":
-        if layer.groups > 1:  # depthwise: a group a channel
+        if 1 < layer.groups == layer.in_channels == layer.out_channels:  # depthwise: a group a channel
             layer.groups = len(tensor)
         layer.out_channels, layer.in_channels = len(tensor), tensor.shape[1] * layer.groups
 

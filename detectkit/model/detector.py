@@ -170,16 +170,27 @@ class Summary(NamedTuple):
 
 def summary(detector: Detector, height: int, width: int) -> Summary:
     """Count parameters, and the multiply-accumulates for one image of height x width pixels (none is run)."""
+    return Summary(
+        parameters=parameters(detector),
+        trainable=sum(weight.numel() for weight in detector.parameters() if weight.requires_grad),
+        gmacs=gmacs(detector, height, width),
+        stride=detector.stride,
+        receptive_field=receptive_field(detector.backbone),
+    )
+
+
+def parameters(detector: Detector) -> int:
+    """How many there are, those of batch normalisation included, its statistics not."""
+    return sum(weight.numel() for weight in detector.parameters())
+
+
+def gmacs(detector: Detector, height: int, width: int) -> float:
+    """1e9 multiply-accumulates of all convolutions for one image of height x width pixels (none is run)."""
     shadow = copy.deepcopy(detector).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shadow(torch.empty(1, detector.channels, height, width, device="meta"))
-    return Summary(
-        parameters=sum(weight.numel() for weight in detector.parameters()),
-        trainable=sum(weight.numel() for weight in detector.parameters() if weight.requires_grad),
-        gmacs=counter.get_total_flops() / 2e9,
-        stride=detector.stride,
-        receptive_field=receptive_field(shadow.backbone),
-    )
+    flops: int = counter.get_total_flops()
+    return flops / 2e9
 
 
 def receptive_field(network: nn.Module) -> int:

@@ -405,9 +405,6 @@ def _pruning(config: PruningConfig, model: ModelConfig) -> Iterator[Violation]:
     if config.criterion == PruningConfig.BATCH_NORM_SCALE and not has_batch_norm(model):
         rule = "must be NORM or TAYLOR, as the network of model_config has no batch normalisation"
         yield Violation(f"{path}.criterion", rule, "BATCH_NORM_SCALE")
-    if config.iterations > 1 and model.freeze_pretrained_layers:
-        rule = "must be 1 with model_config.freeze_pretrained_layers, which leaves nothing to retrain"
-        yield Violation(f"{path}.iterations", rule, str(config.iterations))
 
 
 def _loss_mask(config: ObjectiveLabelFilter, names: list[str]) -> Iterator[Violation]:

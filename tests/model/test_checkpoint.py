@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from detectkit.errors import ModelError, OutputError
 from detectkit.model import checkpoint
+from detectkit.model.base import Backbone
 from detectkit.model.detector import Detector, build
 from detectkit.model.squeezenet import SqueezeNet
 from detectkit.spec.experiment_pb2 import Experiment
@@ -226,14 +227,55 @@ def test_a_pruned_model_is_a_model(tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path / "again.safetensors").detector.backbone.bn1.num_features == 5
 
 
-def test_narrowing_keeps_a_depthwise_convolution_depthwise() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8))
-    tensors = {name: tensor[:6] if tensor.dim() else tensor for name, tensor in network.state_dict().items()}
-    assert checkpoint._narrow(network, tensors)
-    network.load_state_dict(tensors)
-    assert network[1].groups == network[1].in_channels == 6
-    assert network(torch.rand(2, 3, 8, 8)).shape == (2, 6, 8, 8)
-    assert not checkpoint._narrow(network, tensors)
+class Chain(Backbone):
+    """4 channels to 16 and to 16, the second and third layer in the groups that are given."""
+
+    out_channels = 16
+
+    def __init__(self, second: int, third: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 4, 1),
+            nn.Conv2d(4, 16, 1, groups=second),
+            nn.Conv2d(16, 16, 3, padding=1, groups=third),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.layers(images)
+        return features
+
+    def blocks(self) -> dict[int, nn.Module]:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("groups", "shapes", "narrowed"),
+    [
+        ((1, 16), [(2, 3), (12, 2), (12, 1)], (1, 12)),  # the third is depthwise, and stays so
+        ((2, 4), [(2, 3), (8, 1), (12, 2)], (2, 4)),  # others keep their number of groups
+        ((4, 1), [(4, 3), (8, 1), (10, 8)], (4, 1)),  # as does one that makes several channels of one
+    ],
+)
+def test_narrowing_keeps_groups(
+    groups: tuple[int, int], shapes: list[tuple[int, int]], narrowed: tuple[int, int]
+) -> None:
+    network = Detector(Chain(*groups), classes=1, channels=3)
+    tensors = dict(network.state_dict())
+    for number, (after, before) in enumerate(shapes):
+        name = f"backbone.layers.{number}"
+        tensors[f"{name}.weight"] = tensors[f"{name}.weight"][:after, :before].clone()
+        tensors[f"{name}.bias"] = tensors[f"{name}.bias"][:after].clone()
+    width = shapes[-1][0]
+    for head in ("output_cov", "output_bbox"):
+        tensors[f"{head}.weight"] = tensors[f"{head}.weight"][:, :width].clone()
+    checkpoint.narrow(network, tensors)
+    assert equal(network.state_dict(), tensors)
+    layers = [layer for layer in network.backbone.modules() if isinstance(layer, nn.Conv2d)]
+    assert tuple(layer.groups for layer in layers) == (1, *narrowed)
+    assert [layer.out_channels for layer in layers] == [after for after, _ in shapes]
+    assert [layer.in_channels for layer in layers[1:]] == [after for after, _ in shapes[:-1]]
+    assert network.backbone.out_channels == network.output_bbox.in_channels == width
+    assert network(torch.rand(2, 3, 8, 8))[1].shape == (2, 4, 8, 8)
 
 
 # --- bad model files

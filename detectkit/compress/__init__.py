@@ -1,0 +1,1 @@
+"""Smaller networks that find the same: pruning and retraining."""

@@ -1,0 +1,123 @@
+"""How much each channel matters, by the weights of the layers that make it or by what the cost would miss.
+
+n output channels of a layer or group.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from detectkit import spec
+from detectkit.compress.graph import Group
+from detectkit.console import progress
+from detectkit.data import augment
+from detectkit.data.dataset import Batch, loader, training_frames, training_order
+from detectkit.errors import ModelError
+from detectkit.heads import GridHead
+from detectkit.model.detector import Detector
+from detectkit.spec import PruningConfig
+from detectkit.train.weighting import ObjectiveWeights
+
+TINY = 1e-30  # keeps the quotients of a layer without weights finite
+
+
+def norms(detector: Detector) -> dict[str, Tensor]:
+    """The L2 norm [n] of each filter of every convolution, bias left out (TLT)."""
+    return {
+        name: torch.linalg.vector_norm(layer.weight.detach(), dim=(1, 2, 3)).cpu()
+        for name, layer in detector.named_modules()
+        if isinstance(layer, nn.Conv2d)
+    }
+
+
+def batch_norm_scales(detector: Detector) -> dict[str, Tensor]:
+    """The size [n] of the scale of each channel of every batch normalisation (Liu et al. 2017, network slimming).
+
+    Raises:
+        ModelError: there is none.
+    """
+    scales = {
+        name: layer.weight.detach().abs().cpu()
+        for name, layer in detector.named_modules()
+        if isinstance(layer, nn.BatchNorm2d)
+    }
+    if not scales:
+        raise ModelError(
+            f"criterion: BATCH_NORM_SCALE needs batch normalisation ({detector.backbone.title}): use NORM or TAYLOR"
+        )
+    return scales
+
+
+def taylor(detector: Detector, experiment: spec.Experiment, *, batches: int) -> dict[str, Tensor]:
+    """What the cost would change by without a filter, to first order (Molchanov et al. 2019), for every convolution.
+
+    It is the root of the mean over training batches of (sum of weight x gradient)², [n]. Batch normalisation stays as
+    it is in detection: in training it undoes the scale of a filter, and the sum would be 0.
+
+    Args:
+        experiment: its training images are taken without augmentation; it gives targets and costs their meaning.
+        batches: at most so many of `batch_size_per_gpu` images, drawn with `random_seed`.
+
+    Raises:
+        DataError: no training images, or one that cannot be read.
+    """
+    head = GridHead(experiment, stride=detector.stride)
+    weights = ObjectiveWeights(experiment.cost_function_config)
+    network = copy.deepcopy(detector).eval().requires_grad_(False)
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)}
+    kernels = [layer.weight.requires_grad_(True) for layer in layers.values()]
+    device = kernels[0].device
+    squares = [torch.zeros(len(kernel), device=device) for kernel in kernels]
+    count, drawn = _training_batches(experiment, batches)
+    for batch in progress(drawn, total=count, label="weighing filters", unit="batches"):
+        prepared = augment.prepare(batch, experiment.augmentation_config, generator=None, device=device)
+        outputs = network(prepared.images.contiguous(memory_format=torch.channels_last))
+        costs = head.costs(outputs, head.targets(prepared), prepared.weights)
+        gradients = torch.autograd.grad(weights.total(costs), kernels)
+        for square, kernel, gradient in zip(squares, kernels, gradients, strict=True):
+            square += (kernel.detach() * gradient).flatten(1).sum(1).square()
+    return {name: (square / count).sqrt().cpu() for name, square in zip(layers, squares, strict=True)}
+
+
+def _training_batches(experiment: spec.Experiment, limit: int) -> tuple[int, Iterator[Batch]]:
+    """How many there are, at most `limit`, and they themselves."""
+    config = experiment.training_config
+    frames = training_frames(experiment.dataset_config, spec.class_names(experiment))
+    size = config.batch_size_per_gpu
+    order = training_order(frames.groups(), size, seed=experiment.random_seed, epoch=0)[: limit * size]
+    batches = loader(
+        frames, experiment.augmentation_config, batch_size=size, order=order, workers=config.workers
+    )
+    return len(order) // size, batches
+
+
+def importance(group: Group, statistics: Mapping[str, Tensor], config: PruningConfig) -> Tensor:
+    """The importance [group.period] of the channels of a group: the members' statistics, normalised and combined.
+
+    Args:
+        statistics: [n] by layer name; members without an entry do not count.
+    """
+    rows = []
+    for layer, first in group.members:
+        if layer in statistics:
+            rows.append(_normalized(statistics[layer], config)[first : first + group.width])
+    values = torch.stack(rows).reshape(-1, group.period)
+    match config.equalization_criterion:
+        case PruningConfig.INTERSECTION:
+            return values.amin(0)
+        case PruningConfig.ARITHMETIC_MEAN:
+            return values.mean(0)
+        case PruningConfig.GEOMETRIC_MEAN:
+            return values.log().mean(0).exp()
+        case _:
+            return values.amax(0)
+
+
+def _normalized(values: Tensor, config: PruningConfig) -> Tensor:
+    l2 = config.normalizer == PruningConfig.L2
+    size = torch.linalg.vector_norm(values) / len(values) if l2 else values.max()
+    return values / size.clamp_min(TINY)

@@ -1,0 +1,114 @@
+"""Pruning and training in turns: what is lost in one turn is learnt again before the next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from detectkit import spec
+from detectkit.compress.prune import Size, prune
+from detectkit.console import log
+from detectkit.errors import UsageError
+from detectkit.model import checkpoint
+from detectkit.model.checkpoint import Model
+from detectkit.spec import PruningConfig
+from detectkit.spec.check import short
+from detectkit.train.loop import train
+from detectkit.train.run import describe, set_up
+
+
+def retraining_spec(experiment: spec.Experiment, model: Path) -> spec.Experiment:
+    """The spec that trains a pruned model: its weights and widths are the start, and nothing is frozen."""
+    result = spec.Experiment()
+    result.CopyFrom(experiment)
+    config = result.model_config
+    config.pretrained_model_file, config.load_graph = str(model), True
+    config.freeze_pretrained_layers = False
+    config.ClearField("freeze_blocks")
+    return result
+
+
+def save_pruned(path: Path, model: Model, config: PruningConfig) -> None:
+    """Write a model file that also tells how it was pruned.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    experiment = spec.Experiment()
+    experiment.CopyFrom(model.spec)
+    experiment.pruning_config.CopyFrom(config)
+    checkpoint.save(path, model.detector, spec.dumps(experiment), model.class_names)
+
+
+def prune_and_retrain(
+    model: Model,
+    experiment: spec.Experiment,
+    config: PruningConfig,
+    results: Path,
+    *,
+    sizes: Mapping[str, Size],
+) -> Model:
+    """Prune and train `config.iterations` times, each in a folder `iteration_N` of `results`, where the model is.
+
+    A target is approached in equal ratios; a threshold is the same every time. A run that was cut goes on where it was.
+
+    Args:
+        experiment: how to train.
+        sizes: see `prune`; shares of the network that this begins with.
+
+    Returns:
+        The model after the last training: the best of its validation, if there was one.
+
+    Raises:
+        UsageError: `results` holds another pruning.
+        SpecError, ModelError, DataError, OutputError, Interrupted: as pruning and training do.
+    """
+    device = next(model.detector.parameters()).device
+    for number in range(1, config.iterations + 1):
+        folder, turn = results / f"iteration_{number}", turn_of(config, number)
+        log.info(f"turn {number} of {config.iterations}, in {folder}")
+        file = folder / "pruned.safetensors"
+        if file.exists():
+            _check_same(file, model, turn)
+            log.info(f"{file} is there already")
+        else:
+            pruned = prune(model.detector, turn, experiment=experiment, sizes=sizes)
+            log.info(f"pruned at threshold {short(pruned.threshold)}")
+            save_pruned(file, model._replace(detector=pruned.detector), turn)
+        run = set_up(retraining_spec(experiment, file), folder, name="model", device=device)
+        log.info(describe(run))
+        with run.status.failures():
+            outcome = train(run)
+        model = checkpoint.load(outcome.best or outcome.last, device)
+    return model
+
+
+def turn_of(config: PruningConfig, number: int) -> PruningConfig:
+    """What is done in one turn of `config.iterations`, counted from 1."""
+    turn = PruningConfig()
+    turn.CopyFrom(config)
+    turn.ClearField("iterations")
+    aim = config.WhichOneof("aim")
+    if aim and aim != "threshold":
+        setattr(turn, aim, math.pow(getattr(config, aim), number / config.iterations))
+    return turn
+
+
+def _check_same(file: Path, model: Model, turn: PruningConfig) -> None:
+    """Refuse a file that was not made of this model in this way."""
+    found = checkpoint.load(file)
+    wanted = spec.resolved(spec.Experiment(pruning_config=turn)).pruning_config
+    # Pruning leaves the heads' biases as they are.
+    before, after = (network.output_bbox.bias for network in (model.detector, found.detector))
+    assert before is not None and after is not None
+    for other, is_same in (
+        ("pruning_config", found.spec.pruning_config == wanted),
+        ("model", torch.equal(before.cpu(), after)),
+    ):
+        if not is_same:
+            raise UsageError(
+                f"{file} was pruned with another {other}: use another -r, or delete {file.parent} and what follows it"
+            )

@@ -1,0 +1,201 @@
+"""Pruning and training in turns on the six pictures of fold 0; a run that is killed ends as one that is not."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from detectkit import spec
+from detectkit.compress import retrain
+from detectkit.compress.retrain import prune_and_retrain, retraining_spec, save_pruned, turn_of
+from detectkit.errors import UsageError
+from detectkit.model import checkpoint
+from detectkit.model.detector import parameters
+from detectkit.spec import PruningConfig
+
+
+@pytest.fixture(scope="module")
+def experiment(tiny_text):
+    """Two turns to a quarter of the parameters, one epoch of three batches each."""
+    text = tiny_text.replace("fold-*", "fold-000*").replace("validation_fold: 0\n", "")
+    text = text.replace("batch_size_per_gpu: 4", "batch_size_per_gpu: 2").replace(
+        "num_epochs: 2", "num_epochs: 1"
+    )
+    return spec.loads(text + "pruning_config { target_params: 0.25 iterations: 2 }")
+
+
+def share_of(model):
+    """Sizes of networks as shares of the parameters of a model."""
+    return {"target_params": lambda network: parameters(network) / parameters(model.detector)}
+
+
+def turns(experiment, model, results):
+    config = experiment.pruning_config
+    return prune_and_retrain(model, experiment, config, results, sizes=share_of(model))
+
+
+@pytest.fixture(scope="module")
+def model(learnt):
+    return checkpoint.load(learnt)
+
+
+@pytest.fixture(scope="module")
+def whole(experiment, model, tmp_path_factory):
+    """The results folder of an unbroken run."""
+    results = tmp_path_factory.mktemp("whole")
+    turns(experiment, model, results)
+    return results
+
+
+def final(results):
+    return checkpoint.load(results / "iteration_2/weights/model.safetensors").detector
+
+
+def equal(first, second):
+    first, second = first.state_dict(), second.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_turns_of_a_target_have_equal_ratios():
+    config = PruningConfig(target_params=0.25, iterations=2, granularity=4)
+    assert [turn_of(config, number).target_params for number in (1, 2)] == [0.5, 0.25]
+    assert turn_of(config, 1) == PruningConfig(target_params=0.5, granularity=4)
+    config = PruningConfig(target_latency=0.1, iterations=3)
+    shares = [turn_of(config, number).target_latency for number in (1, 2, 3)]
+    assert shares == pytest.approx([0.464159, 0.215443, 0.1], rel=1e-5)
+    assert config.target_latency == pytest.approx(0.1)  # stays as it is
+
+
+def test_turns_of_a_threshold_are_alike():
+    for config in (PruningConfig(threshold=0.3, iterations=2), PruningConfig(iterations=2)):
+        before = config.threshold
+        assert [turn_of(config, number).threshold for number in (1, 2)] == [before, before]
+        assert not turn_of(config, 1).HasField("iterations")
+
+
+def test_the_retraining_spec_starts_from_the_pruned_model_with_nothing_frozen(experiment, tmp_path):
+    frozen = spec.Experiment()
+    frozen.CopyFrom(experiment)
+    frozen.model_config.pretrained_model_file = "first.safetensors"
+    frozen.model_config.freeze_pretrained_layers = True
+    frozen.model_config.freeze_blocks[:] = [0, 1]
+    frozen.model_config.freeze_bn = True
+    found = retraining_spec(frozen, tmp_path / "pruned.safetensors").model_config
+    assert found.pretrained_model_file == str(tmp_path / "pruned.safetensors") and found.load_graph
+    assert not found.freeze_pretrained_layers and not found.freeze_blocks
+    assert found.freeze_bn  # batch normalisation, as before
+    assert list(frozen.model_config.freeze_blocks) == [0, 1] and not frozen.model_config.load_graph
+    for name in ("training_config", "dataset_config", "cost_function_config", "pruning_config"):
+        kept = retraining_spec(frozen, tmp_path / "pruned.safetensors")
+        assert getattr(kept, name) == getattr(experiment, name)
+
+
+def test_a_pruned_file_tells_how_it_was_pruned(model, tmp_path):
+    save_pruned(tmp_path / "a.safetensors", model, PruningConfig(target_macs=0.5, granularity=4))
+    stored = checkpoint.load(tmp_path / "a.safetensors").spec
+    assert stored.pruning_config.WhichOneof("aim") == "target_macs"
+    assert (stored.pruning_config.target_macs, stored.pruning_config.granularity) == (0.5, 4)
+    assert stored.model_config == model.spec.model_config
+    assert not model.spec.HasField("pruning_config")  # stays as it is
+
+
+@pytest.mark.spec_field("PruningConfig.iterations")
+def test_the_network_gets_narrower_and_learns_in_every_turn(model, whole):
+    before = model.detector
+    for number, least, most in ((1, 0.48, 0.5), (2, 0.23, 0.25)):
+        folder = whole / f"iteration_{number}"
+        pruned = checkpoint.load(folder / "pruned.safetensors").detector
+        trained = checkpoint.load(folder / "weights/model.safetensors").detector
+        assert least < parameters(pruned) / parameters(model.detector) <= most
+        shapes = [weight.shape for weight in pruned.parameters()]
+        assert shapes == [weight.shape for weight in trained.parameters()] and not equal(pruned, trained)
+        # What is pruned in a turn is what was trained in the one before.
+        assert torch.equal(pruned.output_bbox.bias, before.output_bbox.bias)
+        assert not torch.equal(trained.output_bbox.bias, before.output_bbox.bias)
+        before = trained
+    assert sorted(path.name for path in whole.iterdir()) == ["iteration_1", "iteration_2"]
+    coverage, _ = final(whole)(torch.zeros(1, 3, 64, 96))
+    assert coverage.shape == (1, 2, 4, 6)
+
+
+def test_what_is_there_is_not_done_again(experiment, model, whole, monkeypatch):
+    files = {path: path.stat().st_mtime_ns for path in whole.rglob("*.safetensors")}
+    monkeypatch.setattr(retrain, "prune", lambda *_, **__: pytest.fail("pruned"))
+    again = turns(experiment, model, whole)
+    assert equal(again.detector, final(whole))
+    assert files == {path: path.stat().st_mtime_ns for path in whole.rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize(
+    ("change", "file"),
+    [
+        ({"granularity": 16}, "iteration_1/pruned"),
+        ({"target_params": 0.3}, "iteration_1/pruned"),
+        ({"iterations": 3}, "iteration_1/pruned"),  # to 0.63 in the first turn
+        ({"threshold": 0.5}, "iteration_1/pruned"),
+    ],
+)
+def test_another_pruning_in_the_same_folder_is_refused(experiment, model, whole, change, file):
+    other = spec.Experiment()
+    other.CopyFrom(experiment)
+    for name, value in change.items():
+        setattr(other.pruning_config, name, value)
+    with pytest.raises(UsageError, match=f"{file}.* was pruned with another pruning_config: use another -r"):
+        turns(other, model, whole)
+
+
+def test_another_model_in_the_same_folder_is_refused(experiment, model, whole):
+    with pytest.raises(
+        UsageError, match="iteration_1/pruned.* was pruned with another model: use another -r"
+    ):
+        turns(experiment, model._replace(detector=final(whole)), whole)
+
+
+def test_another_training_in_the_same_folder_is_refused(experiment, model, whole):
+    other = spec.Experiment()
+    other.CopyFrom(experiment)
+    other.training_config.batch_size_per_gpu = 3
+    with pytest.raises(UsageError, match="training_config differ"):
+        turns(other, model, whole)
+
+
+def start(path, model, results):
+    command = [sys.executable, "-m", "detectkit", "prune", "-e", path, "-m", model, "-r", results]
+    return subprocess.Popen(
+        [*map(str, command), "-o", str(results / "out"), "--gpus", "0"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("moment", ["iteration_1/resume.pt", "iteration_2/pruned.safetensors"])
+def test_a_run_that_is_killed_and_started_again_ends_as_one_that_was_not(
+    experiment, model, learnt, whole, tmp_path, caplog, moment
+):
+    path, results = tmp_path / "spec.txt", tmp_path / "cut"
+    path.write_text(spec.dumps(experiment))
+    process = start(path, learnt, results)
+    wait_for(results / moment, process)
+    process.send_signal(signal.SIGKILL)
+    output = process.communicate()[0]
+    assert process.returncode == -9, output
+    assert not (results / "iteration_2/weights/model.safetensors").exists()
+    with caplog.at_level(logging.INFO, "detectkit"):
+        last = turns(experiment, model, results)
+    assert f"{results / 'iteration_1/pruned.safetensors'} is there already" in caplog.text
+    assert equal(last.detector, final(whole)) and equal(final(results), final(whole))
+    assert list(results.rglob(".*.tmp")) == []
