@@ -9,7 +9,7 @@ import copy
 from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from detectkit import spec
 from detectkit.compress.graph import Group
@@ -53,10 +53,11 @@ def batch_norm_scales(detector: Detector) -> dict[str, Tensor]:
 
 
 def taylor(detector: Detector, experiment: spec.Experiment, *, batches: int) -> dict[str, Tensor]:
-    """What the cost would change by without a filter, to first order (Molchanov et al. 2019), for every convolution.
+    """What the cost would change by without a channel, to first order (Molchanov et al. 2019).
 
-    It is the root of the mean over training batches of (sum of weight x gradient)², [n]. Batch normalisation stays as
-    it is in detection: in training it undoes the scale of a filter, and the sum would be 0.
+    Each channel has a gate of 1 behind its layer: behind the batch normalisation where a convolution has one, for that is
+    what pruning takes away. The statistic [n] is the root of the mean over training batches of the squared gradient of
+    the gate, which is the sum of parameter x gradient. Batch normalisation stays as it is in detection.
 
     Args:
         experiment: its training images are taken without augmentation; it gives targets and costs their meaning.
@@ -66,21 +67,39 @@ def taylor(detector: Detector, experiment: spec.Experiment, *, batches: int) -> 
         DataError: no training images, or one that cannot be read.
     """
     head = GridHead(experiment, stride=detector.stride)
-    weights = ObjectiveWeights(experiment.cost_function_config)
+    objective = ObjectiveWeights(experiment.cost_function_config)
     network = copy.deepcopy(detector).eval().requires_grad_(False)
-    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)}
-    kernels = [layer.weight.requires_grad_(True) for layer in layers.values()]
-    device = kernels[0].device
-    squares = [torch.zeros(len(kernel), device=device) for kernel in kernels]
+    gated = {
+        name: list(network.get_submodule(name).requires_grad_(True).parameters()) for name in _gated(network)
+    }
+    device = next(network.parameters()).device
+    squares = {name: torch.zeros(len(first), device=device) for name, (first, *_) in gated.items()}
     count, drawn = _training_batches(experiment, batches)
     for batch in progress(drawn, total=count, label="weighing filters", unit="batches"):
         prepared = augment.prepare(batch, experiment.augmentation_config, generator=None, device=device)
         outputs = network(prepared.images.contiguous(memory_format=torch.channels_last))
         costs = head.costs(outputs, head.targets(prepared), prepared.weights)
-        gradients = torch.autograd.grad(weights.total(costs), kernels)
-        for square, kernel, gradient in zip(squares, kernels, gradients, strict=True):
-            square += (kernel.detach() * gradient).flatten(1).sum(1).square()
-    return {name: (square / count).sqrt().cpu() for name, square in zip(layers, squares, strict=True)}
+        objective.total(costs).backward()  # type: ignore[no-untyped-call]
+        for name, tensors in gated.items():
+            squares[name] += torch.stack([_slope(tensor) for tensor in tensors]).sum(0).square()
+        network.zero_grad()
+    return {name: (square / count).sqrt().cpu() for name, square in squares.items()}
+
+
+def _gated(network: nn.Module) -> list[str]:
+    """The batch normalisations, and the convolutions without one behind them."""
+    layers = dict(network.named_modules())
+    nodes = [node for node in fx.symbolic_trace(network).graph.nodes if node.op == "call_module"]
+    norms = [node for node in nodes if isinstance(layers[node.target], nn.BatchNorm2d)]
+    before = {source.target for node in norms for source in node.all_input_nodes}
+    ends = [node.target for node in nodes if isinstance(layers[node.target], nn.Conv2d)]
+    return [name for name in ends if name not in before] + [node.target for node in norms]
+
+
+def _slope(tensor: Tensor) -> Tensor:
+    """Sum of parameter x gradient by channel [n]."""
+    assert tensor.grad is not None
+    return (tensor.detach() * tensor.grad).reshape(len(tensor), -1).sum(1)
 
 
 def _training_batches(experiment: spec.Experiment, limit: int) -> tuple[int, Iterator[Batch]]:
