@@ -168,10 +168,10 @@ def run(args: argparse.Namespace) -> None:
     status.write("Starting pruning.", status="STARTED")
     with status.failures():
         pruned = _prune(job, args.results_dir)
-        kpi = _report(job, pruned, args.model)
-        if config.iterations == 1:
+        if config.iterations == 1:  # before the times are measured: a cut there costs no more than the table
             with atomic_write(_retraining_path(output)) as path:
                 path.write_text(_retraining_text(job), encoding="utf-8")
+        kpi = _report(job, pruned, args.model)
     status.write("Pruning complete.", status="SUCCESS", kpi=kpi)
     _say_next(args, job)
 
@@ -206,6 +206,7 @@ def _check_spec(path: Path, model: Model, experiment: spec.Experiment) -> None:
     """Refuse a spec of another model: what is pruned with it could not be retrained with it."""
     import torch
 
+    from detectkit.model.base import computes_the_same
     from detectkit.model.detector import build
 
     wanted, fix = spec.class_names(experiment), "use the spec that it was trained with"
@@ -219,12 +220,14 @@ def _check_spec(path: Path, model: Model, experiment: spec.Experiment) -> None:
             f"{path} takes images of {model.detector.channels} channels, the spec has {channels}: {fix}"
         )
     with torch.device("meta"):
-        network = build(experiment.model_config, wanted, channels)
-    found, asked = model.detector.backbone.title, network.backbone.title
-    if found != asked or network.state_dict().keys() != model.detector.state_dict().keys():
+        own, network = (
+            build(config, wanted, channels).backbone
+            for config in (model.spec.model_config, experiment.model_config)
+        )
+    if not computes_the_same(own, network):
+        other = ", with another use_pooling, all_projections or activation"
         raise ModelError(
-            f"{path} is {found}, the spec asks for {asked}"
-            f"{', or for another use_pooling or all_projections' if found == asked else ''}: {fix}"
+            f"{path} is {own.title}, the spec asks for {network.title}{other if own.title == network.title else ''}: {fix}"
         )
 
 
@@ -279,7 +282,7 @@ class Yardstick:
 
     def macs(self, network: Detector) -> float:
         """The share of the multiplications."""
-        return self.gmacs(network) / self.gmacs(self.original)
+        return self.gmacs(network) / self._gmacs
 
     def latency(self, network: Detector) -> float:
         """The share of the time and a margin, so that it also holds when it is measured again.
@@ -314,6 +317,10 @@ class Yardstick:
         from detectkit.deploy.onnx import to_onnx
 
         return to_onnx(network, height=self.height, width=self.width)
+
+    @cached_property
+    def _gmacs(self) -> float:
+        return self.gmacs(self.original)
 
     @cached_property
     def _original(self) -> bytes:
@@ -366,6 +373,11 @@ def _report(job: Job, pruned: Detector, path: Path) -> dict[str, float]:
     )
     ratio, took, most = after / before, times[1] / times[0], job.config.target_latency
     say(f"\nPruning ratio (pruned model / original model): {ratio:.6f}; removed: {1 - ratio:.2%}")
+    if before == after:
+        log.warning(
+            "nothing is left out: raise the threshold (-pth; --sweep shows what each one leaves) or lower"
+            " min_num_filters (-nf)"
+        )
     if job.config.HasField("target_latency") and took > most:
         log.warning(
             f"measured again it takes {took:.4f} of the time, more than the {most:g} of target_latency: times differ here"
@@ -395,7 +407,7 @@ def _say_next(args: argparse.Namespace, job: Job) -> None:
         return
     path = _retraining_path(job.output)
     say(f"wrote {job.output}, and {path}: the spec with pretrained_model_file and load_graph set")
-    say(f"next: detectkit train -e {path} -r DIR, to learn again what was lost")
+    say(f"next: detectkit train -e {path} -r DIR")
 
 
 def _sweep(job: Job, plot: Path) -> None:

@@ -1,6 +1,6 @@
 """How much each channel matters, by the weights of the layers that make it or by what the cost would miss.
 
-n output channels of a layer or group.
+n output channels of a layer or group. Statistics have 32 bits, as the thresholds of a spec, whatever the weights have.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TINY = 1e-30  # keeps the quotients of a layer without weights finite
 def norms(detector: Detector) -> dict[str, Tensor]:
     """The L2 norm [n] of each filter of every convolution, bias left out (TLT)."""
     return {
-        name: torch.linalg.vector_norm(layer.weight.detach(), dim=(1, 2, 3)).cpu()
+        name: torch.linalg.vector_norm(layer.weight.detach().float(), dim=(1, 2, 3)).cpu()
         for name, layer in detector.named_modules()
         if isinstance(layer, nn.Conv2d)
     }
@@ -41,7 +41,7 @@ def batch_norm_scales(detector: Detector) -> dict[str, Tensor]:
         ModelError: there is none.
     """
     scales = {
-        name: layer.weight.detach().abs().cpu()
+        name: layer.weight.detach().float().abs().cpu()
         for name, layer in detector.named_modules()
         if isinstance(layer, nn.BatchNorm2d)
     }

@@ -82,9 +82,9 @@ class Pruner:
         if not self.importance:
             raise SpecError("excluded_layers (-el): they leave nothing to prune; exclude fewer")
         values = torch.cat([torch.zeros(1), *self.importance.values()])
-        self._thresholds: list[float] = sorted(set(values.tolist()))
-        if not 0 < self._thresholds[-1] < math.inf:
+        if not (values.isfinite().all() and values.any()):
             raise ModelError("cannot prune: weights or their gradients are all 0, or not finite; train anew")
+        self._thresholds: list[float] = sorted(set(values.tolist()))
 
     def thresholds(self) -> list[float]:
         """Where the set of kept filters changes, ascending, from 0 to the greatest importance."""

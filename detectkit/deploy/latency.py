@@ -46,6 +46,7 @@ def latencies(
             begin = time.perf_counter()
             run()
             times.append(time.perf_counter() - begin)
+    # A low quantile would flatter the quicker model on a busy machine: only its runs fit between two interruptions.
     return [statistics.median(times) for _, times in turns]
 
 

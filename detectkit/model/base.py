@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import math
+import re
 
 from torch import Tensor, nn
 
@@ -81,6 +82,12 @@ class Convolution(nn.Module):
         """[B, before, h, w] -> [B, after, ceil(h / stride), ceil(w / stride)]."""
         result: Tensor = self.function(self.bn(self.conv(features)))
         return result
+
+
+def computes_the_same(one: Backbone, other: Backbone) -> bool:
+    """Whether both have the same layers: widths, strides, pooling and activation, whatever their weights are."""
+    first, second = (re.sub("(, )?inplace=True", "", str(backbone)) for backbone in (one, other))
+    return first == second
 
 
 def first_convolution(network: nn.Module) -> nn.Conv2d:

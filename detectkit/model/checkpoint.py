@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from detectkit.errors import ModelError, SpecError
 from detectkit.files import atomic_write
-from detectkit.model.base import Backbone, Features, first_convolution
+from detectkit.model.base import Backbone, Features, computes_the_same, first_convolution
 from detectkit.model.detector import Detector, build
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.networks import NETWORKS
@@ -126,7 +126,8 @@ def load_pretrained(
         class_names: of the detector, in the order of its outputs.
 
     Raises:
-        ModelError: unreadable, of another network than the spec asks for, or freezing it leaves nothing to train.
+        ModelError: unreadable, of another network than the spec asks for, pruned and with another activation or
+            pooling, or freezing it leaves nothing to train.
     """
     if Path(path).suffix == ".safetensors":
         report = _from_detectkit(detector, path, class_names)
@@ -233,8 +234,8 @@ def _check_fits(path: str | os.PathLike[str], own: Mapping[str, Tensor], new: Ma
             )
 
 
-def _narrow(detector: Detector, tensors: Mapping[str, Tensor]) -> bool:
-    """Cut every layer down to the widths of `tensors`; what changes shape holds no values yet. True if any did."""
+def _narrow(detector: Detector, tensors: Mapping[str, Tensor]) -> None:
+    """Cut every layer down to the widths of `tensors`; what changes shape holds no values yet."""
     changed = {
         name: own.new_empty(tensors[name].shape)
         for name, own in detector.state_dict().items()
@@ -243,7 +244,6 @@ def _narrow(detector: Detector, tensors: Mapping[str, Tensor]) -> bool:
     for name, tensor in changed.items():
         _replace(detector, name, tensor)
     detector.backbone.out_channels = detector.output_cov.in_channels
-    return bool(changed)
 
 
 def _replace(network: nn.Module, name: str, tensor: Tensor) -> None:
@@ -289,8 +289,10 @@ def _from_detectkit(
     heads = [name for name in own if name.partition(".")[0] in HEADS]
     widths = new | {name: new[name].new_empty(len(own[name]), *new[name].shape[1:]) for name in heads}
     _check_fits(path, own, widths)
-    narrowed = _narrow(detector, widths)
+    narrowed = any(own[name].shape != tensor.shape for name, tensor in widths.items())
     if narrowed:
+        _check_layers(path, detector, source)
+        _narrow(detector, widths)
         detector.reset_heads()
     for name, tensor in detector.state_dict().items():
         if name not in heads:
@@ -326,6 +328,19 @@ def _architecture(experiment: Experiment) -> str:
     )
     fields += [f"{field}: {str(getattr(model, field)).lower()}" for field, chosen in choices if chosen]
     return ", ".join(fields)
+
+
+def _check_layers(path: str | os.PathLike[str], detector: Detector, source: Model) -> None:
+    """Refuse another activation or pooling than that of a pruned network: no tensor tells them apart."""
+    config = source.spec.model_config
+    with torch.device("meta"):
+        whole = build(config, source.class_names, source.detector.channels)
+    if not computes_the_same(whole.backbone, detector.backbone):
+        text = text_format.MessageToString(config.activation, as_one_line=True)
+        activation = f"activation {{ {text} }}" if config.HasField("activation") else "no activation"
+        raise ModelError(
+            f"{path} is a pruned network and stays what it is: give model_config {_architecture(source.spec)}, {activation}"
+        )
 
 
 def _from_torchvision(detector: Detector, path: str | os.PathLike[str]) -> Pretrained:

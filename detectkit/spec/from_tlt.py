@@ -288,8 +288,8 @@ TRAINING: tuple[Difference[Experiment], ...] = (
     ),
     Difference(
         "model_config.load_graph",
-        "the network is that of this model_config, narrowed to the widths in the file; TLT takes the graph from the file "
-        "and ignores arch, num_layers and the freezing fields",
+        "the network is that of this model_config, narrowed to the widths in the file, and must have its layers; TLT takes "
+        "the graph from the file and ignores arch, num_layers and the freezing fields",
         lambda spec: spec.model_config.load_graph,
     ),
     Difference(

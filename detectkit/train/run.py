@@ -254,7 +254,9 @@ def _load_pretrained(detector: Detector, model: spec.ModelConfig, class_names: l
     if found.classes:
         log.info(f"with the heads of {', '.join(found.classes)}")
     if found.narrowed and not model.load_graph:
-        log.info("this is a pruned network: its widths are taken over; set load_graph: true in model_config to say so")
+        log.info(
+            "this is a pruned network: its widths are taken over; set load_graph: true in model_config to say so"
+        )
 
 
 def _check_classes(training: Dataset, class_names: list[str], *, fix: str) -> None:

@@ -15,7 +15,7 @@ from detectkit import spec
 from detectkit.cli import main
 from detectkit.commands import prune
 from detectkit.deploy import latency, onnx
-from detectkit.model import checkpoint
+from detectkit.model import checkpoint, detector
 from detectkit.model.detector import gmacs, parameters
 
 USAGE, SPEC, DATA, MODEL, OUTPUT = 2, 3, 4, 5, 6
@@ -101,8 +101,9 @@ def rounded(values, threshold, step=8, least=16):
     return min(-(-count // step) * step, len(values))
 
 
-def test_what_is_printed_is_what_is_in_the_files(run, learnt, place):
+def test_what_is_printed_is_what_is_in_the_files(run, learnt, place, monkeypatch):
     """With real exports and times."""
+    monkeypatch.setattr(prune, "SECONDS", 0.0)  # five rounds are enough
     code, out, error = run("-m", learnt, "-o", "out/small", "-pth", 0.95, "-r", "status")
     assert code == 0
     small = place / "out/small.safetensors"
@@ -124,7 +125,7 @@ def test_what_is_printed_is_what_is_in_the_files(run, learnt, place):
     assert "at 96x64" in out and "threshold 0.95" in error
     assert out.endswith(
         "wrote out/small.safetensors, and out/small_retrain.txt: the spec with pretrained_model_file and load_graph set\n"
-        "next: detectkit train -e out/small_retrain.txt -r DIR, to learn again what was lost\n"
+        "next: detectkit train -e out/small_retrain.txt -r DIR\n"
     )
     assert files(place / "out") == ["small.safetensors", "small_retrain.txt"]
     start, end = (json.loads(line) for line in (place / "status/status.jsonl").read_text().splitlines())
@@ -144,6 +145,7 @@ def test_without_options_and_pruning_config_the_threshold_is_a_tenth(quick, lear
         code == 0 and "threshold 0.1\n" in error and "ratio (pruned model / original model): 1.000000" in out
     )
     assert widths("out.safetensors") == widths(learnt)
+    assert error.count("WARNING: nothing is left out: raise the threshold (-pth") == 1
 
 
 @pytest.mark.parametrize(
@@ -265,17 +267,18 @@ def swept(out):
     return lines[first].split(), [list(map(float, line.split())) for line in lines[first + 2 : -2]]
 
 
-def test_a_sweep_writes_a_table_and_a_plot_and_no_model(run, learnt, place, monkeypatch):
-    """With real exports and times."""
+def test_a_sweep_writes_a_table_and_a_plot_and_no_model(quick, learnt, place, monkeypatch):
     monkeypatch.setattr(prune, "SWEEP", (0.9, 0.4))
-    code, out, _ = run("-m", learnt, "-o", "look/out", "--sweep", "-r", "status")
+    code, out, _ = quick("-m", learnt, "-o", "look/out", "--sweep", "-r", "status")
     assert code == 0 and files(place) == ["look", "look/out.png"] and "wrote look/out.png" in out
     assert (place / "look/out.png").read_bytes().startswith(b"\x89PNG")
     headers, (much, little) = swept(out)
     assert headers == ["threshold", "parameters", "MACs", "time", "ms"]
     assert 0.9 < much[0] < little[0] < 1
     assert 0.87 < much[1] <= 0.9 and 0.38 < little[1] <= 0.4 and 0 < little[2] < much[2] < 1
-    assert 0 < little[3] < 1.5 and 0 < little[4] < 1000
+    assert little[3] == little[1] and much[3] == much[1]  # a second a parameter
+    count = parameters(checkpoint.load(learnt).detector)
+    assert much[4] == pytest.approx(1000 * count * much[1], rel=1e-3)
 
 
 def test_a_sweep_ends_where_nothing_more_can_go(quick, learnt, place):
@@ -342,6 +345,26 @@ def test_the_retraining_spec_is_the_one_given_and_its_paths_are_as_given(
     assert retraining.model_config.pretrained_model_file == "below/out.safetensors"
     assert retraining.model_config.load_graph
     assert "secret" not in (place / "below/out_retrain.txt").read_text()  # results are shown to others
+
+
+def test_a_cut_while_times_are_measured_leaves_all_that_retraining_needs(quick, learnt, place, monkeypatch):
+    def cut(models, **_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(latency, "latencies", cut)
+    assert quick("-m", learnt, "-o", "out")[0] == 130
+    assert files(place) == ["out.safetensors", "out_retrain.txt"]
+
+
+def test_the_original_is_counted_once(tiny, learnt, monkeypatch):
+    network = checkpoint.load(learnt).detector
+    counted = []
+    monkeypatch.setattr(detector, "gmacs", lambda found, *size: counted.append((found, size)) or 2.0)
+    yardstick = prune.Yardstick(network, tiny)
+    others = [object(), object()]
+    assert [yardstick.macs(other) for other in others] == [1, 1]
+    assert sorted(map(id, (found for found, _ in counted))) == sorted(map(id, (network, *others)))
+    assert {size for _, size in counted} == {(64, 96)}
 
 
 @pytest.mark.parametrize("has_spec", [True, False])
@@ -486,9 +509,24 @@ def no_normalisation(tiny):
     return "is resnet 10, the spec asks for resnet 10 without batch normalisation"
 
 
+OTHER_LAYERS = (
+    "is resnet 10, the spec asks for resnet 10, with another use_pooling, all_projections or activation: use"
+)
+
+
 def other_layers(tiny):
     tiny.model_config.use_pooling, tiny.model_config.all_projections = True, False
-    return "is resnet 10, the spec asks for resnet 10, or for another use_pooling or all_projections"
+    return OTHER_LAYERS
+
+
+def other_pooling(tiny):  # the same tensors: a ResNet10 without pooling has all projections anyway
+    tiny.model_config.use_pooling = tiny.model_config.all_projections = True
+    return OTHER_LAYERS
+
+
+def other_activation(tiny):
+    tiny.model_config.activation.activation_type = "elu"
+    return OTHER_LAYERS
 
 
 def grey_images(tiny):
@@ -496,7 +534,13 @@ def grey_images(tiny):
     return "takes images of 3 channels, the spec has 1: use the spec that it was trained with"
 
 
-@pytest.mark.parametrize("change", [other_classes, other_depth, no_normalisation, other_layers, grey_images])
+OTHER = (
+    *(other_classes, other_depth, no_normalisation, other_layers, other_pooling, other_activation),
+    grey_images,
+)
+
+
+@pytest.mark.parametrize("change", OTHER)
 def test_the_spec_of_another_model(quick, tiny, learnt, write_spec, place, change):
     words = change(tiny)
     path = write_spec(tiny)

@@ -310,6 +310,32 @@ def test_weights_that_say_nothing(small: Detector, value: float) -> None:
         pruner(small)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("layer", ["stem", "wide"])
+def test_a_single_weight_that_is_no_number(small: Detector, layer: str, value: float) -> None:
+    with torch.no_grad():
+        small.get_parameter(f"backbone.{layer}.weight")[3, 0, 0, 0] = value
+    with pytest.raises(ModelError, match="weights or their gradients are all 0, or not finite"):
+        pruner(small)
+
+
+def test_a_layer_of_zeros_keeps_its_minimum(small: Detector) -> None:
+    with torch.no_grad():
+        small.get_parameter("backbone.wide.weight").zero_()
+    assert kept(small, threshold=0, granularity=1, min_num_filters=3) == [12, 12, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_formats_keep_theirs(small: Detector, dtype: torch.dtype) -> None:
+    assert all(norm.dtype == torch.float32 for norm in pruner(small.to(dtype)).importance.values())
+    result = pruned(small, {"target_params": share(small)}, target_params=0.5, **FINE)
+    assert {weight.dtype for weight in result.detector.parameters()} == {dtype}
+    assert share(small)(result.detector) <= 0.5
+    again = pruned(small, threshold=result.threshold, **FINE).detector  # also in 32 bits, as specs have it
+    tensors = result.detector.state_dict()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in again.state_dict().items())
+
+
 def test_thresholds_are_where_a_filter_goes(small: Detector) -> None:
     found = pruner(small, **FINE)
     values = found.thresholds()

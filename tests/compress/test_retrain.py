@@ -9,14 +9,17 @@ import time
 
 import pytest
 import torch
+from google.protobuf import text_format
 
 from detectkit import spec
 from detectkit.compress import retrain
 from detectkit.compress.retrain import prune_and_retrain, retraining_spec, save_pruned, turn_of
-from detectkit.errors import UsageError
+from detectkit.errors import Interrupted, UsageError
 from detectkit.model import checkpoint
-from detectkit.model.detector import parameters
+from detectkit.model.detector import build, parameters
 from detectkit.spec import PruningConfig
+from detectkit.train import loop
+from detectkit.train.run import set_up
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +167,62 @@ def test_another_training_in_the_same_folder_is_refused(experiment, model, whole
         turns(other, model, whole)
 
 
+EVERYTHING = """
+  ema_decay: 0.9
+  first_stage {
+    num_epochs: 1
+    learning_rate {
+      soft_start_annealing_schedule { min_learning_rate: 1e-3 max_learning_rate: 1e-2 soft_start: 0 annealing: 0.5 }
+    }
+  }
+"""
+
+
+def test_a_pruned_model_with_frozen_layers_is_trained_in_two_stages_and_resumed(
+    experiment, tmp_path, monkeypatch
+):
+    changed = spec.loads(spec.dumps(experiment))
+    changed.training_config.MergeFrom(text_format.Parse(EVERYTHING, spec.TrainingConfig()))
+    changed.model_config.freeze_bn, changed.model_config.freeze_blocks[:] = True, [0, 1]
+    torch.manual_seed(0)
+    original = build(changed.model_config, ["square", "bar"], 3).eval()
+    pruned = retrain.prune(original, PruningConfig(threshold=0.95), experiment=changed, sizes={}).detector
+    held = {name for name, weight in pruned.named_parameters() if not weight.requires_grad}
+    assert held == {name for name, weight in original.named_parameters() if not weight.requires_grad}
+    file = tmp_path / "pruned.safetensors"
+    save_pruned(file, checkpoint.Model(pruned, changed, ["square", "bar"]), PruningConfig(threshold=0.95))
+    changed.model_config.pretrained_model_file = str(file)  # a spec of one's own, that freezes
+
+    def run(results):
+        run = set_up(changed, results, name="model", device=torch.device("cpu"))
+        weights = {id(weight) for weight in run.state.detector.parameters()}
+        assert {id(weight) for weight in run.regularized} <= weights
+        return loop.train(run), run.state
+
+    _, whole = run(tmp_path / "whole")
+    train_step = loop.train_step
+
+    def stop(run, batch):
+        if (run.state.epoch, run.state.step) == (1, 1):
+            os.kill(os.getpid(), signal.SIGINT)
+        return train_step(run, batch)
+
+    monkeypatch.setattr(loop, "train_step", stop)
+    with pytest.raises(Interrupted, match="epoch 2, step 2 of 3"):
+        run(tmp_path / "cut")
+    outcome, state = run(tmp_path / "cut")
+    assert [entry["stage"] for entry in outcome.history] == ["heads", "everything"]
+    assert equal(state.detector, whole.detector) and equal(state.average.detector, whole.average.detector)
+    assert equal(checkpoint.load(outcome.last).detector, whole.average.detector)
+    before = pruned.state_dict()
+    still = {
+        name for name, tensor in state.detector.state_dict().items() if torch.equal(tensor, before[name])
+    }
+    statistics = {name for name in before if name.rpartition(".")[2] in ("running_mean", "running_var")}
+    counts = {name for name in before if name.endswith("num_batches_tracked")}
+    assert len(held) == 4 and still == held | statistics | counts | {"normalize.mean", "normalize.std"}
+
+
 def start(path, model, results):
     command = [sys.executable, "-m", "detectkit", "prune", "-e", path, "-m", model, "-r", results]
     return subprocess.Popen(
@@ -182,7 +241,13 @@ def wait_for(path, process):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("moment", ["iteration_1/resume.pt", "iteration_2/pruned.safetensors"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param("iteration_1/resume.pt", marks=pytest.mark.slow),
+        "iteration_2/pruned.safetensors",
+    ],
+)
 def test_a_run_that_is_killed_and_started_again_ends_as_one_that_was_not(
     experiment, model, learnt, whole, tmp_path, caplog, moment
 ):

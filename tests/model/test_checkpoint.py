@@ -36,6 +36,9 @@ SAME_FILE = settings(
 )
 
 
+ELU = ModelConfig.Activation(activation_type="elu")
+
+
 def config(**changes: Any) -> ModelConfig:
     return ModelConfig(**{"arch": "resnet", "num_layers": 10, "use_batch_norm": True} | changes)
 
@@ -496,6 +499,9 @@ def test_a_pruned_model_narrows_the_detector(small: Path) -> None:
         ({"use_batch_norm": False}, 3, "use_batch_norm: true"),
         ({"all_projections": True, "num_layers": 18}, 3, "all_projections: false"),
         ({}, 1, "output_image_channel"),
+        # No tensor tells these from the pruned network of the file.
+        ({"use_pooling": True, "all_projections": True}, 3, "stays what it is: .*, use_pooling: false"),
+        ({"activation": ELU}, 3, "pruned network and stays what it is: .*, no activation$"),
     ],
 )
 def test_another_architecture_is_refused_and_changes_nothing(
@@ -506,6 +512,26 @@ def test_another_architecture_is_refused_and_changes_nothing(
     with pytest.raises(ModelError, match=words):
         checkpoint.load_pretrained(network, small, CLASSES)
     assert equal(network.state_dict(), before)
+
+
+def test_the_activation_of_a_pruned_model_is_kept(tmp_path: Path, small: Path) -> None:
+    named = {"activation": ModelConfig.Activation(activation_type="relu")}
+    assert checkpoint.load_pretrained(detector(seed=1, **named), small, CLASSES).narrowed  # named or not
+    tensors = pruned(detector(activation=ELU), 4)
+    path = write(tmp_path / "elu.safetensors", tensors, spec=spec_text(activation=ELU))
+    with pytest.raises(ModelError, match=r'activation \{ activation_type: "elu" \}$'):
+        checkpoint.load_pretrained(detector(seed=1), path, CLASSES)
+    network = detector(seed=1, activation=ELU)
+    assert checkpoint.load_pretrained(network, path, CLASSES).narrowed
+    images = torch.rand(1, 3, 32, 32)
+    assert torch.equal(network.eval()(images)[1], checkpoint.load(path).detector(images)[1])
+
+
+def test_weights_of_full_width_may_get_another_activation(tmp_path: Path) -> None:
+    path = write(tmp_path / "whole.safetensors", detector().state_dict())
+    network = detector(seed=1, activation=ELU)
+    report = checkpoint.load_pretrained(network, path, CLASSES)
+    assert not report.narrowed and equal(network.state_dict(), detector().state_dict())
 
 
 # --- weights to start from: torchvision
