@@ -1,0 +1,57 @@
+"""What a model file says of itself comes back as it was written, and anything else is one clear error."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from detectkit import spec
+from detectkit.errors import ModelError
+from detectkit.model import header
+
+TEXT = 'model_config { arch: "resnet" num_layers: 10 }'
+NAMES = st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=1, max_size=4)
+
+
+@settings(max_examples=20)
+@given(names=NAMES, channels=st.sampled_from([1, 3]))
+def test_comes_back(names, channels):
+    found = header.loads(header.dumps(TEXT, names, channels), "m.onnx")
+    assert (found.classes, found.channels) == (names, channels)
+    assert found.spec.model_config.arch == "resnet" and found.spec.model_config.num_layers == 10
+
+
+def test_equal_models_have_equal_headers(tiny):
+    text = spec.dumps(tiny)
+    assert header.dumps(text, ["a", "b"], 3) == header.dumps(text, ("a", "b"), 3)
+    assert header.loads(header.dumps(text, ["a"], 3), "m").spec == spec.loads(text)
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "7", "null", '{"classes": []}', '{"format": "x"}'])
+def test_of_other_software(text):
+    with pytest.raises(ModelError, match="^m.onnx is not a detectkit model: .* detectkit export"):
+        header.loads(text, "m.onnx")
+
+
+def test_of_a_newer_detectkit():
+    content = json.loads(header.dumps(TEXT, ["a"], 3)) | {"format": 2}
+    with pytest.raises(ModelError, match="m was written by a newer .*model format 2; .* up to 1.*: upgrade"):
+        header.loads(json.dumps(content), "m")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"spec": "model_config {"}, "its description cannot be read"),
+        ({"spec": "no_such_field: 1"}, "its description cannot be read"),
+        ({"classes": 7}, "its description cannot be read"),
+        ({"channels": "three"}, "its description cannot be read"),
+        ({"classes": []}, "0 classes, 3 image channels"),
+        ({"channels": 4}, "1 classes, 4 image channels"),
+    ],
+)
+def test_damaged(change, words):
+    content = json.loads(header.dumps(TEXT, ["a"], 3)) | change
+    with pytest.raises(ModelError, match=f"^m is damaged: .*{words}"):
+        header.loads(json.dumps(content), "m")
