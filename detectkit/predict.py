@@ -18,12 +18,10 @@ from detectkit.data.augment import Prepared
 from detectkit.data.dataset import Batch, collate, sample_from_image
 from detectkit.errors import ModelError
 from detectkit.heads import ClassClustering, GridHead
-from detectkit.model import checkpoint
 from detectkit.ops.boxes import area, clip, transform
 from detectkit.ops.cluster import Detections
+from detectkit.runtimes import Forward, Network, load
 from detectkit.spec import AugmentationConfig, Experiment, class_names
-
-Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Latency(NamedTuple):
@@ -148,56 +146,59 @@ def load_model(
     """A model file as a `Predictor`, by default with the preprocessing and clustering it was trained with.
 
     Args:
+        path: a .safetensors model, an .onnx model of `detectkit export`, or a TensorRT engine of `detectkit engine`.
         experiment: take preprocessing and clustering from this spec instead.
 
     Raises:
-        ModelError: the file is not a usable model, or not one for the classes and channels of `experiment`.
+        ModelError: the file is not a usable model, or not one for the classes, channels and image size of `experiment`.
     """
-    device = default_device() if device is None else torch.device(device)
-    model = checkpoint.load(path, device)
-    return make_predictor(model, model.spec if experiment is None else experiment, device, path=path)
+    device = default_device() if device is None else device
+    network = load(path, device)
+    return make_predictor(network, network.spec if experiment is None else experiment, device)
 
 
 def make_predictor(
-    model: checkpoint.Model,
+    network: Network,
     experiment: Experiment,
     device: str | torch.device,
     *,
-    path: str | os.PathLike[str],
     clustering: Mapping[str, ClassClustering] | None = None,
 ) -> Predictor:
-    """A model loaded on `device` with the preprocessing and clustering of a spec.
+    """A network with the preprocessing and clustering of a spec.
 
     Args:
-        path: of the model, named in errors.
+        device: that the network was loaded on.
         clustering: instead of the spec's, by class name, see `GridHead`.
 
     Raises:
-        ModelError: the model is not for the classes and channels of `experiment`.
+        ModelError: the network is not for the classes, channels and image size of `experiment`.
     """
-    detector = model.detector.to(memory_format=torch.channels_last)
-    _check_fits(path, detector.channels, model.class_names, experiment)
+    _check_fits(network, experiment)
     return Predictor(
-        detector,
-        GridHead(experiment, stride=detector.stride, clustering=clustering),
+        network.forward,
+        GridHead(experiment, stride=network.stride, clustering=clustering),
         augmentation=experiment.augmentation_config,
-        channels=detector.channels,
+        channels=network.channels,
         device=device,
     )
 
 
-def _check_fits(
-    path: str | os.PathLike[str], channels: int, names: list[str], experiment: Experiment
-) -> None:
-    wanted = class_names(experiment)
+def _check_fits(network: Network, experiment: Experiment) -> None:
+    wanted, names = class_names(experiment), network.class_names
     if wanted != names:
         raise ModelError(
-            f"{path} detects {', '.join(names)}; the spec is for {', '.join(wanted)} (in this order):"
+            f"{network.file} detects {', '.join(names)}; the spec is for {', '.join(wanted)} (in this order):"
             " use the spec that it was trained with"
         )
-    asked = experiment.augmentation_config.preprocessing.output_image_channel
-    if asked != channels:
+    asked = experiment.augmentation_config.preprocessing
+    if asked.output_image_channel != network.channels:
         raise ModelError(
-            f"{path} takes images of {channels} channels; the spec's output_image_channel is {asked}:"
-            " use the spec that it was trained with"
+            f"{network.file} takes images of {network.channels} channels; the spec's output_image_channel is"
+            f" {asked.output_image_channel}: use the spec that it was trained with"
+        )
+    if network.size and network.size != (asked.output_image_height, asked.output_image_width):
+        height, width = network.size
+        raise ModelError(
+            f"{network.file} is bound to images of {width}x{height}; the spec's are"
+            f" {asked.output_image_width}x{asked.output_image_height}: use the spec that it was exported with, or export again"
         )

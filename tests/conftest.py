@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -15,9 +16,11 @@ from detectkit import spec
 from detectkit.data.augment import prepare
 from detectkit.data.convert import convert
 from detectkit.data.dataset import loader, training_frames, validation_frames
+from detectkit.deploy.onnx import to_model
 from detectkit.heads import GridHead
 from detectkit.model import checkpoint
 from detectkit.model.detector import Detector, build
+from detectkit.runtimes.onnx import add_header
 
 torch.set_num_threads(1)  # small networks: threads only wait for each other
 
@@ -159,6 +162,30 @@ def learnt(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     experiment = spec.loads(SPEC.replace("ROOT", str(tiny_root)))
     assert isinstance(experiment, spec.Experiment)
     return _save_learnt(tmp_path_factory.mktemp("learnt") / "learnt.safetensors", experiment)
+
+
+@pytest.fixture(scope="session")
+def learnt_onnx(learnt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`learnt` as an ONNX model of any batch."""
+    path = tmp_path_factory.mktemp("onnx") / "learnt.onnx"
+    onnx.save(_exported(learnt), path)
+    return path
+
+
+@pytest.fixture
+def as_onnx() -> Callable[..., onnx.ModelProto]:
+    """Gives a model file as ONNX for images of its spec's size, with its header; `batch` fixes the batch."""
+    return _exported
+
+
+def _exported(file: Path, *, batch: int | None = None) -> onnx.ModelProto:
+    model = checkpoint.load(file)
+    size = model.spec.augmentation_config.preprocessing
+    height, width = size.output_image_height, size.output_image_width
+    found = to_model(model.detector, height=height, width=width, batch=batch)
+    channels = model.detector.channels
+    add_header(found, spec_text=spec.dumps(model.spec), class_names=model.class_names, channels=channels)
+    return found
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import safetensors.torch
 import torch
@@ -24,8 +25,10 @@ from PIL import Image
 from detectkit import spec
 from detectkit.cli import main
 from detectkit.data import tfrecord
+from detectkit.deploy.onnx import to_model
 from detectkit.model import checkpoint
 from detectkit.model.detector import build
+from detectkit.runtimes.onnx import add_header
 
 SPEC_ERROR, DATA_ERROR, MODEL_ERROR, OUTPUT_ERROR, STOPPED = 3, 4, 5, 6, 130
 
@@ -477,6 +480,82 @@ def test_a_file_that_is_no_usable_model(
     assert run(place, command, model) == MODEL_ERROR
     message = complaint(capsys)
     assert str(model) in message and words in message
+    assert not place.results.exists()
+
+
+def save_onnx(path: Path, experiment: spec.Experiment) -> Path:
+    """A model for the spec, not trained, as ONNX for 96x64 images; smaller than any that `detectkit train` makes."""
+    names = spec.class_names(experiment)
+    experiment.model_config.arch, experiment.model_config.num_layers = "squeezenet", 0
+    exported = to_model(build(experiment.model_config, names, 3), height=64, width=96)
+    add_header(exported, spec_text=spec.dumps(experiment), class_names=names, channels=3)
+    onnx.save(exported, path)
+    return path
+
+
+def without_metadata(path: Path) -> None:
+    exported = onnx.load(path)
+    del exported.metadata_props[:]
+    onnx.save(exported, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (Path.unlink, "No such file"),
+        (text_file, "is no ONNX model that ONNX Runtime"),
+        (half, "or is damaged (Protobuf parsing failed.): export it again"),
+        (
+            without_metadata,
+            "is an ONNX model without a detectkit spec and class names: give one of detectkit export",
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", ["evaluate", "infer"])
+def test_an_onnx_file_that_is_no_usable_model(
+    place: Place, capsys: Capture, command: str, damage: Callable[[Path], None], words: str
+) -> None:
+    model = save_onnx(place.folder / "model.onnx", place.experiment)
+    damage(model)
+    assert run(place, command, model) == MODEL_ERROR
+    message = complaint(capsys)
+    assert str(model) in message and words in message
+    assert not place.results.exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "infer"])
+def test_an_onnx_model_of_another_size(place: Place, capsys: Capture, command: str) -> None:
+    model = save_onnx(place.folder / "model.onnx", place.experiment)
+    place.experiment.augmentation_config.preprocessing.output_image_width = 128
+    place.write()
+    assert run(place, command, model) == MODEL_ERROR
+    assert f"{model} is bound to images of 96x64; the spec's are 128x64: use the spec" in complaint(capsys)
+    assert not place.results.exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "infer"])
+def test_an_engine_where_it_cannot_run(place: Place, capsys: Capture, command: str) -> None:
+    text_file(place.folder / "model.engine")
+    assert run(place, command, place.folder / "model.engine") == MODEL_ERROR
+    assert f"{place.folder}/model.engine" in complaint(capsys)
+    assert not place.results.exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "infer"])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("weights", "is a folder: name the model file in it, such as {}/weights/model.safetensors"),
+        ("model.tlt", "is no model file by its name: give a .safetensors model of detectkit train"),
+    ],
+)
+def test_a_model_path_that_names_no_model_file(
+    place: Place, capsys: Capture, model: Path, command: str, name: str, words: str
+) -> None:
+    (place.folder / "weights").mkdir()
+    shutil.copy(model, place.folder / "weights")
+    assert run(place, command, place.folder / name) == MODEL_ERROR
+    assert f"{place.folder / name} {words.format(place.folder)}" in complaint(capsys)
     assert not place.results.exists()
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import detectkit
 
 ROOMS = [
-    {"errors", "console", "files", "draw"},
+    {"errors", "console", "files", "draw", "page"},
     {"spec"},
     {"ops"},
     {"data", "model", "trackers"},
     {"heads"},
+    {"runtimes"},
     {"predict"},
     {"evaluation"},
     {"tune", "train"},
@@ -18,7 +19,7 @@ ROOMS = [
     {"commands"},
     {"cli"},
 ]
-BASE = {"errors": set(), "console": {"errors"}, "files": {"errors"}, "draw": set()}
+BASE = {"errors": set(), "console": {"errors"}, "files": {"errors"}, "draw": set(), "page": set()}
 LEVEL = {room: number for number, level in enumerate(ROOMS) for room in level}
 PACKAGE = Path(detectkit.__file__).parent
 

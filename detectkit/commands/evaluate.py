@@ -14,8 +14,8 @@ from detectkit.commands.options import (
     add_spec_argument,
     choose_device,
 )
-from detectkit.console import log, progress, say, table
-from detectkit.errors import UsageError
+from detectkit.console import log, say, table
+from detectkit.errors import DataError, UsageError
 from detectkit.files import atomic_write, make_directory
 
 if TYPE_CHECKING:
@@ -23,11 +23,14 @@ if TYPE_CHECKING:
     from detectkit.tune import Tuned
 
 KITTI_RECALLS = 41  # objects that a class needs to reach an AP of 100 % by the protocol KITTI
+FRAMEWORKS = {"tlt": "model", "tensorrt": "engine"}  # TLT's names of what runs a model file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_spec_argument(parser, help="a training spec")
-    parser.add_argument("-m", "--model_path", type=Path, metavar="MODEL", help="a .safetensors model")
+    parser.add_argument(
+        "-m", "--model_path", type=Path, metavar="MODEL", help="a model, ONNX model or TensorRT engine"
+    )
     parser.add_argument(
         "-r", "--results_dir", type=Path, metavar="DIR", help="where results.json and the plot go"
     )
@@ -43,9 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels", type=Path, metavar="DIR", help="KITTI labels that --detections are measured on"
     )
-    parser.add_argument(
-        "-f", "--framework", choices=["tlt", "tensorrt"], default="tlt", help=argparse.SUPPRESS
-    )
+    parser.add_argument("-f", "--framework", choices=list(FRAMEWORKS), help=argparse.SUPPRESS)
     add_device_arguments(parser)
     for names in (("-i", "--image_dir"), ("-l", "--label_dir"), ("-b", "--batch_size")):
         reason = "not used; images, labels and batch size are those of the spec"
@@ -75,10 +76,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check_usage(args: argparse.Namespace) -> None:
-    if args.framework == "tensorrt":
-        raise UsageError(
-            "-f tensorrt: engines are not run by this version; give a .safetensors model with -m"
-        )
     if bool(args.model_path) == bool(args.detections):
         raise UsageError("give a model (-m MODEL), or detections and labels (--detections DIR --labels DIR)")
     if bool(args.detections) != bool(args.labels):
@@ -89,44 +86,46 @@ def _check_usage(args: argparse.Namespace) -> None:
         raise UsageError(
             "--use_training_set is for a model (-m MODEL): --detections are measured on --labels"
         )
+    if args.framework and args.model_path:
+        _check_framework(args)
 
 
 def _evaluate_model(args: argparse.Namespace, experiment: spec.Experiment) -> tuple[Evaluation, Tuned | None]:
     """The results, and with --tune-clustering the values that they were reached with."""
-    from detectkit.data.dataset import loader, training_frames, validation_frames
-    from detectkit.errors import DataError
     from detectkit.evaluation import evaluate
+    from detectkit.evaluation.images import predictions
     from detectkit.predict import load_model
     from detectkit.train.weighting import ObjectiveWeights, validation_cost
     from detectkit.tune import tune_clustering
 
-    predictor = load_model(args.model_path, choose_device(args), experiment=experiment)
-    read = training_frames if args.use_training_set else validation_frames
-    measured = read(experiment.dataset_config, predictor.class_names)
-    if measured is None:
+    if not args.use_training_set and experiment.dataset_config.WhichOneof("dataset_split_type") is None:
         raise DataError("the spec has no validation_fold or validation_data_source: give --use_training_set")
-    batch_size = experiment.training_config.batch_size_per_gpu
-    batches = loader(
-        measured,
-        experiment.augmentation_config,
-        batch_size=batch_size,
-        order=range(len(measured)),
-        workers=experiment.training_config.workers,
-    )
-    count = -(-len(measured) // batch_size)
-    predictions = progress(predictor.batches(batches), total=count, label="evaluating", unit="batches")
+    predictor = load_model(args.model_path, choose_device(args), experiment=experiment)
+    predicted = predictions(predictor, experiment, training=args.use_training_set)
     if args.tune_clustering:
-        tuned = tune_clustering(predictions, predictor.head, experiment)
+        tuned = tune_clustering(predicted, predictor.head, experiment)
         say(f"put this into the spec, in place of its postprocessing_config:\n\n{tuned.block}")
         return tuned.evaluation, tuned
     weights = ObjectiveWeights(experiment.cost_function_config)
     result = evaluate(
-        predictions,
+        predicted,
         predictor.class_names,
         experiment.evaluation_config,
-        cost=lambda predicted: validation_cost(weights, predictor.head, predicted),
+        cost=lambda batch: validation_cost(weights, predictor.head, batch),
     )
     return result, None
+
+
+def _check_framework(args: argparse.Namespace) -> None:
+    """The file's name decides what runs it; -f may only agree."""
+    from detectkit.runtimes import kind
+
+    found = kind(args.model_path)
+    if found != FRAMEWORKS[args.framework]:
+        names = {"model": "a .safetensors model", "onnx": "an ONNX model", "engine": "a TensorRT engine"}
+        raise UsageError(
+            f"-f {args.framework}: {args.model_path} is {names[found]} by its name: leave -f out"
+        )
 
 
 def _print(result: Evaluation) -> None:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from detectkit.data.dataset import Batch
-    from detectkit.model.checkpoint import Model
     from detectkit.ops.cluster import Detections
     from detectkit.predict import Predicted, Predictor
+    from detectkit.runtimes import Network
     from detectkit.trackers import Tracker
 
 WRITERS = 4
@@ -173,25 +173,27 @@ def _require_own_names(paths: list[Path]) -> None:
 
 def _predictor(args: argparse.Namespace, message: spec.Inference | spec.Experiment) -> Predictor:
     from detectkit.heads import ClassClustering
-    from detectkit.model import checkpoint
     from detectkit.predict import load_model, make_predictor
+    from detectkit.runtimes import load
 
     device = choose_device(args)
     if isinstance(message, spec.Experiment):
         if args.model_path is None:
             raise UsageError("give the model: -m MODEL")
         return load_model(args.model_path, device, experiment=message)
-    named = message.inferencer_config.tlt_config.model
+    config = message.inferencer_config
+    named = config.tlt_config.model or config.tensorrt_config.trt_engine
     path = args.model_path or (Path(named).expanduser() if named else None)
     if path is None:
-        raise UsageError("give the model: -m MODEL, or tlt_config { model: … } in the spec")
+        raise UsageError(
+            "give the model: -m MODEL, or in the spec tlt_config { model: … } or tensorrt_config { trt_engine: … }"
+        )
     classwise = message.bbox_handler_config.classwise_bbox_handler_config
-    model = checkpoint.load(path, device)
+    network = load(path, device)
     return make_predictor(
-        model,
-        _resized(model, message.inferencer_config, path),
+        network,
+        _resized(network, config),
         device,
-        path=path,
         clustering={
             name: ClassClustering(item.clustering_config, item.confidence_threshold, item.confidence_model)
             for name, item in classwise.items()
@@ -199,21 +201,21 @@ def _predictor(args: argparse.Namespace, message: spec.Inference | spec.Experime
     )
 
 
-def _resized(model: Model, config: spec.InferencerConfig, path: Path) -> spec.Experiment:
+def _resized(network: Network, config: spec.InferencerConfig) -> spec.Experiment:
     """The model's spec for images of an inference spec's size: resized, as TLT does, whatever the training did."""
-    if list(config.target_classes or model.class_names) != model.class_names:
+    if list(config.target_classes or network.class_names) != network.class_names:
         raise SpecError(
-            f"inferencer_config.target_classes: {path} detects {', '.join(model.class_names)}, in this order"
+            f"inferencer_config.target_classes: {network.file} detects {', '.join(network.class_names)}, in this order"
         )
-    stride, channels = model.detector.stride, model.detector.channels
+    stride, channels = network.stride, network.channels
     if config.image_width % stride or config.image_height % stride:
         raise SpecError(
             f"inferencer_config: image_width and image_height must be multiples of the network's stride {stride},"
             f" got {config.image_width}x{config.image_height}"
         )
     if config.image_channels != channels:
-        raise SpecError(f"inferencer_config.image_channels: {path} takes {channels}")
-    resized = copy.deepcopy(model.spec)
+        raise SpecError(f"inferencer_config.image_channels: {network.file} takes {channels}")
+    resized = copy.deepcopy(network.spec)
     preprocessing = spec.AugmentationConfig.Preprocessing(
         output_image_width=config.image_width,
         output_image_height=config.image_height,

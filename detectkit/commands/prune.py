@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from detectkit import spec
 from detectkit.commands.options import SPEC_OPTIONS, add_device_arguments, choose_device
 from detectkit.console import StatusLog, log, progress, say, table
-from detectkit.errors import ModelError, OutputError, SpecError, UsageError
-from detectkit.files import atomic_write, make_directory
+from detectkit.errors import ModelError, SpecError, UsageError
+from detectkit.files import atomic_write, check_writable, make_directory
 from detectkit.spec import PruningConfig
 from detectkit.spec.check import short
 
@@ -189,12 +188,7 @@ def _output(args: argparse.Namespace) -> Path:
         raise UsageError(
             f"-o {given}: its spec for retraining would overwrite {retraining}, which -e names: give another name"
         )
-    try:
-        folder = next(folder for folder in output.absolute().parents if folder.exists())
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
+    check_writable(output)
     return output
 
 
@@ -306,12 +300,13 @@ class Yardstick:
 
     def seconds(self, *networks: Detector) -> list[float]:
         """Seconds an image of each, compared side by side."""
-        from detectkit.deploy.latency import latencies
+        from detectkit.deploy.latency import latencies, onnx_run
 
         shown = progress(networks, total=len(networks), label="exporting", unit="networks")
         models = [self._original if network is self.original else self._onnx(network) for network in shown]
         limit = SECONDS * len(networks) / 2
-        return latencies(models, batch_size=1, rounds=ROUNDS, time_limit=limit)
+        runs = [onnx_run(model, batch_size=1) for model in models]
+        return latencies(runs, rounds=ROUNDS, time_limit=limit)
 
     def _onnx(self, network: Detector) -> bytes:
         from detectkit.deploy.onnx import to_onnx

@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 
+import onnx
 import pytest
 
 from detectkit import spec
@@ -44,6 +45,17 @@ def test_results_of_a_model(run, tiny, write_spec, learnt, tmp_path):
         "precision_recall.png",
         "results.json",
     ]
+
+
+def test_an_onnx_model_measures_as_the_model_does(run, tiny, write_spec, learn, as_onnx, tmp_path):
+    model, path = learn(tiny, noise=0.25), write_spec(tiny)
+    onnx.save(as_onnx(model), tmp_path / "m.onnx")
+    tables = []
+    for file in (model, tmp_path / "m.onnx"):
+        code, out, _ = run("-e", path, "-m", file)
+        assert code == 0
+        tables.append(out[: out.index("median latency")])
+    assert tables[0] == tables[1] and "mAP" in tables[0] and "mAP 100.00" not in tables[0]
 
 
 def test_training_set(run, tiny, write_spec, learnt):
@@ -205,7 +217,9 @@ def test_tuning_prints_a_block_to_paste(run, tiny, write_spec, learnt, tmp_path)
         (("-m", "a", "--labels", "b"), "belong together"),
         (("--detections", "b", "--labels", "c", "--tune-clustering"), "needs a model"),
         (("--detections", "b", "--labels", "c", "--use_training_set"), "--use_training_set is for a model"),
-        (("-m", "a", "-f", "tensorrt"), "engines are not run by this version"),
+        (("-m", "a.safetensors", "-f", "tensorrt"), "a.safetensors is a .safetensors model by its name"),
+        (("-m", "a.onnx", "-f", "tlt"), "-f tlt: a.onnx is an ONNX model by its name: leave -f out"),
+        (("-m", "a.trt", "-f", "tlt"), "a TensorRT engine by its name"),
     ],
 )
 def test_usage(run, tmp_path, arguments, message):

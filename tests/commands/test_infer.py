@@ -268,10 +268,42 @@ def test_m_overrides_the_model_of_the_spec(infer, inference, learnt):
     code, _, error = infer(inference)
     assert code == 5 and "/nowhere/model.safetensors" in error
     assert infer(inference, "-m", learnt)[0] == 0
-    inference.inferencer_config.tensorrt_config.trt_engine = "model.engine"
+    inference.inferencer_config.tlt_config.model = ""
     assert infer(inference, "-m", learnt)[0] == 0
     code, _, error = infer(inference)
-    assert code == 2 and "tlt_config" in error
+    assert code == 2 and "tlt_config { model: … } or tensorrt_config { trt_engine: … }" in error
+
+
+@pytest.mark.spec_field("TensorRTConfig.trt_engine")
+def test_the_engine_of_the_spec(infer, inference, learnt, tmp_path):
+    inference.inferencer_config.tensorrt_config.trt_engine = str(tmp_path / "none.engine")
+    code, _, error = infer(inference)
+    assert code == 5 and f"cannot read {tmp_path}/none.engine: No such file" in error
+    (tmp_path / "a.engine").write_bytes(b"no engine")
+    inference.inferencer_config.tensorrt_config.trt_engine = str(tmp_path / "a.engine")
+    code, _, error = infer(inference)
+    assert code == 5 and f"{tmp_path}/a.engine is a TensorRT engine, which runs on an NVIDIA GPU" in error
+    assert infer(inference, "-m", learnt)[0] == 0
+
+
+def test_an_onnx_model_detects_as_the_model_does(infer, inference, tiny, learnt, learnt_onnx, tmp_path):
+    for message in (inference, tiny):
+        lines = []
+        for model in (learnt, learnt_onnx):
+            assert infer(message, "-m", model)[0] == 0
+            lines.append([line for number in range(5) for line in found(tmp_path, f"{number:03d}")])
+        assert len(lines[0]) == 10
+        for expected, line in zip(*lines, strict=True):
+            assert line.name == expected.name
+            assert line.box == pytest.approx(expected.box, abs=0.02)
+
+
+def test_an_onnx_model_in_the_spec_is_bound_to_its_size(infer, inference, learnt_onnx):
+    inference.inferencer_config.tlt_config.model = str(learnt_onnx)
+    assert infer(inference)[0] == 0
+    inference.inferencer_config.image_width = 128
+    code, _, error = infer(inference)
+    assert code == 5 and f"{learnt_onnx} is bound to images of 96x64; the spec's are 128x64" in error
 
 
 def test_two_images_for_one_label_file(infer, tiny, learnt, images, tmp_path):
