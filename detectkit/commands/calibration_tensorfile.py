@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from detectkit import spec
 from detectkit.commands.options import add_spec_argument
 from detectkit.console import progress, say
 from detectkit.errors import DataError, UsageError
-
-if TYPE_CHECKING:
-    from detectkit.data.dataset import Dataset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +26,7 @@ def run(args: argparse.Namespace) -> None:
     experiment = spec.load_experiment(args.experiment_spec)
 
     from detectkit.data.dataset import training_frames, validation_frames
+    from detectkit.data.inputs import inputs
     from detectkit.deploy.tensorfile import write_tensorfile
 
     read = validation_frames if args.use_validation_set else training_frames
@@ -42,22 +38,6 @@ def run(args: argparse.Namespace) -> None:
     count = available if args.max_batches == -1 else args.max_batches
     if not 1 <= count <= available:
         raise UsageError(f"-m {count}: {len(images)} images make {available} full batches of {size}")
-    batches = progress(_batches(experiment, images, count), total=count, label="writing", unit="batches")
-    say(f"wrote {write_tensorfile(args.output_path, batches)} batches of {size} images to {args.output_path}")
-
-
-def _batches(experiment: spec.Experiment, images: Dataset, count: int) -> Iterator[Any]:
-    """The first `count` batches without augmentation, [N, c, H, W] in [0, 1]."""
-    from detectkit.data.augment import prepare
-    from detectkit.data.dataset import loader
-
-    config, augmentation = experiment.training_config, experiment.augmentation_config
-    batches = loader(
-        images,
-        augmentation,
-        batch_size=config.batch_size_per_gpu,
-        order=range(count * config.batch_size_per_gpu),
-        workers=config.workers,
-    )
-    for batch in batches:
-        yield prepare(batch, augmentation, generator=None, device="cpu").images.numpy()
+    batches = inputs(images, experiment, order=range(count * size), batch_size=size)
+    arrays = (batch.numpy() for batch in progress(batches, total=count, label="writing", unit="batches"))
+    say(f"wrote {write_tensorfile(args.output_path, arrays)} batches of {size} images to {args.output_path}")

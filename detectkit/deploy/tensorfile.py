@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import h5py
@@ -14,6 +14,7 @@ from detectkit.errors import DataError, OutputError
 from detectkit.files import atomic_write
 
 KEY = "_tensorfile_array_key_"
+ANEW = "write it anew with detectkit calibration_tensorfile"
 
 
 def write_tensorfile(path: str | os.PathLike[str], batches: Iterable[NDArray[np.float32]]) -> int:
@@ -44,3 +45,65 @@ def write_tensorfile(path: str | os.PathLike[str], batches: Iterable[NDArray[np.
             raise DataError(f"there is no batch to write to {path}")
         file.attrs["count"], file.attrs["shape"] = count, shape
     return count
+
+
+def read_tensorfile(
+    path: str | os.PathLike[str], channels: int, height: int, width: int
+) -> tuple[int, Iterator[NDArray[np.float32]]]:
+    """Read a TensorFile, ours or TLT's, one batch at a time.
+
+    Args:
+        channels, height, width: that its images must have.
+
+    Returns:
+        The number of batches, and the batches [N, channels, height, width] float32 in [0, 1].
+
+    Raises:
+        DataError: there is no such file, it is no TensorFile, its images have another shape or other values, or a part
+            of it is missing: what only a batch can show as soon as that is read.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            count, shape = int(file.attrs["count"]), tuple(int(size) for size in file.attrs["shape"])
+            missing = [number for number in range(count) if f"{KEY}_{number}/{KEY}" not in file]
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except OSError as error:
+        raise DataError(f"{path} is no TensorFile, or was cut short ({error}): {ANEW}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is no TensorFile: it lacks count or shape; {ANEW}") from error
+    if len(shape) != 4 or shape[1:] != (channels, height, width):
+        raise DataError(
+            f"{path} holds batches of the shape {_sizes(shape)}, the network takes N x {channels} x {height} x {width}:"
+            " write one with this spec"
+        )
+    if count < 1 or missing:
+        held = f"batch {missing[0]} of {count} is missing" if missing else "it has no batch"
+        raise DataError(f"{path} was cut short: {held}; {ANEW}")
+    return count, _batches(path, count, shape)
+
+
+def _batches(
+    path: str | os.PathLike[str], count: int, shape: tuple[int, ...]
+) -> Iterator[NDArray[np.float32]]:
+    with h5py.File(path, "r") as file:
+        for number in range(count):
+            stored = file[f"{KEY}_{number}/{KEY}"]
+            if stored.shape != shape:
+                raise DataError(
+                    f"{path}: batch {number} has the shape {_sizes(stored.shape)}, not {_sizes(shape)}"
+                )
+            try:
+                batch = np.asarray(stored[:], dtype=np.float32)
+            except OSError as error:
+                raise DataError(f"{path}: batch {number} cannot be read ({error}): {ANEW}") from error
+            if not (batch.min() >= 0 and batch.max() <= 1):  # true of no NaN
+                raise DataError(
+                    f"{path}: batch {number} has values from {batch.min():g} to {batch.max():g}; images for detectkit"
+                    f" lie in [0, 1]: {ANEW}"
+                )
+            yield batch
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(size) for size in shape)

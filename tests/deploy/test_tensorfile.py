@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from detectkit import cli
-from detectkit.deploy.tensorfile import write_tensorfile
+from detectkit.deploy.tensorfile import read_tensorfile, write_tensorfile
 from detectkit.errors import DataError, OutputError
 
 
@@ -29,6 +29,90 @@ def test_an_existing_file_stays(tmp_path):
     with pytest.raises(OutputError, match="exists"):
         write_tensorfile(tmp_path / "tensor", [np.zeros((1, 1, 1, 1), np.float32)])
     assert (tmp_path / "tensor").read_text() == "mine"
+
+
+def stored(path, count=3):
+    """A file of random batches, and these."""
+    batches = list(np.random.default_rng(0).random((count, 2, 3, 4, 5), dtype=np.float32))
+    write_tensorfile(path, batches)
+    return batches
+
+
+def test_batches_come_back_one_by_one(tmp_path):
+    batches = stored(tmp_path / "tensor", count=12)
+    count, read = read_tensorfile(tmp_path / "tensor", 3, 4, 5)
+    assert count == 12
+    for number, batch in enumerate(read):
+        assert batch.dtype == np.float32 and np.array_equal(batch, batches[number])
+    assert number == 11
+
+
+def test_a_file_of_tlt_is_read(tmp_path):
+    # As its tools write it: float64 attributes and data in some versions, no compression.
+    with h5py.File(tmp_path / "tlt", "w") as file:
+        file.attrs["count"], file.attrs["shape"] = np.float64(1), np.array([1, 1, 2, 2])
+        file.create_group("_tensorfile_array_key__0")["_tensorfile_array_key_"] = np.full((1, 1, 2, 2), 0.5)
+    count, batches = read_tensorfile(tmp_path / "tlt", 1, 2, 2)
+    assert count == 1 and [batch.tolist() for batch in batches] == [[[[[0.5, 0.5], [0.5, 0.5]]]]]
+
+
+def test_other_shapes_are_refused(tmp_path):
+    stored(tmp_path / "tensor")
+    with pytest.raises(DataError, match="shape 2 x 3 x 4 x 5, the network takes N x 1 x 4 x 5"):
+        read_tensorfile(tmp_path / "tensor", 1, 4, 5)
+    with h5py.File(tmp_path / "tensor", "a") as file:
+        del file["_tensorfile_array_key__1"]
+        file.create_group("_tensorfile_array_key__1")["_tensorfile_array_key_"] = np.zeros((2, 3, 4, 4))
+    with pytest.raises(DataError, match="batch 1 has the shape 2 x 3 x 4 x 4, not 2 x 3 x 4 x 5"):
+        list(read_tensorfile(tmp_path / "tensor", 3, 4, 5)[1])
+
+
+@pytest.mark.parametrize("values", [255.0, -0.1, np.nan])
+def test_values_that_are_no_images_are_refused(tmp_path, values):
+    write_tensorfile(tmp_path / "tensor", [np.full((1, 1, 2, 2), values, np.float32)])
+    with pytest.raises(DataError, match=r"batch 0 has values from .* lie in \[0, 1\]"):
+        list(read_tensorfile(tmp_path / "tensor", 1, 2, 2)[1])
+
+
+def test_what_is_no_tensorfile_is_refused(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        read_tensorfile(tmp_path / "none", 3, 4, 5)
+    with pytest.raises(DataError, match="is no TensorFile"):
+        read_tensorfile(tmp_path, 3, 4, 5)
+    (tmp_path / "text").write_text("no HDF5")
+    with pytest.raises(DataError, match="is no TensorFile"):
+        read_tensorfile(tmp_path / "text", 3, 4, 5)
+    with h5py.File(tmp_path / "other", "w") as file:
+        file["data"] = np.zeros(3)
+    with pytest.raises(DataError, match="lacks count or shape"):
+        read_tensorfile(tmp_path / "other", 3, 4, 5)
+
+
+def test_a_file_cut_short_is_refused(tmp_path):
+    path = tmp_path / "tensor"
+    stored(path)
+    whole = path.read_bytes()
+    for size in range(0, len(whole), 400):
+        path.write_bytes(whole[:size])
+        with pytest.raises(DataError, match="no TensorFile|cut short|cannot be read"):
+            list(read_tensorfile(path, 3, 4, 5)[1])
+    path.write_bytes(whole)
+    with h5py.File(path, "a") as file:
+        del file["_tensorfile_array_key__2"]
+    with pytest.raises(DataError, match="was cut short: batch 2 of 3 is missing"):
+        read_tensorfile(path, 3, 4, 5)
+
+
+def test_a_damaged_batch_is_named(tmp_path):
+    path = tmp_path / "tensor"
+    stored(path)
+    with h5py.File(path) as file:
+        chunk = file["_tensorfile_array_key__1/_tensorfile_array_key_"].id.get_chunk_info(0)
+    with open(path, "r+b") as raw:
+        raw.seek(chunk.byte_offset)
+        raw.write(bytes(chunk.size))
+    with pytest.raises(DataError, match="batch 1 cannot be read"):
+        list(read_tensorfile(path, 3, 4, 5)[1])
 
 
 def test_command(tiny, write_spec, tmp_path, capsys):
