@@ -1,0 +1,169 @@
+"""Which tensors are rounded for which runtime: graphs small enough to read."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from detectkit.deploy.onnx import to_model
+from detectkit.deploy.placement import Placement, Wires, for_onnxruntime, for_tensorrt, quantizable
+from detectkit.model.detector import build
+from detectkit.model.graph import folded
+from detectkit.model.graph import quantizable as quantizable_in_torch
+from detectkit.spec.model_pb2 import ModelConfig
+
+# A residual unit with a projection, one without, and two heads.
+RESIDUAL = """
+    images Conv a
+    a Relu b
+    b Conv c
+    images Conv d
+    c,d Add e
+    e Relu f
+    f Conv g
+    f,g Add h
+    h Relu i
+    i Conv j
+    j Conv cov
+    j Conv bbox
+"""
+
+
+def wires(text: str) -> Wires:
+    """A graph of a line a node: its inputs, what it does, its output. Weights are called as the output."""
+    nodes, constants = [], []
+    for line in text.split("\n"):
+        if not line.strip():
+            continue
+        before, kind, output = line.split()
+        inputs = before.split(",")
+        if kind == "Conv":
+            constants.append(numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float32), f"{output}.weight"))
+            inputs.append(f"{output}.weight")
+        if kind == "Clip":
+            for end, value in (("min", 0), ("max", 6)):
+                constants.append(numpy_helper.from_array(np.array(value, np.float32), f"{output}.{end}"))
+                inputs.append(f"{output}.{end}")
+        nodes.append(helper.make_node(kind, inputs, [output], name=output))
+    images, cov, bbox = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 1, 4, 4])
+        for name in ("images", "cov", "bbox")
+    )
+    return Wires(helper.make_graph(nodes, "test", [images], [cov, bbox], initializer=constants))
+
+
+def read(placement: Placement) -> dict[str, str]:
+    """By rounded tensor, the outputs of the nodes that read it rounded."""
+    return {
+        name: " ".join(sorted(node.output[0] for node in nodes)) for name, nodes in placement.readers.items()
+    }
+
+
+def test_tensorrt_rounds_what_convolutions_read_and_the_skip_of_a_sum_only() -> None:
+    placed = for_tensorrt(wires(RESIDUAL), [])
+    assert [node.output[0] for node in placed.convolutions] == list("acdgj")
+    # d is the projection; c, g and the sums stay as they are, and so does j, which only heads read.
+    assert read(placed) == {"images": "a d", "b": "c", "d": "e", "f": "g h", "i": "j"}
+    assert placed.groups == []
+
+
+def test_onnx_runtime_rounds_every_result_behind_its_relu_for_all_readers() -> None:
+    placed = for_onnxruntime(wires(RESIDUAL), [])
+    assert read(placed) == {
+        **{"images": "a d", "b": "c", "c": "e", "d": "e", "f": "g h"},
+        **{"g": "h", "i": "j", "j": "bbox cov"},
+    }
+
+
+def test_a_float_layer_reads_and_gives_what_is_there() -> None:
+    assert read(for_tensorrt(wires(RESIDUAL), ["g"])) == {"images": "a d", "b": "c", "d": "e", "i": "j"}
+    # g reads what others have rounded anyway; its own output is not rounded, so the sum is one of floats.
+    placed = for_onnxruntime(wires(RESIDUAL), ["g"])
+    assert "g" not in placed.readers and "h" not in placed.readers
+    assert read(placed)["i"] == "j"
+    assert "g" not in [node.output[0] for node in placed.convolutions]
+
+
+def test_nothing_is_rounded_where_all_layers_are_float() -> None:
+    for place in (for_tensorrt, for_onnxruntime):
+        placed = place(wires(RESIDUAL), list("acdgj"))
+        assert placed.convolutions == [] and placed.readers == {} and placed.groups == []
+
+
+def test_what_is_concatenated_shares_a_scale_with_the_result_and_its_pool() -> None:
+    graph = wires("""
+        images Conv a
+        a Relu b
+        images Conv c
+        c Relu d
+        b,d Concat e
+        e MaxPool f
+        f Conv g
+        g Conv cov
+        g Conv bbox
+    """)
+    placed = for_tensorrt(graph, [])
+    assert read(placed) == {"images": "a c", "b": "e", "d": "e", "f": "g"}
+    assert placed.groups == [{"b", "d", "f"}]
+    placed = for_onnxruntime(graph, [])
+    assert read(placed) == {"images": "a c", "b": "e", "d": "e", "e": "f", "f": "g", "g": "bbox cov"}
+    assert placed.groups == [{"b", "d", "e", "f"}]
+
+
+def test_gates_stay_float_and_limited_relus_are_part_of_their_convolution() -> None:
+    graph = wires("""
+        images Conv a
+        a Clip b
+        b GlobalAveragePool c
+        c Conv d
+        d Relu e
+        e Conv f
+        f Sigmoid g
+        g,b Mul h
+        h Conv i
+        i Conv cov
+        i Conv bbox
+    """)
+    placed = for_tensorrt(graph, [])
+    assert [node.output[0] for node in placed.convolutions] == ["a", "i"]
+    assert read(placed) == {"images": "a", "h": "i"}
+    assert read(for_onnxruntime(graph, [])) == {"images": "a", "b": "c h", "h": "i", "i": "bbox cov"}
+
+
+def test_which_tensors_have_no_value_below_zero() -> None:
+    graph = wires("""
+        images Conv a
+        a Relu b
+        images Conv c
+        c Clip d
+        b,d Concat e
+        e MaxPool f
+        a,b Add g
+        g Conv cov
+        g Conv bbox
+    """)
+    assert graph.not_negative() == {"images", "b", "d", "e", "f"}
+
+
+@pytest.mark.parametrize(
+    ("arch", "depth"),
+    [
+        *[
+            ("resnet", 18),
+            ("mobilenet_v1", 0),
+            ("mobilenet_v2", 0),
+            ("squeezenet", 0),
+            ("efficientnet_b0", 0),
+        ],
+        *[
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("googlenet", 0), ("vgg", 16), ("darknet", 53))
+        ],
+    ],
+)
+def test_the_onnx_graph_tells_the_same_convolutions_as_the_network(arch: str, depth: int) -> None:
+    config = ModelConfig(arch=arch, num_layers=depth, use_batch_norm=True)
+    detector = build(config, ["square"], 3)
+    expected = [str(node.target) for node in quantizable_in_torch(folded(detector))]
+    assert quantizable(to_model(detector, height=64, width=64)) == expected
+    assert len(expected) > 5
