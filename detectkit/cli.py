@@ -27,9 +27,13 @@ COMMANDS = {
     "evaluate": "average precision, precision, recall and latency",
     "infer": "detect: KITTI label files and annotated images",
     "prune": "leave out the filters that matter least",
+    "calibrate": "the ranges of all tensors, for 8-bit networks",
+    "export": "a model as ONNX: 32, 16 or 8 bits",
+    "engine": "an ONNX model as TensorRT engine",
+    "compare": "several models side by side: accuracy, size, time",
     "calibration_tensorfile": "network inputs in TLT's HDF5 file, for 8-bit calibration",
 }
-ALIASES = {"dataset_convert": "convert", "inference": "infer"}  # TLT's names
+ALIASES = {"dataset_convert": "convert", "inference": "infer", "gen_trt_engine": "engine"}  # TLT's names
 
 
 class Parser(argparse.ArgumentParser):

@@ -164,11 +164,6 @@ def test_command_lines_of_tlt_are_understood(line: str, ignored: list[str]) -> N
     assert path == Path("s.txt")
 
 
-def test_engines_are_refused(capsys: Capture) -> None:
-    line = ["evaluate", "-e", "spec.txt", "-m", "model.engine", "-f", "tensorrt"]
-    assert "engines are not run by this version" in complaint(line, capsys)
-
-
 def test_log_lines_are_appended_to_a_file(capsys: Capture, tmp_path: Path) -> None:
     line = ["check", "-e", str(SPECS / "kitti_infer.txt"), "--spec-only", "-k", "key"]
     for _ in range(2):
