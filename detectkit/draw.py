@@ -6,6 +6,7 @@ import colorsys
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -182,7 +183,7 @@ def sheet(images: Sequence[Image.Image], *, columns: int, gap: int = 4) -> Image
 
 
 def curves(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | BinaryIO,
     series: Mapping[str, tuple[ArrayLike, ArrayLike]],
     *,
     title: str,
@@ -223,7 +224,10 @@ def curves(
 
 
 def precision_recall(
-    path: str | os.PathLike[str], series: Mapping[str, tuple[ArrayLike, ArrayLike]], *, title: str
+    path: str | os.PathLike[str] | BinaryIO,
+    series: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    title: str,
 ) -> None:
     """Write a PNG of precision over recall, one (recall values, precision values) a name; see `curves`."""
     curves(path, series, title=title, x_label="recall", y_label="precision", y_limits=(0, 1.02))

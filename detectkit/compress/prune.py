@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from detectkit import spec
 from detectkit.compress.graph import Group, wiring
 from detectkit.compress.importance import batch_norm_scales, importance, norms, taylor
+from detectkit.console import log
 from detectkit.errors import ModelError, SpecError
 from detectkit.model import checkpoint
 from detectkit.model.detector import Detector
@@ -67,6 +68,12 @@ class Pruner:
     """The importance of the filters of a network; arguments and errors as in `prune`."""
 
     def __init__(self, detector: Detector, config: PruningConfig, experiment: spec.Experiment) -> None:
+        if detector.ranges is not None:
+            log.info(
+                "the ranges of 8-bit rounding are left out: they are those of the whole network; enable_qat finds new ones"
+            )
+            detector = copy.deepcopy(detector)
+            detector.ranges = None
         self.detector, self.config = detector, config
         self._outline = copy.deepcopy(detector).to("meta")
         self.wiring = wiring(detector, detector.channels)

@@ -5,7 +5,6 @@ A file is data: reading one runs no code. Widths are the shapes of the stored te
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import struct
@@ -21,13 +20,15 @@ from torch import Tensor, nn
 
 from detectkit.errors import ModelError, SpecError
 from detectkit.files import atomic_write
+from detectkit.model import header
 from detectkit.model.base import Backbone, Features, computes_the_same, first_convolution
 from detectkit.model.detector import Detector, build
+from detectkit.model.header import HEADER
+from detectkit.model.quantization import Ranges
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.networks import NETWORKS
 
-FORMAT = 1
-HEADER = "detectkit"  # one metadata key, so that equal models are equal files
+RANGES = "ranges."  # how the names of those tensors begin
 HEADS = {"output_cov": 1, "output_bbox": 4}  # channels a class
 
 # What torch.load(weights_only=True) raises on bytes that are not its own, besides refusing code.
@@ -79,14 +80,9 @@ def save(
     Raises:
         OutputError: the file cannot be written.
     """
-    header = {
-        "format": FORMAT,
-        "classes": list(class_names),
-        "channels": detector.channels,
-        "spec": spec_text,
-    }
+    description = header.dumps(spec_text, class_names, detector.channels)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
-    content = safetensors.torch.save(tensors, {HEADER: json.dumps(header)})
+    content = safetensors.torch.save(tensors, {HEADER: description})
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
@@ -152,10 +148,31 @@ def fill(detector: Detector, tensors: Mapping[str, Tensor], path: str | os.PathL
     Raises:
         ModelError: they are the tensors of another network.
     """
-    own = detector.state_dict()
-    _same_names(path, own, tensors, "it does not hold the network that its own spec describes")
-    _check_fits(path, own, tensors)
-    narrow(detector, tensors)
+    own, found = detector.state_dict(), without_ranges(tensors)
+    _same_names(path, own, found, "it does not hold the network that its own spec describes")
+    _check_fits(path, own, found)
+    narrow(detector, found)
+    if len(found) < len(tensors):
+        _fill_ranges(detector, tensors, path)
+
+
+def without_ranges(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without those of `detector.ranges`, which a model of quantisation-aware training has."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(RANGES)}
+
+
+def _fill_ranges(detector: Detector, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    ranges = Ranges(detector)
+    own = {f"{RANGES}{name}": tensor for name, tensor in ranges.state_dict().items()}
+    new = {name: tensor for name, tensor in tensors.items() if name.startswith(RANGES)}
+    _same_names(path, own, new, "its ranges are not those of its network")
+    for name, tensor in own.items():
+        values = new[name]
+        fits = values.shape == tensor.shape and values.dtype == tensor.dtype
+        if not (fits and values.isfinite().all() and (values.dim() == 0 or values[0] <= values[1])):
+            raise ModelError(f"{path} is damaged: {name} is no range")
+    ranges.load_state_dict({name.removeprefix(RANGES): tensor for name, tensor in new.items()}, assign=True)
+    detector.ranges = ranges
 
 
 def narrow(detector: Detector, tensors: Mapping[str, Tensor]) -> None:
@@ -183,30 +200,7 @@ def _read(path: str | os.PathLike[str]) -> _File:
         raise ModelError(
             f"{path} is not a detectkit model, or is cut short ({error}): give a .safetensors file of detectkit train"
         ) from error
-    try:
-        header = json.loads(metadata[HEADER])
-        version = int(header["format"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"{path} is not a detectkit model: it holds weights without a spec and class names;"
-            " give a .safetensors file of detectkit train"
-        ) from error
-    if version > FORMAT:
-        raise ModelError(
-            f"{path} was written by a newer detectkit (model format {version}; this one reads up to {FORMAT}): upgrade"
-        )
-    try:
-        experiment = text_format.Parse(str(header["spec"]), Experiment())
-        stored = _File(
-            experiment, [str(name) for name in header["classes"]], int(header["channels"]), tensors
-        )
-    except (KeyError, TypeError, ValueError, text_format.ParseError) as error:
-        raise ModelError(f"{path} is damaged: its description cannot be read ({error})") from error
-    if not stored.classes or stored.channels not in (1, 3):
-        raise ModelError(
-            f"{path} is damaged: {len(stored.classes)} classes, {stored.channels} image channels"
-        )
-    return stored
+    return _File(*header.loads(metadata.get(HEADER), path), tensors)
 
 
 def _same_names(
@@ -279,6 +273,7 @@ def _from_detectkit(
     detector: Detector, path: str | os.PathLike[str], class_names: Sequence[str]
 ) -> Pretrained:
     source = load(path)
+    source.detector.ranges = None
     if source.detector.channels != detector.channels:
         raise ModelError(
             f"{path} takes images of {source.detector.channels} channels, the spec has {detector.channels}:"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,6 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from detectkit.model.backbones import make_backbone
 from detectkit.model.base import Backbone
 from detectkit.spec.model_pb2 import ModelConfig
+
+if TYPE_CHECKING:
+    from detectkit.model.quantization import Ranges
 
 
 class Normalize(nn.Module):
@@ -66,7 +69,11 @@ class Detector(nn.Module):
         self.channels = channels
         self.freeze_bn = freeze_bn
         self.freeze_pretrained = freeze_pretrained
+        self.ranges: Ranges | None = (
+            None  # with quantisation-aware training: what makes `forward` round to 8 bits
+        )
         self.frozen: frozenset[str] = frozenset()  # tensors that `freeze` holds
+        self.settled = False
         # Of the backbone's parameters, while it is frozen.
         self._trained_before: dict[str, bool] | None = None
         self.reset_heads()
@@ -86,6 +93,10 @@ class Detector(nn.Module):
         Returns:
             coverage [B, C, h, w] in (0, 1), and boxes [B, 4C, h, w], class-major: left, top, right, bottom.
         """
+        return self.plain(images) if self.ranges is None else self.ranges(self, images)
+
+    def plain(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, in floating point throughout; `model.graph` reads the network from here."""
         features = self.dropout(self.backbone(self.normalize(images)))
         # In 16 bits a coverage near 1 would round to 1, which costs as if it were sure.
         return torch.sigmoid(self.output_cov(features).float()), self.output_bbox(features).float()
@@ -116,15 +127,22 @@ class Detector(nn.Module):
             self._trained_before = None
         self.train(self.training)
 
+    def settle(self) -> None:
+        """Hold the statistics of batch normalisation and the ranges of 8-bit rounding, for good."""
+        self.settled = True
+        self.train(self.training)
+
     def train(self, mode: bool = True) -> Detector:
         """As nn.Module.train, except that what is frozen stays in evaluation mode."""
         super().train(mode)
         if self._trained_before is not None:
             self.backbone.eval()
         for name, layer in self.named_modules():
-            held = self.freeze_bn or f"{name}.running_mean" in self.frozen
+            held = self.freeze_bn or self.settled or f"{name}.running_mean" in self.frozen
             if held and isinstance(layer, nn.BatchNorm2d):
                 layer.eval()
+        if self.settled and self.ranges is not None:
+            self.ranges.eval()
         return self
 
 
@@ -188,7 +206,7 @@ def gmacs(detector: Detector, height: int, width: int) -> float:
     """1e9 multiply-accumulates of all convolutions for one image of height x width pixels (none is run)."""
     shadow = copy.deepcopy(detector).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        shadow(torch.empty(1, detector.channels, height, width, device="meta"))
+        shadow.plain(torch.empty(1, detector.channels, height, width, device="meta"))
     flops: int = counter.get_total_flops()
     return flops / 2e9
 

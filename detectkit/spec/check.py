@@ -121,7 +121,7 @@ def _fields(message: Message, path: str) -> Iterator[Violation]:
             yield Violation(join(path, field.name), _required(field), "")
     for here, field, value in present(message, path):
         rule = rule_of(field)
-        if rule.inert or rule.later:
+        if rule.inert:
             continue
         if isinstance(value, Message):
             yield from _fields(value, here)

@@ -240,10 +240,8 @@ def _facts(field: FieldDescriptor) -> list[str]:
 
 def _status(field: FieldDescriptor) -> str:
     """What a field fails to do, empty for most."""
-    rule = rule_of(field)
-    if rule.inert:
-        return f"Has no effect: {rule.inert}."
-    return f"Has no effect in this version: {rule.later}." if rule.later else ""
+    reason = rule_of(field).inert
+    return f"Has no effect: {reason}." if reason else ""
 
 
 def _comment(field: FieldDescriptor) -> str:

@@ -368,6 +368,25 @@ TRAINING: tuple[Difference[Experiment], ...] = (
         lambda spec: spec.training_config.cost_scaling.enabled,
     ),
     Difference(
+        "training_config.enable_qat",
+        "keeps the activations of the network and rounds weights by output channel, as batch normalisation folds them; "
+        "TLT puts ReLU6 in their place and rounds the whole weight by one range, unfolded",
+        lambda spec: spec.training_config.enable_qat,
+    ),
+    Difference(
+        "training_config.enable_qat",
+        "holds the ranges and the statistics of batch normalisation in the last quarter, and ranges start at the first "
+        "batch; TLT's start at 6 and move to the end",
+        lambda spec: spec.training_config.enable_qat,
+    ),
+    Difference(
+        "training_config.enable_qat",
+        "also rounds mobilenet_v1 and mobilenet_v2; TLT trains them in floating point and does not say so",
+        lambda spec: spec.training_config.enable_qat
+        and not spec.model_config.load_graph
+        and spec.model_config.arch.startswith("mobilenet"),
+    ),
+    Difference(
         "training_config.visualizer.wandb_config.name",
         "is the name of the run; TLT adds the time",
         lambda spec: spec.training_config.visualizer.wandb_config.enabled
@@ -456,6 +475,11 @@ INFERENCE: tuple[Difference[Inference], ...] = (
         "inferencer_config.tlt_config.model",
         "TLT's models are not read; give a detectkit model with -m",
         lambda spec: _is_of_tlt(spec.inferencer_config.tlt_config.model),
+    ),
+    Difference(
+        "inferencer_config.tensorrt_config.trt_engine",
+        "an engine of TLT is not run, for it names neither its classes nor its spec; build one with detectkit engine",
+        lambda spec: bool(spec.inferencer_config.tensorrt_config.trt_engine),
     ),
     Difference(
         "inferencer_config.image_width, image_height",

@@ -43,7 +43,7 @@ def warnings(message: Experiment | Inference | DatasetExportConfig) -> list[str]
 
 
 def _without_effect(message: Message) -> Iterator[str]:
-    """One sentence for each field that does nothing here or not yet, however often it is set."""
+    """One sentence for each field that does nothing here, however often it is set."""
     places: dict[str, list[str]] = {}
     reasons: dict[str, str] = {}
     for path, field, reason in _effectless(message, ""):
@@ -62,8 +62,6 @@ def _effectless(message: Message, path: str) -> Iterator[tuple[str, FieldDescrip
             continue
         if rule.inert:
             yield here, field, f"has no effect: {rule.inert}"
-        elif rule.later:
-            yield here, field, f"has no effect in this version: {rule.later}"
         elif is_message:
             yield from _effectless(value, here)
 

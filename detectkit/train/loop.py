@@ -125,6 +125,8 @@ def epoch_steps(run: Run) -> Iterator[Tensor]:
 def train_step(run: Run, batch: Batch) -> Tensor:
     """Forward and backward, and the optimizer's step after the last batch of its group; gives the total cost."""
     state = run.state
+    if run.config.enable_qat and run.settles and not state.detector.settled:
+        state.detector.settle()
     rate = current_rate(run)
     optim.set_learning_rate(state.optimizer, rate)
     seeds = np.random.SeedSequence([run.experiment.random_seed, state.epoch, state.step]).generate_state(2)

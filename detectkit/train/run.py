@@ -19,6 +19,7 @@ from detectkit.files import atomic_write, make_directory
 from detectkit.heads import GridHead
 from detectkit.model import checkpoint
 from detectkit.model.detector import Detector, build, summary
+from detectkit.model.quantization import Ranges
 from detectkit.trackers import without_key
 from detectkit.train import optim, state as states
 from detectkit.train.average import WeightAverage
@@ -99,6 +100,11 @@ class Run:
         return self.state.stage_start + sum(stage.epochs for stage in stages(self.config)[self.state.stage :])
 
     @property
+    def settles(self) -> bool:
+        """Whether the last quarter of the steps has begun, if none ends early from now on."""
+        return 4 * (self.state.epoch * self.steps + self.state.step) >= 3 * self.epochs * self.steps
+
+    @property
     def channels(self) -> int:
         return self.state.detector.channels
 
@@ -130,6 +136,8 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
     if saved:
         _resume(state, saved, experiment, results)
     _say_precision(dtype, experiment, state)
+    if detector.ranges is not None:
+        log.info("in 8-bit rounding; its ranges and batch-norm statistics stand still in the last quarter")
     steps = steps_of(len(training), experiment.training_config.batch_size_per_gpu)
     make_directory(results)  # not before everything it will hold is known to be usable
     _write_spec(results / SPEC_FILE, experiment)
@@ -205,6 +213,8 @@ def _network(experiment: spec.Experiment, saved: dict[str, Any] | None, results:
         detector.freeze(saved["frozen"])
     elif model.pretrained_model_file:
         _load_pretrained(detector, model, class_names)
+    if experiment.training_config.enable_qat and detector.ranges is None:
+        detector.ranges = Ranges(detector)
     return detector
 
 

@@ -502,8 +502,11 @@ def test_inference_warnings(kitti_infer):
     inference = spec.loads(kitti_infer)
     inference.inferencer_config.tensorrt_config.trt_engine = "model.engine"
     inference.bbox_handler_config.classwise_bbox_handler_config["cyclists"].output_map = "cyclist"
+    inference.inferencer_config.tensorrt_config.etlt_model = "model.etlt"
     engine, unknown = spec.warnings(inference)
-    assert engine.startswith("inferencer_config.tensorrt_config has no effect in this version")
+    assert engine.startswith(
+        "inferencer_config.tensorrt_config.etlt_model has no effect: this format is not read"
+    )
     assert unknown.endswith('["cyclists"] has no effect: there is no such class (is "cyclist" meant?)')
 
 

@@ -35,7 +35,6 @@ def test_a_field_tells_type_default_range_unit_and_place():
         ("average_precision_mode", "INTEGRATE  Area under the precision-recall curve"),
         ("validation_fold", "excludes validation_data_source"),
         ("neighborhood_size", "Has no effect: TLT never reads it either"),
-        ("enable_qat", "Has no effect in this version: the model is trained in floating point."),
         ("training_config.learning_rate", "soft_start_annealing_schedule      Rise, hold, fall"),
         ("ClusteringConfig", "nms_iou_threshold"),
         ("detectkit.spec.ModelConfig.BboxObjective", "It stands at:\n  model_config.objective_set.bbox"),

@@ -17,8 +17,7 @@ from detectkit.spec.explain import ROOTS, inner_message, places, value_field
 TESTS = Path(__file__).parents[1]
 MESSAGES = {"Training spec": spec.Experiment, "Inference spec": spec.Inference}
 MESSAGES["Conversion spec"] = spec.DatasetExportConfig
-LATER = {"TrainingConfig.enable_qat", "InferencerConfig.tensorrt_config"}
-WITHOUT_EFFECT = [place for place in places() if rule_of(place.field).inert or rule_of(place.field).later]
+WITHOUT_EFFECT = [place for place in places() if rule_of(place.field).inert]
 
 
 def name_of(field):
@@ -31,7 +30,7 @@ def live_leaves(descriptor, path=""):
     for field in descriptor.fields:
         rule = rule_of(field)
         inner = inner_message(field)
-        if rule.inert or rule.later:
+        if rule.inert:
             continue
         found |= {name_of(field)} if inner is None else live_leaves(inner, join(path, field.name))
     return found
@@ -76,10 +75,6 @@ def test_every_field_is_named_once():
 # Fields without effect
 
 
-def test_what_this_version_lacks():
-    assert {name_of(place.field) for place in WITHOUT_EFFECT if rule_of(place.field).later} == LATER
-
-
 def set_field(message, path):
     """Set the field at a path, in first elements of lists and an entry `car` of maps, to something that is no default."""
     name, _, rest = path.partition(".")
@@ -105,8 +100,7 @@ def set_field(message, path):
 def test_a_field_without_effect_is_warned_about(place):
     message = MESSAGES[place.kind]()
     set_field(message, place.path)
-    rule = rule_of(place.field)
-    expected = f" has no effect{'' if rule.inert else ' in this version'}: {rule.inert or rule.later}"
+    expected = f" has no effect: {rule_of(place.field).inert}"
     outer = [other for other in WITHOUT_EFFECT if f"{place.path}.".startswith(other.path + ".")]
     outer = min((other for other in outer if other.kind == place.kind), key=lambda other: len(other.path))
     found = [

@@ -69,6 +69,9 @@ EXAMPLES = [
     ("cost_function_config { enable_autoweighting: true max_objective_weight: 0.9 }", ""),
     ("training_config { cost_scaling { enabled: true } }", "cost_scaling.enabled: a step whose"),
     ("training_config { cost_scaling { initial_exponent: 20 } }", ""),
+    ("training_config { enable_qat: true }", "enable_qat: keeps the activations"),
+    ("training_config { enable_qat: true }", "enable_qat: holds the ranges"),
+    ('training_config { enable_qat: true } model_config { arch: "mobilenet_v1" }', "enable_qat: also rounds mobilenet_v1"),
     ('training_config { visualizer { wandb_config { enabled: true name: "a" } } }', "wandb_config.name: is the name"),
     ('training_config { visualizer { wandb_config { name: "a" } } }', ""),
     ("training_config { optimizer { adam { } } }", "adam.epsilon: is added"),
@@ -119,6 +122,7 @@ CLASSWISE = 'bbox_handler_config { classwise_bbox_handler_config { key: "car" va
 QUIET = "clustering_config { coverage_threshold: 0.1 dbscan_eps: 0.1 } output_map: 'car' bbox_color { R: 1 }"
 OTHERS = [
     ('inferencer_config { tlt_config { model: "a.tlt" } }', "tlt_config.model: TLT's models"),
+    ('inferencer_config { tensorrt_config { trt_engine: "a.trt" } }', "trt_engine: an engine of TLT is not run"),
     ("inferencer_config { image_width: 16 }", "image_height: images are resized"),
     ("bbox_handler_config { kitti_dump: true }", "kitti_dump: the lines"),
     (CLASSWISE % QUIET.replace("bbox_color { R: 1 }", ""), "bbox_color: a class without"),

@@ -1,0 +1,221 @@
+"""Measure several models side by side: accuracy by class, size, time, and how far they find the same."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from detectkit import page, spec
+from detectkit.commands.options import add_device_arguments, add_spec_argument, choose_device
+from detectkit.console import say, table
+from detectkit.errors import UsageError
+from detectkit.files import atomic_write, make_directory
+
+if TYPE_CHECKING:
+    from detectkit.evaluation import Evaluation
+    from detectkit.evaluation.agreement import Agreement
+    from detectkit.ops.cluster import Detections
+    from detectkit.predict import Predictor
+
+ROUNDS = 30
+SECONDS = 60.0  # spent on measuring times
+
+
+class Compared(NamedTuple):
+    """One model."""
+
+    path: Path
+    kind: str  # see `runtimes.Network`
+    megabytes: float  # 2^20 bytes
+    result: Evaluation
+    seconds: float  # the network alone on one image
+    agreement: Agreement  # with the first model
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_spec_argument(parser, help="a training spec: its validation images are measured")
+    parser.add_argument(
+        "models",
+        nargs="+",
+        type=Path,
+        metavar="MODEL",
+        help="models, ONNX files, engines; the first is the measure",
+    )
+    parser.add_argument(
+        "-r", "--results_dir", type=Path, metavar="DIR", help="where compare.json and compare.html go"
+    )
+    add_device_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    seen: set[Path] = set()
+    for path in args.models:
+        if path.resolve() in seen:
+            raise UsageError(f"{path} is named twice")
+        seen.add(path.resolve())
+    experiment = spec.load_experiment(args.experiment_spec)
+
+    from detectkit.evaluation import require_package
+
+    require_package(experiment.evaluation_config)
+    compared = _compare(args, experiment)
+    headers, rows = _rows(compared)
+    table(headers, rows, title=_title(compared))
+    if args.results_dir:
+        _write(args, compared)
+
+
+def _compare(args: argparse.Namespace, experiment: spec.Experiment) -> list[Compared]:
+    from detectkit import runtimes
+    from detectkit.evaluation.agreement import agreement
+    from detectkit.predict import make_predictor
+
+    device = choose_device(args)
+    networks = [runtimes.load(path, device) for path in args.models]
+    # All of them before the first is measured: one that does not fit is known at once.
+    predictors = [make_predictor(network, experiment, device) for network in networks]
+    measured = [
+        _measure(predictor, experiment, path.name)
+        for predictor, path in zip(predictors, args.models, strict=True)
+    ]
+    seconds = _seconds(predictors)
+    _, first = measured[0]
+    return [
+        Compared(
+            path=path,
+            kind=network.kind,
+            megabytes=path.stat().st_size / 2**20,
+            result=result,
+            seconds=time,
+            agreement=agreement(first, found),
+        )
+        for path, network, (result, found), time in zip(args.models, networks, measured, seconds, strict=True)
+    ]
+
+
+def _measure(
+    predictor: Predictor, experiment: spec.Experiment, label: str
+) -> tuple[Evaluation, list[Detections]]:
+    """Accuracy, and the detections that it comes from."""
+    from detectkit.evaluation import evaluate
+    from detectkit.evaluation.images import predictions
+
+    found: list[Detections] = []
+
+    def kept() -> Any:
+        for predicted in predictions(predictor, experiment, label=label):
+            found.extend(predicted.detections)
+            yield predicted
+
+    return evaluate(kept(), predictor.class_names, experiment.evaluation_config), found
+
+
+def _seconds(predictors: Sequence[Predictor]) -> list[float]:
+    """The time of each network on one image, in turns."""
+    import torch
+
+    from detectkit.deploy.latency import latencies
+
+    generator = torch.Generator().manual_seed(0)
+    head, channels = predictors[0].head, predictors[0].channels
+    images = torch.rand(1, channels, head.height, head.width, generator=generator)
+
+    def runner(predictor: Predictor) -> Any:
+        own = images.to(predictor.device).contiguous(memory_format=torch.channels_last)
+
+        @torch.inference_mode()
+        def once() -> None:
+            coverage, _ = predictor.forward(own)
+            coverage.cpu()  # waits for a GPU
+
+        return once
+
+    return latencies([runner(predictor) for predictor in predictors], rounds=ROUNDS, time_limit=SECONDS)
+
+
+def _title(compared: Sequence[Compared]) -> str:
+    images = compared[0].result.images
+    return f"{images} images; ms is the network alone on one image; agreement is with the first model, at IoU 0.5"
+
+
+def _rows(compared: Sequence[Compared]) -> tuple[list[str], list[list[str]]]:
+    """Headers, and a row for each model."""
+    first = compared[0]
+    names = [item.name for item in first.result.classes]
+    headers = ["model", "MiB", "mAP %", *(f"{name} %" for name in names), "ms", "times faster", "agreement %"]
+    rows = [
+        [
+            str(item.path),
+            f"{item.megabytes:.2f}",
+            f"{100 * item.result.mean_average_precision:.2f}",
+            *(_percent(own.average_precision) for own in item.result.classes),
+            f"{1000 * item.seconds:.1f}",
+            f"{first.seconds / item.seconds:.2f}",
+            f"{100 * item.agreement.share:.2f}",
+        ]
+        for item in compared
+    ]
+    return headers, rows
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _write(args: argparse.Namespace, compared: Sequence[Compared]) -> None:
+    folder = make_directory(args.results_dir)
+    content = {"spec": str(args.experiment_spec), "models": [_content(item) for item in compared]}
+    with atomic_write(folder / "compare.json") as path:
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(folder / "compare.html") as path:
+        path.write_text(_page(args.experiment_spec, compared), encoding="utf-8")
+    say(f"wrote {folder / 'compare.json'} and {folder / 'compare.html'}")
+
+
+def _content(item: Compared) -> dict[str, Any]:
+    return {
+        "model": str(item.path),
+        "kind": item.kind,
+        "size_mib": item.megabytes,
+        "mean_average_precision": item.result.mean_average_precision,
+        "average_precision": {own.name: own.average_precision for own in item.result.classes},
+        "network_seconds_per_image": item.seconds,
+        "agreement": {
+            "share": item.agreement.share,
+            "mean_iou": item.agreement.mean_iou,
+            "pairs": item.agreement.pairs,
+            "detections": item.agreement.second,
+        },
+    }
+
+
+def _page(spec_path: Path, compared: Sequence[Compared]) -> str:
+    headers, rows = _rows(compared)
+    return page.page(
+        "Models side by side",
+        page.paragraph(f"{spec_path}: {_title(compared)}"),
+        page.table(headers, rows),
+        page.heading("Precision and recall"),
+        page.pictures(
+            (_curves(number, compared), own.name) for number, own in enumerate(compared[0].result.classes)
+        ),
+    )
+
+
+def _curves(number: int, compared: Sequence[Compared]) -> bytes:
+    """Precision over recall of one class, a line for each model."""
+    from detectkit import draw
+
+    picture = io.BytesIO()
+    series = {
+        str(item.path): (own.recall_curve, own.precision_curve)
+        for item in compared
+        for own in [item.result.classes[number]]
+        if own.detections
+    }
+    draw.precision_recall(picture, series, title=compared[0].result.classes[number].name)
+    return picture.getvalue()

@@ -1,0 +1,356 @@
+"""Write a model as ONNX, checked against PyTorch: 32, 16 or 8 bits, for TensorRT, DeepStream and ONNX Runtime."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detectkit import spec
+from detectkit.commands.options import (
+    SPEC_OPTIONS,
+    add_device_arguments,
+    add_ignored_argument,
+    choose_device,
+)
+from detectkit.console import StatusLog, log, say, table
+from detectkit.errors import ModelError, SpecError, UsageError
+from detectkit.files import atomic_write, check_writable, make_directory
+
+if TYPE_CHECKING:
+    import onnx
+
+    from detectkit.deploy.export import Source, Target
+    from detectkit.deploy.scales import ScaleTable
+
+SUFFIX = ".onnx"
+CACHE = "calibration.cache"  # what `detectkit calibrate` writes beside the table
+RANKED_ON = 16  # training images that say which layers hurt
+# Options of TLT's export that other commands serve here, and what does; the first ones take a value.
+CALIBRATION, ENGINE = (
+    "calibration is a command of its own: detectkit calibrate",
+    "engines are built by detectkit engine",
+)
+VALUES_ELSEWHERE = {
+    "--cal_data_file": f"{CALIBRATION} --tensorfile FILE",
+    "--cal_image_dir": f"{CALIBRATION} takes the training images of the spec",
+    "--batches": f"{CALIBRATION} --batches N",
+    "--batch_size": f"{CALIBRATION} --batch_size N",
+    "--engine_file": f"{ENGINE} -m MODEL.onnx -o FILE",
+    "--max_workspace_size": f"{ENGINE} --max_workspace_size N",
+    "--min_batch_size": f"{ENGINE} --min_batch_size N",
+    "--opt_batch_size": f"{ENGINE} --opt_batch_size N",
+    "--onnx_route": "there is one way to ONNX here",
+}
+FLAGS_ELSEWHERE = {
+    "-s": f"{ENGINE} -s",
+    "--strict_type_constraints": f"{ENGINE} -s",
+    "--force_ptq": "give --calibration: it goes before the ranges that the training has learned",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-m", "--model", required=True, type=Path, metavar="MODEL", help="a .safetensors model"
+    )
+    parser.add_argument(
+        "-o",
+        "--output_file",
+        type=Path,
+        metavar="OUT",
+        help=f"the ONNX file (MODEL with {SUFFIX}); {SUFFIX} is added where it is missing",
+    )
+    parser.add_argument(
+        *SPEC_OPTIONS,
+        dest="experiment_spec",
+        type=Path,
+        metavar="SPEC",
+        help="a training spec: image size, clustering and validation images (the one in the model)",
+    )
+    parser.add_argument("--data_type", choices=["fp32", "fp16", "int8"], default="fp32", help="(fp32)")
+    _add_int8(parser)
+    parser.add_argument(
+        "--target_opset", type=int, metavar="N", help="version of the ONNX operators, 13 or later (20)"
+    )
+    parser.add_argument(
+        "--static_batch_size", type=int, default=-1, metavar="N", help="images of every batch (any number)"
+    )
+    parser.add_argument(
+        "--nms", action="store_true", help="also decode and apply NMS in the file: a third output, detections"
+    )
+    _add_deepstream(parser)
+    parser.add_argument("-r", "--results_dir", type=Path, metavar="DIR", help="where status.jsonl goes")
+    add_device_arguments(parser)
+    for name, reason in VALUES_ELSEWHERE.items():
+        add_ignored_argument(parser, name, metavar="X", reason=reason)
+    for name, reason in FLAGS_ELSEWHERE.items():
+        add_ignored_argument(parser, name, reason=reason)
+
+
+def _add_int8(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--runtime",
+        choices=["tensorrt", "onnxruntime"],
+        default="tensorrt",
+        help="which one an int8 file is made for (tensorrt); the other data types are for both",
+    )
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="scales.json of detectkit calibrate, for int8"
+    )
+    parser.add_argument(
+        "--per-tensor", action="store_true", help="one scale a weight, not one for each of its filters"
+    )
+    parser.add_argument(
+        "--max-drop",
+        type=float,
+        metavar="POINTS",
+        help="leave as few layers in float as keep mAP on the validation images within so many points",
+    )
+    parser.add_argument(
+        "--cal_json_file",
+        type=Path,
+        metavar="FILE",
+        help="also write the ranges as TLT's JSON (tensor_scales)",
+    )
+
+
+def _add_deepstream(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--gen_ds_config",
+        action="store_true",
+        help="also write DeepStream's nvinfer_config.txt and labels.txt beside OUT",
+    )
+    parser.add_argument(
+        "--cal_cache_file",
+        type=Path,
+        metavar="FILE",
+        help=f"the cache that nvinfer_config.txt names ({CACHE} beside --calibration): TensorRT 8 to 10 make a float"
+        " file 8-bit by it",
+    )
+    parser.add_argument(
+        "--max_batch_size", type=int, metavar="N", help="of nvinfer_config.txt (1, or --static_batch_size)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    output = _output(args)
+    _check_usage(args)
+    given = spec.load_experiment(args.experiment_spec) if args.experiment_spec else None
+    status = StatusLog(make_directory(args.results_dir) / "status.jsonl" if args.results_dir else None)
+    status.write("Starting export.", status="STARTED")
+    with status.failures():
+        kpi = _export(args, given, output)
+    status.write("Export complete.", status="SUCCESS", kpi=kpi)
+
+
+def _export(args: argparse.Namespace, given: spec.Experiment | None, output: Path) -> dict[str, float]:
+    """Everything behind the options; gives TLT's figures."""
+    from detectkit.deploy.export import finish, float_model, int8_model
+    from detectkit.deploy.scales import check_table
+    from detectkit.model.detector import parameters
+
+    source, target = _source(args, given), _target(args)
+    ranges = _ranges(args, source)
+    model = float_model(source, target)
+    if args.calibration and ranges:
+        check_table(ranges, model, args.calibration)
+    if args.gen_ds_config and args.cal_cache_file:
+        _check_cache(args.cal_cache_file, model)
+    chosen: list[str] = []
+    if target.data_type == "int8":
+        assert ranges  # `_ranges` has asked for it
+        if args.max_drop is not None:
+            chosen = _float_layers(args, source, target, ranges)
+        model = int8_model(model, ranges, target, chosen)
+    done = finish(model, source, target, ranges if target.data_type == "int8" else None)
+    with atomic_write(output) as path:
+        path.write_bytes(done.content)
+    size = len(done.content) / 2**20
+    checked = f"at most {done.difference:.1e} from PyTorch on random images"
+    if target.data_type == "int8":
+        checked = f"{len(chosen)} left in float beside the heads" if chosen else "all but the heads in 8 bits"
+    kind = f"int8 for {target.runtime}" if target.data_type == "int8" else target.data_type
+    say(f"wrote {output}: {kind}, {size:.1f} MiB; {checked}")
+    if args.cal_json_file and ranges:
+        _write_tlt_scales(args.cal_json_file, ranges)
+    if args.gen_ds_config:
+        _write_deepstream(args, source, output)
+    if args.experiment_spec:
+        say(f"next: detectkit evaluate -e {args.experiment_spec} -m {output}")
+    return {"param_count": parameters(source.detector) / 1e6, "size": size}
+
+
+def _output(args: argparse.Namespace) -> Path:
+    """The file to write; what is wrong with it is said before the work, not after it."""
+    given: Path = args.output_file or args.model.with_suffix(SUFFIX)
+    output = given if given.suffix == SUFFIX else Path(f"{given}{SUFFIX}")
+    if given.is_dir() or output.is_dir():
+        raise UsageError(f"-o {given} is a folder: name a file in it")
+    for path in (output, args.cal_json_file):
+        if path:
+            check_writable(path)
+    if args.cal_json_file and args.calibration and args.cal_json_file.resolve() == args.calibration.resolve():
+        raise UsageError(
+            f"--cal_json_file {args.cal_json_file} would overwrite --calibration: give another name"
+        )
+    return output
+
+
+def _check_usage(args: argparse.Namespace) -> None:
+    is_int8, batch = args.data_type == "int8", args.static_batch_size
+    for option, is_given in (("--per-tensor", args.per_tensor), ("--max-drop", args.max_drop is not None)):
+        if is_given and not is_int8:
+            raise UsageError(f"{option} is for --data_type int8")
+    if args.calibration and not is_int8 and not args.cal_json_file:
+        raise UsageError("--calibration is for --data_type int8")
+    if args.max_drop is not None and not 0 <= args.max_drop <= 100:
+        raise UsageError(f"--max-drop {args.max_drop:g}: give points of mAP, from 0 to 100")
+    if batch != -1 and batch < 1:
+        raise UsageError(f"--static_batch_size {batch}: must be at least 1, or -1 for any number")
+    if args.max_batch_size is not None and (
+        args.max_batch_size < 1 or batch not in (-1, args.max_batch_size)
+    ):
+        raise UsageError(
+            f"--max_batch_size {args.max_batch_size}: must be at least 1, and --static_batch_size if given"
+        )
+    if not args.gen_ds_config:
+        if args.cal_cache_file:
+            log.warning(
+                "--cal_cache_file: only --gen_ds_config uses it; detectkit calibrate writes the cache"
+            )
+        if args.max_batch_size is not None:
+            log.warning("--max_batch_size: only --gen_ds_config uses it; detectkit engine has one of its own")
+        return
+    if args.nms:
+        raise UsageError("--gen_ds_config: DeepStream clusters itself, leave --nms out")
+    if is_int8 and args.runtime == "onnxruntime":
+        raise UsageError("--gen_ds_config: DeepStream runs on TensorRT, leave --runtime onnxruntime out")
+    if args.cal_cache_file and not args.cal_cache_file.is_file():
+        raise UsageError(
+            f"--cal_cache_file {args.cal_cache_file} is not there: detectkit calibrate writes it"
+        )
+
+
+def _source(args: argparse.Namespace, given: spec.Experiment | None) -> Source:
+    from detectkit import runtimes
+    from detectkit.deploy.export import Source, image_size
+    from detectkit.model.detector import Detector
+    from detectkit.predict import make_predictor
+
+    if runtimes.kind(args.model) != "model":
+        raise ModelError(
+            f"{args.model} is exported already: give the .safetensors model that it was made from"
+        )
+    network = runtimes.load(args.model, "cpu")
+    detector, experiment = network.forward, given or network.spec
+    assert isinstance(detector, Detector)
+    make_predictor(network, experiment, "cpu")  # it refuses a spec of another model
+    if any(side % detector.stride for side in image_size(experiment)):
+        height, width = image_size(experiment)
+        raise SpecError(
+            f"output_image_width and output_image_height must be multiples of {detector.stride} for this network,"
+            f" got {width}x{height}"
+        )
+    return Source(detector, experiment, network.class_names)
+
+
+def _target(args: argparse.Namespace) -> Target:
+    from detectkit.deploy.export import Target
+    from detectkit.deploy.onnx import OPSET
+
+    opset = OPSET if args.target_opset is None else args.target_opset
+    batch = None if args.static_batch_size == -1 else args.static_batch_size
+    return Target(args.data_type, args.runtime, not args.per_tensor, opset, batch, args.nms)
+
+
+def _ranges(args: argparse.Namespace, source: Source) -> ScaleTable | None:
+    """The table of --calibration, or what the training has learned; None where there is neither and no need."""
+    from detectkit.deploy.scales import load_table
+
+    if args.calibration:
+        return load_table(args.calibration)
+    if source.detector.ranges is not None:
+        from detectkit.deploy.calibrate import table_of
+
+        return table_of(source.detector)
+    if args.data_type == "int8" or args.cal_json_file:
+        option = "--data_type int8" if args.data_type == "int8" else "--cal_json_file"
+        raise UsageError(
+            f"{option} needs the ranges of the tensors: `detectkit calibrate -e SPEC -m {args.model} -o DIR` measures them;"
+            " then give --calibration DIR/scales.json"
+        )
+    return None
+
+
+def _float_layers(args: argparse.Namespace, source: Source, target: Target, ranges: ScaleTable) -> list[str]:
+    """The layers that stay in float so that mAP stays within --max-drop."""
+    from detectkit.deploy.export import accuracy, float_model, int8_model, sample_images
+    from detectkit.deploy.sensitivity import fewest_float_layers, rank
+
+    device, target = choose_device(args), target._replace(batch=None)
+    model = float_model(source, target)
+    whole = accuracy(model, source, target, device)
+    floor = whole - args.max_drop
+    say(f"mAP {whole:.2f} % in float; asked for: {floor:.2f} %")
+    images = sample_images(source, RANKED_ON)
+    ranked = rank(model, ranges, images, runtime=target.runtime, per_channel=target.per_channel)
+
+    def measure(names: list[str]) -> float:
+        points = accuracy(int8_model(model, ranges, target, names), source, target, device)
+        say(f"mAP {points:.2f} % in 8 bits, {len(names)} of {len(ranked)} layers in float")
+        return points
+
+    chosen = fewest_float_layers(measure, [layer for layer, _ in ranked], floor=floor)
+    rows = [(layer, f"{sqnr:.1f}", "float" if layer in chosen else "8 bits") for layer, sqnr in ranked]
+    table(("layer", "SQNR, dB", "in"), rows, title="each layer alone in 8 bits, the worst first")
+    return chosen
+
+
+def _write_tlt_scales(path: Path, ranges: ScaleTable) -> None:
+    content = {"tensor_scales": {name: item.amax for name, item in ranges.tensors.items()}}
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    say(f"wrote {path}")
+
+
+def _write_deepstream(args: argparse.Namespace, source: Source, output: Path) -> None:
+    from detectkit.deploy import deepstream
+    from detectkit.deploy.export import image_size
+
+    height, width = image_size(source.experiment)
+    written = deepstream.write_config(
+        output,
+        source.experiment,
+        class_names=source.class_names,
+        channels=source.detector.channels,
+        height=height,
+        width=width,
+        batch_size=args.max_batch_size or max(args.static_batch_size, 1),
+        data_type=args.data_type,
+        cache=_cache(args),
+    )
+    for warning in deepstream.warnings(source.experiment, source.class_names):
+        log.warning(f"{written[-1]}: {warning}")
+    say(f"wrote {' and '.join(map(str, written))}")
+
+
+def _cache(args: argparse.Namespace) -> Path | None:
+    """The cache of --cal_cache_file, or for int8 the one that `detectkit calibrate` has written beside the table."""
+    if args.cal_cache_file or args.data_type != "int8" or not args.calibration:
+        return args.cal_cache_file  # type: ignore[no-any-return]
+    path: Path = args.calibration.with_name(CACHE)
+    return path if path.is_file() else None
+
+
+def _check_cache(path: Path, model: onnx.ModelProto) -> None:
+    from detectkit.deploy.cache import read_cache
+
+    known = {item.name for item in model.graph.input} | {
+        name for node in model.graph.node for name in node.output
+    }
+    unknown = sorted(set(read_cache(path)) - known)
+    if unknown:
+        raise ModelError(
+            f"{path} is of another network: this one does not have {', '.join(unknown[:3])}; run detectkit calibrate on it"
+        )

@@ -1,0 +1,150 @@
+"""From a model to an ONNX file of 32, 16 or 8 bits, checked against PyTorch on the way."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import onnx
+import torch
+from torch import Tensor
+
+from detectkit import spec
+from detectkit.data.dataset import training_frames
+from detectkit.data.inputs import inputs, spread
+from detectkit.deploy.half import half
+from detectkit.deploy.nms import add_nms
+from detectkit.deploy.onnx import OPSET, check_against, to_model
+from detectkit.deploy.qdq import Runtime, quantize
+from detectkit.deploy.scales import ScaleTable, dump_table
+from detectkit.evaluation import evaluate
+from detectkit.evaluation.images import predictions
+from detectkit.model.detector import Detector
+from detectkit.predict import load_model
+from detectkit.runtimes.onnx import add_header
+from detectkit.spec import Experiment
+from detectkit.trackers import without_key
+
+# Greatest differences from PyTorch on random images. 8 bits are for the images that they were calibrated on: no limit.
+TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "int8": math.inf}
+
+
+class Source(NamedTuple):
+    """A model, and the spec that goes into its file: the size of its images, and how to cluster."""
+
+    detector: Detector
+    experiment: Experiment
+    class_names: list[str]
+
+
+class Target(NamedTuple):
+    """What is written."""
+
+    data_type: Literal["fp32", "fp16", "int8"] = "fp32"
+    runtime: Runtime = "tensorrt"  # that an int8 file is made for
+    per_channel: bool = True  # int8: a scale for each filter of a weight
+    opset: int = OPSET
+    batch: int | None = None  # None: any
+    nms: bool = False  # decoding and NMS in the file
+
+
+class Exported(NamedTuple):
+    """A finished file."""
+
+    content: bytes
+    difference: float  # the greatest from PyTorch's maps on random images, see `check_against`
+
+
+def float_model(source: Source, target: Target) -> onnx.ModelProto:
+    """The network in 32 bits; where 8 are to be made of it, it has been found to compute what PyTorch does.
+
+    Raises:
+        UsageError: there is no such opset, or NMS is asked for and the spec clusters in another way.
+        ModelError: it does not compute the same.
+    """
+    height, width = image_size(source.experiment)
+    model = to_model(source.detector, height=height, width=width, opset=target.opset, batch=target.batch)
+    if target.nms:
+        add_nms(model, source.experiment, stride=source.detector.stride)  # for its refusal, before long work
+    if target.data_type == "int8":  # `finish` checks the others
+        check_against(source.detector, model.SerializeToString(), tolerance=TOLERANCES["fp32"])
+    return model
+
+
+def image_size(experiment: Experiment) -> tuple[int, int]:
+    """Height and width of the network's input."""
+    pre = experiment.augmentation_config.preprocessing
+    return pre.output_image_height, pre.output_image_width
+
+
+def int8_model(
+    model: onnx.ModelProto, ranges: ScaleTable, target: Target, float_layers: Collection[str] = ()
+) -> onnx.ModelProto:
+    """A float model in 8 bits, some layers left as they are; see `quantize`."""
+    return quantize(
+        model,
+        ranges,
+        runtime=target.runtime,
+        per_channel=target.per_channel,
+        float_layers=float_layers,
+    )
+
+
+def finish(
+    model: onnx.ModelProto, source: Source, target: Target, ranges: ScaleTable | None = None
+) -> Exported:
+    """Make a file of the model of `float_model`, or for int8 of `int8_model`: all that evaluate and infer need is inside.
+
+    Args:
+        ranges: that an int8 model was made with.
+
+    Raises:
+        ModelError: it does not run in ONNX Runtime, or does not compute what PyTorch does.
+    """
+    if target.data_type == "fp16":
+        model = half(model)
+    if target.nms:
+        model = add_nms(model, source.experiment, stride=source.detector.stride)
+    _describe(model, source, target, ranges)
+    content = model.SerializeToString()
+    difference = check_against(source.detector, content, tolerance=TOLERANCES[target.data_type])
+    return Exported(content, difference)
+
+
+def accuracy(model: onnx.ModelProto, source: Source, target: Target, device: str | torch.device) -> float:
+    """mAP of a model on the validation images of its spec, in ONNX Runtime, in points.
+
+    Raises:
+        DataError: the spec has no such images.
+    """
+    described = onnx.ModelProto()
+    described.CopyFrom(model)
+    _describe(described, source, target, None)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(described.SerializeToString())
+        predictor = load_model(path, device, experiment=source.experiment)
+    predicted = predictions(predictor, source.experiment, label="measuring")
+    found = evaluate(predicted, source.class_names, source.experiment.evaluation_config)
+    return 100 * found.mean_average_precision
+
+
+def sample_images(source: Source, count: int) -> Tensor:
+    """Training images [N, c, H, W], at most `count` of them, evenly spread."""
+    images = training_frames(source.experiment.dataset_config, source.class_names)
+    order = spread(min(count, len(images)), len(images))
+    return torch.cat(list(inputs(images, source.experiment, order=order, batch_size=len(order))))
+
+
+def _describe(model: onnx.ModelProto, source: Source, target: Target, ranges: ScaleTable | None) -> None:
+    add_header(
+        model,
+        spec_text=spec.dumps(without_key(source.experiment)),
+        class_names=source.class_names,
+        channels=source.detector.channels,
+        data_type=target.data_type,
+        scales=dump_table(ranges) if ranges else None,
+    )
