@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from detectkit import spec
+from detectkit.console import log
 from detectkit.data.augment import prepare
 from detectkit.data.convert import convert
 from detectkit.data.dataset import loader, training_frames, validation_frames
@@ -113,6 +114,14 @@ def draw_example(folder: Path, stem: str, generator: np.random.Generator) -> Non
         lines.append(f"{name} 0 0 0 {x} {y} {x + width} {y + height} 0 0 0 0 0 0 0\n")
     image.save(folder / "image_2" / f"{stem}.png")
     (folder / "label_2" / f"{stem}.txt").write_text("".join(lines))
+
+
+@pytest.fixture(autouse=True)
+def log_as_it_was() -> Iterator[None]:
+    """A command in a test sends log lines to a stream that is closed afterwards: the next test gets the log as it was."""
+    before = list(log.handlers), log.propagate
+    yield
+    log.handlers[:], log.propagate = before
 
 
 @pytest.fixture(scope="session")

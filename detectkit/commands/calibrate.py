@@ -22,16 +22,14 @@ if TYPE_CHECKING:
     from detectkit.deploy.scales import ScaleTable
     from detectkit.model.detector import Detector
 
-METHODS = (
-    "entropy",
-    "minmax",
-    "percentile",
-    "mse",
-)  # those of deploy.scales, which imports too much for --help
+# Those of deploy.scales, which imports too much for --help.
+METHODS = ("mse", "minmax", "entropy", "percentile")  # the first is the default
 BATCHES = 10
 LEAST = 64  # images; with fewer, BCCD's ranges are on average more than 5 % off those of all its 292
 SHOWN = 30  # layers on the terminal
 NAMED = 5
+# What says how ranges are measured on images, besides --method.
+MEASURING = ("batches", "batch_size", "tensorfile", "save_tensorfile")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where scales.json, calibration.cache and layers.json go; with --retarget, the cache to write",
     )
-    parser.add_argument("--method", choices=METHODS, help="how ranges are chosen (entropy)")
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        help="how ranges are chosen (mse; as learned, where a model was trained with enable_qat)",
+    )
     parser.add_argument(
         "--batches",
         type=int,
@@ -120,16 +122,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _retarget(args: argparse.Namespace) -> None:
-    others = (
-        "experiment_spec",
-        "model",
-        "method",
-        "batches",
-        "batch_size",
-        "tensorfile",
-        "save_tensorfile",
-        "trt",
-    )
+    others = ("experiment_spec", "model", "method", *MEASURING, "trt")
     if any(getattr(args, name) is not None for name in others):
         raise UsageError("--retarget VERSION CACHE only takes -o FILE beside it")
     version, cache = args.retarget
@@ -162,16 +155,22 @@ def _job(args: argparse.Namespace, given: spec.Experiment | None) -> _Job:
     network = runtimes.load(args.model, "cpu")
     if not isinstance(network.forward, Detector):
         raise UsageError(f"-m {args.model}: give the .safetensors model that it was made from")
+    asked = any(getattr(args, name) is not None for name in MEASURING)
+    if network.forward.ranges is not None and asked and not args.method:
+        raise UsageError(
+            f"{args.model} has learned its ranges in training: leave out what says how to measure them on images, or give"
+            " --method too"
+        )
     experiment = given or network.spec
     make_predictor(network, experiment, "cpu")  # refuses one for other classes or channels
     return _Job(network.forward, experiment)
 
 
 def _scales(args: argparse.Namespace, job: _Job) -> ScaleTable:
-    """The ranges: those that quantisation-aware training has learned, else those of the images."""
+    """The ranges: those that quantisation-aware training has learned, unless --method is given, or those of the images."""
     from detectkit.deploy.calibrate import calibrate, table_of
 
-    if job.detector.ranges is not None:
+    if job.detector.ranges is not None and not args.method:
         log.info(f"{args.model} has learned its ranges in training: no images are read")
         return table_of(job.detector)
     count, batches = _batches(args, job)
@@ -266,7 +265,7 @@ def _print(layers: list[Layer], scales: ScaleTable) -> None:
     table(
         headers + ([""] if hurt else []),
         [[*_cells(layer), *(["hurts" if layer.hurts else ""] if hurt else [])] for layer in layers[:SHOWN]],
-        title=f"{origin}: what the convolutions read, and signal to noise in 8 bits" " (dB), the worst first",
+        title=f"{origin}: what the convolutions read, and signal to noise in 8 bits (dB), the worst first",
     )
     if len(layers) > SHOWN:
         say(f"… and {len(layers) - SHOWN} better ones, see layers.json")

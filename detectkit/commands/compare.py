@@ -13,7 +13,7 @@ from detectkit import page, spec
 from detectkit.commands.options import add_device_arguments, add_spec_argument, choose_device
 from detectkit.console import say, table
 from detectkit.errors import UsageError
-from detectkit.files import atomic_write, make_directory
+from detectkit.files import atomic_write, check_writable, make_directory
 
 if TYPE_CHECKING:
     from detectkit.evaluation import Evaluation
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
 ROUNDS = 30
 SECONDS = 60.0  # spent on measuring times
+JSON, HTML = "compare.json", "compare.html"
 
 
 class Compared(NamedTuple):
     """One model."""
 
     path: Path
+    name: str  # short, see `_names`
     kind: str  # see `runtimes.Network`
     megabytes: float  # 2^20 bytes
     result: Evaluation
@@ -58,6 +60,8 @@ def run(args: argparse.Namespace) -> None:
             raise UsageError(f"{path} is named twice")
         seen.add(path.resolve())
     experiment = spec.load_experiment(args.experiment_spec)
+    if args.results_dir:
+        check_writable(args.results_dir / JSON)
 
     from detectkit.evaluation import require_package
 
@@ -78,22 +82,36 @@ def _compare(args: argparse.Namespace, experiment: spec.Experiment) -> list[Comp
     networks = [runtimes.load(path, device) for path in args.models]
     # All of them before the first is measured: one that does not fit is known at once.
     predictors = [make_predictor(network, experiment, device) for network in networks]
+    names = _names(args.models)
     measured = [
-        _measure(predictor, experiment, path.name)
-        for predictor, path in zip(predictors, args.models, strict=True)
+        _measure(predictor, experiment, name) for predictor, name in zip(predictors, names, strict=True)
     ]
     seconds = _seconds(predictors)
     _, first = measured[0]
     return [
         Compared(
-            path=path,
+            path=network.file,
+            name=name,
             kind=network.kind,
-            megabytes=path.stat().st_size / 2**20,
+            megabytes=network.file.stat().st_size / 2**20,
             result=result,
             seconds=time,
             agreement=agreement(first, found),
         )
-        for path, network, (result, found), time in zip(args.models, networks, measured, seconds, strict=True)
+        for network, name, (result, found), time in zip(networks, names, measured, seconds, strict=True)
+    ]
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The ends of different paths, each as short as tells it from the others."""
+    parts = [path.absolute().parts for path in paths]
+    return [
+        next(
+            str(Path(*own[-length:]))
+            for length in range(1, len(own) + 1)
+            if sum(other[-length:] == own[-length:] for other in parts) == 1
+        )
+        for own in parts
     ]
 
 
@@ -139,17 +157,20 @@ def _seconds(predictors: Sequence[Predictor]) -> list[float]:
 
 def _title(compared: Sequence[Compared]) -> str:
     images = compared[0].result.images
-    return f"{images} images; ms is the network alone on one image; agreement is with the first model, at IoU 0.5"
+    return (
+        f"{images} images; ms: the network alone on one image; faster: times, than the first model; agree: detections"
+        " that are those of the first model, at IoU 0.5"
+    )
 
 
 def _rows(compared: Sequence[Compared]) -> tuple[list[str], list[list[str]]]:
     """Headers, and a row for each model."""
     first = compared[0]
     names = [item.name for item in first.result.classes]
-    headers = ["model", "MiB", "mAP %", *(f"{name} %" for name in names), "ms", "times faster", "agreement %"]
+    headers = ["model", "MiB", "mAP %", *(f"{name} %" for name in names), "ms", "faster", "agree %"]
     rows = [
         [
-            str(item.path),
+            item.name,
             f"{item.megabytes:.2f}",
             f"{100 * item.result.mean_average_precision:.2f}",
             *(_percent(own.average_precision) for own in item.result.classes),
@@ -169,11 +190,11 @@ def _percent(value: float | None) -> str:
 def _write(args: argparse.Namespace, compared: Sequence[Compared]) -> None:
     folder = make_directory(args.results_dir)
     content = {"spec": str(args.experiment_spec), "models": [_content(item) for item in compared]}
-    with atomic_write(folder / "compare.json") as path:
+    with atomic_write(folder / JSON) as path:
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    with atomic_write(folder / "compare.html") as path:
+    with atomic_write(folder / HTML) as path:
         path.write_text(_page(args.experiment_spec, compared), encoding="utf-8")
-    say(f"wrote {folder / 'compare.json'} and {folder / 'compare.html'}")
+    say(f"wrote {folder / JSON} and {folder / HTML}")
 
 
 def _content(item: Compared) -> dict[str, Any]:
@@ -212,7 +233,7 @@ def _curves(number: int, compared: Sequence[Compared]) -> bytes:
 
     picture = io.BytesIO()
     series = {
-        str(item.path): (own.recall_curve, own.precision_curve)
+        item.name: (own.recall_curve, own.precision_curve)
         for item in compared
         for own in [item.result.classes[number]]
         if own.detections

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".engine"
 BYTES = 2**20  # a workspace from here on is one in bytes, as TLT 3 has it, not in GiB
+MOST_BYTES = 2**63
 CALIBRATION = "the ranges of int8 come from detectkit calibrate: give its file with --calibration-cache"
 
 
@@ -131,8 +132,10 @@ def _batch(args: argparse.Namespace) -> tuple[int, int, int] | None:
 
 def _workspace(given: float | None) -> float | None:
     """GiB; large numbers are bytes."""
-    if given is not None and not given > 0:
-        raise UsageError(f"--max_workspace_size {given:g}: must be above 0")
+    if given is not None and not 0 < given < MOST_BYTES:
+        raise UsageError(
+            f"--max_workspace_size {given:g}: must be above 0, in GiB or (from {BYTES} on) in bytes"
+        )
     return given / 2**30 if given is not None and given >= BYTES else given
 
 

@@ -16,7 +16,7 @@ from detectkit.commands.options import (
 )
 from detectkit.console import log, say, table
 from detectkit.errors import DataError, UsageError
-from detectkit.files import atomic_write, make_directory
+from detectkit.files import atomic_write, check_writable, make_directory
 
 if TYPE_CHECKING:
     from detectkit.evaluation import Evaluation
@@ -27,7 +27,7 @@ FRAMEWORKS = {"tlt": "model", "tensorrt": "engine"}  # TLT's names of what runs 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_spec_argument(parser, help="a training spec")
+    add_spec_argument(parser, required=False, help="a training spec (the one in the model)")
     parser.add_argument(
         "-m", "--model_path", type=Path, metavar="MODEL", help="a model, ONNX model or TensorRT engine"
     )
@@ -55,16 +55,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     _check_usage(args)
-    experiment = spec.load_experiment(args.experiment_spec)
+    given = spec.load_experiment(args.experiment_spec) if args.experiment_spec else None
+    if args.results_dir:
+        check_writable(args.results_dir / "results.json")
 
     from detectkit.evaluation import evaluate_files, require_package
 
-    require_package(experiment.evaluation_config)
+    if given:  # before any work; without one, the model has to be read first
+        require_package(given.evaluation_config)
     tuned: Tuned | None = None
     if args.detections:
-        result = evaluate_files(args.detections, args.labels, experiment)
+        assert given  # `_check_usage` has asked for it
+        result = evaluate_files(args.detections, args.labels, given)
     else:
-        result, tuned = _evaluate_model(args, experiment)
+        result, tuned = _evaluate_model(args, given)
     _print(result)
     if tuned:
         say(
@@ -78,6 +82,8 @@ def run(args: argparse.Namespace) -> None:
 def _check_usage(args: argparse.Namespace) -> None:
     if bool(args.model_path) == bool(args.detections):
         raise UsageError("give a model (-m MODEL), or detections and labels (--detections DIR --labels DIR)")
+    if args.detections and args.experiment_spec is None:
+        raise UsageError("--detections: give the spec too (-e SPEC), which has the classes")
     if bool(args.detections) != bool(args.labels):
         raise UsageError("--detections and --labels belong together")
     if args.tune_clustering and not args.model_path:
@@ -90,17 +96,28 @@ def _check_usage(args: argparse.Namespace) -> None:
         _check_framework(args)
 
 
-def _evaluate_model(args: argparse.Namespace, experiment: spec.Experiment) -> tuple[Evaluation, Tuned | None]:
-    """The results, and with --tune-clustering the values that they were reached with."""
-    from detectkit.evaluation import evaluate
+def _evaluate_model(
+    args: argparse.Namespace, given: spec.Experiment | None
+) -> tuple[Evaluation, Tuned | None]:
+    """The results, and with --tune-clustering the values that they were reached with.
+
+    Args:
+        given: the spec; None: the one in the model.
+    """
+    from detectkit import runtimes
+    from detectkit.evaluation import evaluate, require_package
     from detectkit.evaluation.images import predictions
-    from detectkit.predict import load_model
+    from detectkit.predict import make_predictor
     from detectkit.train.weighting import ObjectiveWeights, validation_cost
     from detectkit.tune import tune_clustering
 
+    device = choose_device(args)
+    network = runtimes.load(args.model_path, device)
+    experiment = given or network.spec
+    require_package(experiment.evaluation_config)
+    predictor = make_predictor(network, experiment, device)
     if not args.use_training_set and experiment.dataset_config.WhichOneof("dataset_split_type") is None:
         raise DataError("the spec has no validation_fold or validation_data_source: give --use_training_set")
-    predictor = load_model(args.model_path, choose_device(args), experiment=experiment)
     predicted = predictions(predictor, experiment, training=args.use_training_set)
     if args.tune_clustering:
         tuned = tune_clustering(predicted, predictor.head, experiment)
@@ -192,7 +209,7 @@ def _write(args: argparse.Namespace, result: Evaluation, tuned: Tuned | None) ->
 
     folder = make_directory(args.results_dir)
     content: dict[str, Any] = {
-        "spec": str(args.experiment_spec),
+        "spec": str(args.experiment_spec or args.model_path),
         "measured": str(args.model_path or args.detections),
         "images": result.images,
         "mean_average_precision": result.mean_average_precision,
@@ -221,7 +238,8 @@ def _write(args: argparse.Namespace, result: Evaluation, tuned: Tuned | None) ->
             draw.precision_recall(path, curves, title=f"mAP {result.mean_average_precision:.3f}")
     say(f"wrote {folder / 'results.json'}" + (f" and {folder / 'precision_recall.png'}" if curves else ""))
     if args.model_path:
-        say(f"next: detectkit infer -e {args.experiment_spec} -m {args.model_path} -i IMAGES -r DIR")
+        with_spec = f" -e {args.experiment_spec}" if args.experiment_spec else ""
+        say(f"next: detectkit infer{with_spec} -m {args.model_path} -i IMAGES -r DIR")
 
 
 def _without_curves(item: dict[str, Any]) -> dict[str, Any]:

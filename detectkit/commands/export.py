@@ -68,7 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SPEC",
         help="a training spec: image size, clustering and validation images (the one in the model)",
     )
-    parser.add_argument("--data_type", choices=["fp32", "fp16", "int8"], default="fp32", help="(fp32)")
+    parser.add_argument(
+        "--data_type",
+        choices=["fp32", "fp16", "int8"],
+        default="fp32",
+        help="of weights and arithmetic (fp32)",
+    )
     _add_int8(parser)
     parser.add_argument(
         "--target_opset", type=int, metavar="N", help="version of the ONNX operators, 13 or later (20)"
@@ -96,7 +101,10 @@ def _add_int8(parser: argparse.ArgumentParser) -> None:
         help="which one an int8 file is made for (tensorrt); the other data types are for both",
     )
     parser.add_argument(
-        "--calibration", type=Path, metavar="FILE", help="scales.json of detectkit calibrate, for int8"
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="scales.json or calibration.cache of detectkit calibrate, for int8",
     )
     parser.add_argument(
         "--per-tensor", action="store_true", help="one scale a weight, not one for each of its filters"
@@ -147,16 +155,14 @@ def run(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace, given: spec.Experiment | None, output: Path) -> dict[str, float]:
     """Everything behind the options; gives TLT's figures."""
     from detectkit.deploy.export import finish, float_model, int8_model
-    from detectkit.deploy.scales import check_table
+    from detectkit.deploy.ranges import read_ranges
     from detectkit.model.detector import parameters
 
     source, target = _source(args, given), _target(args)
-    ranges = _ranges(args, source)
     model = float_model(source, target)
-    if args.calibration and ranges:
-        check_table(ranges, model, args.calibration)
+    ranges = _ranges(args, source, model)
     if args.gen_ds_config and args.cal_cache_file:
-        _check_cache(args.cal_cache_file, model)
+        read_ranges(args.cal_cache_file, model)  # one of another network is refused
     chosen: list[str] = []
     if target.data_type == "int8":
         assert ranges  # `_ranges` has asked for it
@@ -184,16 +190,15 @@ def _export(args: argparse.Namespace, given: spec.Experiment | None, output: Pat
 def _output(args: argparse.Namespace) -> Path:
     """The file to write; what is wrong with it is said before the work, not after it."""
     given: Path = args.output_file or args.model.with_suffix(SUFFIX)
-    output = given if given.suffix == SUFFIX else Path(f"{given}{SUFFIX}")
+    output = given if given.suffix.lower() == SUFFIX else Path(f"{given}{SUFFIX}")
     if given.is_dir() or output.is_dir():
         raise UsageError(f"-o {given} is a folder: name a file in it")
     for path in (output, args.cal_json_file):
         if path:
             check_writable(path)
-    if args.cal_json_file and args.calibration and args.cal_json_file.resolve() == args.calibration.resolve():
-        raise UsageError(
-            f"--cal_json_file {args.cal_json_file} would overwrite --calibration: give another name"
-        )
+    needed = (args.model, args.experiment_spec, args.calibration, args.cal_cache_file, output)
+    if args.cal_json_file and args.cal_json_file.resolve() in [path.resolve() for path in needed if path]:
+        raise UsageError(f"--cal_json_file {args.cal_json_file} has another use here: give another name")
     return output
 
 
@@ -264,12 +269,12 @@ def _target(args: argparse.Namespace) -> Target:
     return Target(args.data_type, args.runtime, not args.per_tensor, opset, batch, args.nms)
 
 
-def _ranges(args: argparse.Namespace, source: Source) -> ScaleTable | None:
-    """The table of --calibration, or what the training has learned; None where there is neither and no need."""
-    from detectkit.deploy.scales import load_table
+def _ranges(args: argparse.Namespace, source: Source, model: onnx.ModelProto) -> ScaleTable | None:
+    """The ranges of --calibration, or what the training has learned; None where there is neither and no need."""
+    from detectkit.deploy.ranges import read_ranges
 
     if args.calibration:
-        return load_table(args.calibration)
+        return read_ranges(args.calibration, model)
     if source.detector.ranges is not None:
         from detectkit.deploy.calibrate import table_of
 
@@ -341,16 +346,3 @@ def _cache(args: argparse.Namespace) -> Path | None:
         return args.cal_cache_file  # type: ignore[no-any-return]
     path: Path = args.calibration.with_name(CACHE)
     return path if path.is_file() else None
-
-
-def _check_cache(path: Path, model: onnx.ModelProto) -> None:
-    from detectkit.deploy.cache import read_cache
-
-    known = {item.name for item in model.graph.input} | {
-        name for node in model.graph.node for name in node.output
-    }
-    unknown = sorted(set(read_cache(path)) - known)
-    if unknown:
-        raise ModelError(
-            f"{path} is of another network: this one does not have {', '.join(unknown[:3])}; run detectkit calibrate on it"
-        )

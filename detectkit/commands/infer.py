@@ -55,7 +55,7 @@ class Written(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_spec_argument(parser, help="inference or training")
+    add_spec_argument(parser, required=False, help="an inference or a training spec (the one in the model)")
     parser.add_argument(
         "-i", "--image_dir", required=True, type=Path, metavar="IMAGES", help="a folder, or one image"
     )
@@ -71,15 +71,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    message = spec.load(args.experiment_spec)
-    if isinstance(message, spec.DatasetExportConfig):
+    given = spec.load(args.experiment_spec) if args.experiment_spec else None
+    if isinstance(given, spec.DatasetExportConfig):
         raise SpecError(
             f"{args.experiment_spec} is a conversion spec: infer takes an inference or a training spec"
         )
 
     from detectkit.data.dataset import image_files, loader
 
-    predictor = _predictor(args, message)
+    predictor, message = _predictor(args, given)
     output = _output(message, predictor.class_names)
     batch_size = _batch_size(message) if args.batch_size is None else args.batch_size
     if batch_size < 1:
@@ -171,26 +171,31 @@ def _require_own_names(paths: list[Path]) -> None:
         seen[path.stem] = path
 
 
-def _predictor(args: argparse.Namespace, message: spec.Inference | spec.Experiment) -> Predictor:
+def _predictor(
+    args: argparse.Namespace, given: spec.Inference | spec.Experiment | None
+) -> tuple[Predictor, spec.Inference | spec.Experiment]:
+    """What detects, and the spec that says how: the one that was given, or the model's own."""
     from detectkit.heads import ClassClustering
-    from detectkit.predict import load_model, make_predictor
+    from detectkit.predict import make_predictor
     from detectkit.runtimes import load
 
     device = choose_device(args)
-    if isinstance(message, spec.Experiment):
+    if not isinstance(given, spec.Inference):
         if args.model_path is None:
             raise UsageError("give the model: -m MODEL")
-        return load_model(args.model_path, device, experiment=message)
-    config = message.inferencer_config
+        network = load(args.model_path, device)
+        experiment = given or network.spec
+        return make_predictor(network, experiment, device), experiment
+    config = given.inferencer_config
     named = config.tlt_config.model or config.tensorrt_config.trt_engine
     path = args.model_path or (Path(named).expanduser() if named else None)
     if path is None:
         raise UsageError(
             "give the model: -m MODEL, or in the spec tlt_config { model: … } or tensorrt_config { trt_engine: … }"
         )
-    classwise = message.bbox_handler_config.classwise_bbox_handler_config
+    classwise = given.bbox_handler_config.classwise_bbox_handler_config
     network = load(path, device)
-    return make_predictor(
+    predictor = make_predictor(
         network,
         _resized(network, config),
         device,
@@ -199,6 +204,7 @@ def _predictor(args: argparse.Namespace, message: spec.Inference | spec.Experime
             for name, item in classwise.items()
         },
     )
+    return predictor, given
 
 
 def _resized(network: Network, config: spec.InferencerConfig) -> spec.Experiment:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 SPEC_OPTIONS = ("-e", "--experiment_spec_file", "--experiment_spec")  # TLT's commands differ in the long name
 
 
-def add_spec_argument(parser: argparse.ArgumentParser, *, help: str) -> None:
+def add_spec_argument(parser: argparse.ArgumentParser, *, help: str, required: bool = True) -> None:
     """`-e`, as `args.experiment_spec`."""
     parser.add_argument(
-        *SPEC_OPTIONS, dest="experiment_spec", required=True, type=Path, metavar="SPEC", help=help
+        *SPEC_OPTIONS, dest="experiment_spec", required=required, type=Path, metavar="SPEC", help=help
     )
 
 

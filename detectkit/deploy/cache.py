@@ -36,7 +36,7 @@ def version_number(version: str) -> int:
     Raises:
         UsageError: it is no version, or one of TensorRT 11 or later, which reads no cache.
     """
-    match = re.fullmatch(r"([0-9]+)\.([0-9]{1,2})\.([0-9]{1,2})(\.[0-9]+)?", version, re.ASCII)
+    match = re.fullmatch(r"([1-9][0-9]*)\.([0-9]{1,2})\.([0-9]{1,2})(\.[0-9]+)?", version, re.ASCII)
     if not match:
         raise UsageError(f"{version} is no version of TensorRT: give three numbers, as {TENSORRT}")
     major, minor, patch = (int(match[group]) for group in (1, 2, 3))

@@ -13,7 +13,7 @@ from detectkit.deploy.scales import Range, ScaleTable
 from detectkit.errors import DataError, ModelError
 from detectkit.model.detector import Detector
 from detectkit.model.graph import folded, measured, quantizable, tensor_name
-from detectkit.model.header import INPUT, OUTPUTS
+from detectkit.model.quantization import KNOWN
 from detectkit.ops.quantize import (
     channel_amax,
     decibels,
@@ -27,11 +27,9 @@ from detectkit.ops.quantize import (
 BINS = 2048  # at least half of them up to the largest magnitude seen
 SAMPLE = 2**16  # values of a tensor that are counted in each batch: one takes as long as 10 for the extremes
 HURTS = 20.0  # dB: errors of a tenth of the values
-# Images and coverage are in [0, 1] by definition. An estimate could only cut off what is bright, or sure.
-KNOWN = {INPUT: 1.0, OUTPUTS[0]: 1.0}
 
 
-def calibrate(detector: Detector, batches: Iterable[Tensor], *, method: str = "entropy") -> ScaleTable:
+def calibrate(detector: Detector, batches: Iterable[Tensor], *, method: str = "mse") -> ScaleTable:
     """The ranges of all values that 8-bit networks store, over some images.
 
     The extremes are those of all values; the histograms behind the other methods count an evenly spread part of each
@@ -40,7 +38,7 @@ def calibrate(detector: Detector, batches: Iterable[Tensor], *, method: str = "e
     Args:
         detector: in any mode; it stays as it is.
         batches: images [B, c, H, W] in [0, 1] as the network gets them, H and W multiples of the detector's stride.
-        method: one of `scales.METHODS`. entropy, percentile (99.99 %) and mse: see `ops.quantize`; minmax: all values.
+        method: one of `scales.METHODS`. mse, entropy and percentile (99.99 %): see `ops.quantize`; minmax: all values.
             Images and coverage get 1 by any.
 
     Raises:
@@ -48,6 +46,7 @@ def calibrate(detector: Detector, batches: Iterable[Tensor], *, method: str = "e
         ModelError: the network gives values that are not finite.
     """
     graph = folded(detector).to(memory_format=torch.channels_last)
+    read = {node.all_input_nodes[0] for node in quantizable(graph)}
     seen = {node: _Seen(tensor_name(node)) for node in measured(graph)}
     observer, images = _Observer(graph, seen), 0
     with torch.inference_mode():
@@ -62,6 +61,7 @@ def calibrate(detector: Detector, batches: Iterable[Tensor], *, method: str = "e
         weights=_weight_amaxes(graph),
         method=method,
         images=images,
+        means={item.name: item.means() for node, item in seen.items() if node in read},
     )
 
 
@@ -85,7 +85,7 @@ def table_of(detector: Detector) -> ScaleTable:
 class Layer(NamedTuple):
     """What 8 bits take from a convolution. All ratios are of signal to quantisation noise, in dB."""
 
-    name: str  # of the convolution in the ONNX file
+    name: str  # of the convolution in the detector, as `export --max-drop` gives it
     input: str  # the tensor that it reads
     range: Range  # of that
     weight: float  # with a scale for each output channel
@@ -116,7 +116,7 @@ def _layer(table: ScaleTable, graph: fx.GraphModule, node: fx.Node) -> Layer:
     if values.sqnr is not None:
         together = decibels(1.0, 10 ** (-values.sqnr / 10) + 10 ** (-by_channel / 10))
     hurts = together is not None and together < HURTS
-    return Layer(node.name, source, values, by_channel, by_tensor, together, hurts)
+    return Layer(str(node.target), source, values, by_channel, by_tensor, together, hurts)
 
 
 def _power(values: Tensor) -> float:
@@ -137,6 +137,7 @@ class _Observer(fx.Interpreter):
 
     def __init__(self, graph: fx.GraphModule, seen: Mapping[fx.Node, _Seen]) -> None:
         super().__init__(graph)
+        self.extra_traceback = False  # torch would add it to the text of our errors
         self.seen, self.number = seen, 0
 
     def run_node(self, n: fx.Node) -> Any:
@@ -147,11 +148,15 @@ class _Observer(fx.Interpreter):
 
 
 class _Seen:
-    """The extremes of a tensor's values, and a histogram of their magnitudes."""
+    """The extremes of a tensor's values, the means of its channels, and a histogram of the magnitudes."""
 
     def __init__(self, name: str) -> None:
         self.name, self.low, self.high = name, math.inf, -math.inf
         self.counts, self.width = torch.zeros(BINS, dtype=torch.float64), 0.0
+        self.sums, self.rows = (
+            torch.zeros((), dtype=torch.float64),
+            0,
+        )  # by channel, and how many values that are
 
     def add(self, values: Tensor, number: int) -> None:
         """Add the values of a batch, whose `number` says which of them are counted."""
@@ -166,12 +171,19 @@ class _Seen:
             )
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._widen(max(-low, high))
+        self.sums = self.sums + laid.reshape(-1, laid.shape[-1]).sum(0).double()
+        self.rows += laid.numel() // laid.shape[-1]
         step = _step(len(flat))
         sample = flat[number % step :: step].abs()
         if self.width > 0:
             self.counts += torch.histc(sample, BINS, min=0, max=self.width * BINS)
         else:
             self.counts[0] += len(sample)
+
+    def means(self) -> list[float]:
+        """Of each channel."""
+        found: list[float] = (self.sums / self.rows).tolist()
+        return found
 
     def _widen(self, magnitude: float) -> None:
         """Make the histogram reach up to a magnitude: by powers of two, which floats hold without rounding."""
@@ -188,7 +200,8 @@ class _Seen:
         if magnitude == 0:
             return Range(0.0, self.low, self.high, None)
         if self.name in KNOWN:
-            return Range(KNOWN[self.name], self.low, self.high, self._sqnr(KNOWN[self.name]))
+            known = max(KNOWN[self.name])
+            return Range(known, self.low, self.high, self._sqnr(known))
         search = {"entropy": entropy_amax, "percentile": percentile_amax, "mse": mse_amax}
         found = magnitude if method == "minmax" else search[method](self.counts, self.width)
         amax = min(found, magnitude) or magnitude  # 0: none of the values that are counted is more than 0

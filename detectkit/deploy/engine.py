@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -15,11 +14,12 @@ from google.protobuf.message import DecodeError
 
 from detectkit.console import log
 from detectkit.deploy.builder import allow_types, set_targets, set_timing_cache
-from detectkit.deploy.cache import HEADER, read_cache, version_number, write_cache
+from detectkit.deploy.cache import HEADER, version_number, write_cache
 from detectkit.deploy.half import half
 from detectkit.deploy.nms import DETECTIONS
-from detectkit.deploy.qdq import quantize, table_from_cache
-from detectkit.deploy.scales import Range, ScaleTable, check_table, load_table
+from detectkit.deploy.qdq import quantize
+from detectkit.deploy.ranges import read_ranges
+from detectkit.deploy.scales import ScaleTable
 from detectkit.errors import ModelError, UsageError
 from detectkit.model.header import INPUT
 from detectkit.runtimes.tensorrt import DATA_TYPES, Library
@@ -158,7 +158,7 @@ def _prepare(
     if wanted == "fp16":
         return (half(model) if library.strongly_typed else model), wanted, None
     assert cache is not None  # `_check_type` has looked
-    table = _table(cache, model)
+    table = read_ranges(cache, model)
     if library.strongly_typed:
         return quantize(model, table, runtime="tensorrt"), wanted, None
     return model, wanted, _calibration(cache, table, model, library)
@@ -204,39 +204,6 @@ def _check_type(
         reason = "the model has its ranges inside" if held == "int8" else f"{wanted} needs no ranges"
         log.warning(f"--calibration-cache {cache} is not used: {reason}")
     return wanted
-
-
-def _table(cache: str | os.PathLike[str], model: onnx.ModelProto) -> ScaleTable:
-    """The ranges of a file of any of the three kinds, for this network."""
-    try:
-        start = Path(cache).read_bytes().lstrip()[:1]
-    except OSError as error:
-        raise ModelError(
-            f"cannot read {cache}: {error.strerror or error}; detectkit calibrate writes calibration.cache"
-        ) from error
-    amaxes = read_cache(cache) if start != b"{" else _tlt_ranges(cache)
-    if amaxes is None:
-        table = load_table(cache)
-        check_table(table, model, cache)
-        return table
-    # TensorRT's own caches have constants too, and tensors that it has named itself.
-    constants = {tensor.name for tensor in model.graph.initializer}
-    amaxes = {
-        name: amax for name, amax in amaxes.items() if name not in constants and not name.startswith("(")
-    }
-    table = table_from_cache(model, amaxes)
-    everything = {name: Range(amax, -amax, amax, None) for name, amax in amaxes.items()}
-    check_table(table._replace(tensors=everything), model, cache)
-    return table
-
-
-def _tlt_ranges(path: str | os.PathLike[str]) -> dict[str, float] | None:
-    """What TLT's --cal_json_file writes, amax by tensor; None where the file is something else."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {str(name): float(amax) for name, amax in content["tensor_scales"].items()}
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return None
 
 
 def _calibration(

@@ -123,8 +123,13 @@ def _difference(expected: Tensor, found: Tensor, name: str, tolerance: float) ->
         raise ModelError(
             f"the exported model gives {name} {list(found.shape)} where PyTorch gives {list(expected.shape)}"
         )
+    if not expected.isfinite().all():
+        raise ModelError(
+            f"the model itself gives {name} that is not finite on random images: evaluate it first, or take another"
+            " checkpoint"
+        )
     difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
-    if not difference <= tolerance:  # nor is a NaN
+    if not difference <= tolerance:  # a NaN is not
         raise ModelError(
             f"the exported model does not compute what PyTorch does: {name} of {len(found)} random images"
             f" differs by {difference:.2g} (allowed: {tolerance:.2g})"

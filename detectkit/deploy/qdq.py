@@ -6,7 +6,7 @@ Runtime replace such groups by integer kernels, and any other runtime computes t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -37,7 +37,8 @@ def quantize(
 
     Weights are symmetric int8. For TensorRT activations are symmetric int8 too and biases stay float. For ONNX Runtime
     activations are uint8 (zero at 0 where there is no negative value, else at 128: the steps of symmetric int8) and
-    biases int32: of its kernels these are the quick ones. Heads and gates stay float in both.
+    biases int32: of its kernels these are the quick ones. Heads and gates stay float in both. Where the table has the
+    means of what a convolution reads, its bias makes up for what the rounding of its weights does on average.
 
     Args:
         model: with float32 weights and batch normalisation folded, as `to_onnx` makes it, opset 13 or later.
@@ -137,7 +138,7 @@ class _Writer:
         for node in self.wires.nodes:
             if node.output[0] in chosen:
                 amaxes = _amaxes(table, self.wires, node, per_channel=per_channel)
-                self._weights(node, amaxes, integer_bias=integer_bias)
+                self._weights(node, amaxes, table.means.get(node.input[0]), integer_bias=integer_bias)
             self.nodes.append(self._reading_rounded(node))
             for name in node.output:
                 self._round(name)
@@ -168,13 +169,26 @@ class _Writer:
             self.nodes.append(_node("QuantizeLinear", [tensor, *inputs], integers))
             self.nodes.append(_node("DequantizeLinear", [integers, *inputs], f"{tensor}/rounded"))
 
-    def _weights(self, node: NodeProto, amaxes: NDArray[np.float64], *, integer_bias: bool) -> None:
-        """Put 8-bit weights, and a 32-bit bias if asked for, in the place of the float ones."""
+    def _weights(
+        self,
+        node: NodeProto,
+        amaxes: NDArray[np.float64],
+        mean: Sequence[float] | None,
+        *,
+        integer_bias: bool,
+    ) -> None:
+        """Put 8-bit weights, and a 32-bit bias if asked for, in the place of the float ones.
+
+        Args:
+            mean: of each channel that the convolution reads. What rounding the weights does to the results on average
+                is then taken off the bias (Nagel et al. 2019, Data-Free Quantization, bias correction).
+        """
         weight = numpy_helper.to_array(self.constants.pop(node.input[1]))
         scales = np.array([scale_of(amax) for amax in amaxes])
-        has_bias = integer_bias and len(node.input) > 2
-        if has_bias:
+        bias = None
+        if len(node.input) > 2:
             bias = numpy_helper.to_array(self.constants.pop(node.input[2])).astype(np.float64)
+        if bias is not None and integer_bias:
             before = self.steps[node.input[0]].scale.astype(np.float64)
             # Where hardly any signal comes in, the steps of the sums can be too small for the bias.
             least = np.abs(bias) / before / LARGEST_BIAS
@@ -183,9 +197,16 @@ class _Writer:
         columns = weight.reshape(len(weight), -1) / steps[:, None]
         integers = np.clip(np.rint(columns), -SIGNED_LEVELS, SIGNED_LEVELS).astype(np.int8)
         self._constant_rounded(node.input[1], integers.reshape(weight.shape), steps)
-        if has_bias:
-            steps = self.steps[node.input[0]].scale * steps
-            self._constant_rounded(node.input[2], np.rint(bias / steps).astype(np.int32), steps)
+        if bias is None:
+            return
+        if mean is not None:
+            error = (integers * steps[:, None].astype(np.float64)).reshape(weight.shape) - weight
+            bias -= _on_average(error, np.array(mean))
+        if not integer_bias:
+            self._constant(node.input[2], bias.astype(np.float32))
+            return
+        steps = self.steps[node.input[0]].scale * steps
+        self._constant_rounded(node.input[2], np.rint(bias / steps).astype(np.int32), steps)
 
     def _constant_rounded(
         self, name: str, integers: NDArray[np.generic], scales: NDArray[np.float32]
@@ -211,8 +232,20 @@ def _node(operation: str, inputs: list[str], output: str, **attributes: int) -> 
     return node
 
 
+def _on_average(weight: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What a convolution with this weight [C, c / groups, h, w] gives on average [C] for inputs of these means [c]."""
+    columns = weight.sum((2, 3))
+    groups = len(mean) // columns.shape[1]
+    each: NDArray[np.float64] = columns.reshape(groups, -1, columns.shape[1]) @ mean.reshape(groups, -1, 1)
+    return each.reshape(-1)
+
+
 def _amaxes(table: ScaleTable, wires: Wires, node: NodeProto, *, per_channel: bool) -> NDArray[np.float64]:
-    """The largest weight of each filter of a convolution, or of all of them."""
+    """The largest weight of each filter of a convolution, or of all of them.
+
+    One range of the least squared error instead was tried: with the largest weights cut off, the coverage of a ResNet18
+    came out lower, and the noise of its maps 0.5 dB higher.
+    """
     name = node.input[1]
     found = np.array(table.weights.get(name, []))
     wanted = wires.constants[name].dims[0]

@@ -6,18 +6,19 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import onnx
 
 from detectkit.errors import ModelError
 from detectkit.files import atomic_write
+from detectkit.ops.quantize import SMALLEST_SCALE
 
 FORMAT = 1
 SIGNED_LEVELS, UNSIGNED_LEVELS = 127, 255
-METHODS = ("entropy", "minmax", "percentile", "mse")  # what `calibrate` measures by
+METHODS = ("mse", "minmax", "entropy", "percentile")  # what `calibrate` measures by
 ORIGINS = (*METHODS, "qat", "cache")  # what else a table comes from
-SMALLEST_SCALE = 2.0**-63  # that of a convolution's bias is the product of two, which stays a normal float32
 LARGEST = 3.4028234663852886e38  # of float32
 NAMED = 3  # how many names an error gives
 AGAIN = "run detectkit calibrate again"
@@ -43,9 +44,12 @@ class ScaleTable(NamedTuple):
     tensors: dict[str, Range]  # of activations, input and outputs included
     weights: dict[
         str, list[float]
-    ]  # amax by output channel of each convolution's weight, batch norm folded in
+    ]  # amax by output channel, of each convolution with its batch norm folded in
     method: str  # one of ORIGINS
     images: int  # how many the ranges were seen on
+    # The mean of each channel of what the 8-bit convolutions read, which tells what rounding a weight does to their
+    # results on average. Empty where it is not known, and where training has seen to it.
+    means: Mapping[str, list[float]] = MappingProxyType({})
 
 
 def scale_of(amax: float, levels: int = SIGNED_LEVELS) -> float:
@@ -92,7 +96,8 @@ def dump_table(table: ScaleTable) -> str:
     tensors = {name: item._asdict() for name, item in table.tensors.items()}
     return (
         f'{{\n"format": {FORMAT},\n"method": {json.dumps(table.method)},\n"images": {table.images},\n'
-        f'"tensors": {_one_a_line(tensors)},\n"weights": {_one_a_line(table.weights)}\n}}\n'
+        f'"tensors": {_one_a_line(tensors)},\n"weights": {_one_a_line(table.weights)},\n'
+        f'"means": {_one_a_line(table.means)}\n}}\n'
     )
 
 
@@ -141,6 +146,7 @@ def _table(content: dict[str, Any]) -> ScaleTable:
         weights=_items(content, "weights", _amaxes),
         method=method,
         images=images,
+        means=_items(content, "means", _numbers) if content.get("means") else {},
     )
 
 
@@ -162,10 +168,14 @@ def _range(name: str, value: Any) -> Range:
     return Range(amax, low, high, None if sqnr is None else _number(f"{name}: sqnr", sqnr))
 
 
-def _amaxes(name: str, value: Any) -> list[float]:
+def _numbers(name: str, value: Any) -> list[float]:
     if not isinstance(value, list) or not value:
         raise _Unusable(f"{name}: must be a list of one number a channel")
-    numbers = [_number(f"{name}: channel {channel}", number) for channel, number in enumerate(value)]
+    return [_number(f"{name}: channel {channel}", number) for channel, number in enumerate(value)]
+
+
+def _amaxes(name: str, value: Any) -> list[float]:
+    numbers = _numbers(name, value)
     if min(numbers) < 0:
         raise _Unusable(
             f"{name}: channel {numbers.index(min(numbers))} must be 0 or more, not {min(numbers):g}"
@@ -209,19 +219,30 @@ def check_table(table: ScaleTable, model: onnx.ModelProto, path: str | os.PathLi
     missing = [name for name in read if name not in table.tensors]
     missing += [name for name in filters if name not in table.weights]
     if unknown or missing:
-        text = (
-            f"the network does not have {_named(unknown)}"
-            if unknown
-            else f"it has no range of {_named(missing)}"
-        )
+        text = f"it has no range of {_named(missing)}"
+        if unknown:
+            text = f"the network does not have {_named(unknown)}"
         raise ModelError(f"{path} is of another network: {text}; run detectkit calibrate on this one")
     for name in filters:
-        count = len(table.weights[name])
-        if count != weights[name]:
-            raise ModelError(
-                f"{path} is of another network: {name} has {count} channels there and {weights[name]} in the network"
-                " (pruned since?); run detectkit calibrate on this one"
-            )
+        _check_channels(name, table.weights[name], weights[name], path)
+    inputs = {node.input[0]: _channels_in(node, graph) for node in convolutions}
+    for name, values in table.means.items():
+        _check_channels(name, values, inputs.get(name, 0), path)
+
+
+def _check_channels(name: str, values: Sequence[float], wanted: int, path: str | os.PathLike[str]) -> None:
+    if len(values) != wanted:
+        raise ModelError(
+            f"{path} is of another network: {name} has {len(values)} channels there and {wanted} in the network"
+            " (pruned since?); run detectkit calibrate on this one"
+        )
+
+
+def _channels_in(convolution: onnx.NodeProto, graph: onnx.GraphProto) -> int:
+    """How many channels a convolution reads."""
+    weight = next(item for item in graph.initializer if item.name == convolution.input[1])
+    groups = next((item.i for item in convolution.attribute if item.name == "group"), 1)
+    return int(weight.dims[1] * groups)
 
 
 def _named(names: Sequence[str]) -> str:

@@ -69,9 +69,8 @@ class Detector(nn.Module):
         self.channels = channels
         self.freeze_bn = freeze_bn
         self.freeze_pretrained = freeze_pretrained
-        self.ranges: Ranges | None = (
-            None  # with quantisation-aware training: what makes `forward` round to 8 bits
-        )
+        # With quantisation-aware training: what makes `forward` round to 8 bits.
+        self.ranges: Ranges | None = None
         self.frozen: frozenset[str] = frozenset()  # tensors that `freeze` holds
         self.settled = False
         # Of the backbone's parameters, while it is frozen.

@@ -56,7 +56,7 @@ def loads(text: str | None, path: str | os.PathLike[str]) -> Header:
     try:
         header = json.loads(text or "")
         version = int(header["format"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise ModelError(
             f"{path} is not a detectkit model: it holds weights without a spec and class names;"
             " give a model file of detectkit train or detectkit export"
@@ -68,7 +68,7 @@ def loads(text: str | None, path: str | os.PathLike[str]) -> Header:
     try:
         experiment = text_format.Parse(str(header["spec"]), Experiment())
         found = Header(experiment, [str(name) for name in header["classes"]], int(header["channels"]))
-    except (KeyError, TypeError, ValueError, text_format.ParseError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError, text_format.ParseError) as error:
         raise ModelError(f"{path} is damaged: its description cannot be read ({error})") from error
     if not found.classes or found.channels not in (1, 3):
         raise ModelError(f"{path} is damaged: {len(found.classes)} classes, {found.channels} image channels")

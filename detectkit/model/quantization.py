@@ -1,8 +1,10 @@
 """Quantisation-aware training: the network in 8-bit rounding, and the ranges that it rounds to.
 
-The rounding is that of the int8 network which runtimes make of the model (symmetric, weights by output channel), so
-evaluation mode computes what they will. Gradients pass through it as if it were not there, and are zero where a value
-was cut off. Sources: Jacob et al. 2018, Krishnamoorthi 2018. B batch, c image channels, H W pixels.
+The rounding is symmetric, that of weights by output channel, of whatever a runtime's int8 network stores in 8 bits.
+TensorRT's leaves some of it in floating point, ONNX Runtime's has twice the levels where nothing is negative: both have
+less noise than evaluation mode here. Their noise is another one: a sum in another order moves many a value to the next
+level. Gradients pass through the rounding as if it were not there, and are zero where a value was cut off.
+Sources: Jacob et al. 2018, Krishnamoorthi 2018. B batch, c image channels, H W pixels.
 """
 
 from __future__ import annotations
@@ -17,17 +19,20 @@ from torch.func import functional_call
 
 from detectkit.model.detector import Detector
 from detectkit.model.graph import FUSED, HEADS, gates, measured, quantizable, tensor_name, trace
+from detectkit.model.header import INPUT, OUTPUTS
 from detectkit.ops.quantize import channel_amax, fake_quantize
 
 DECAY = 0.999  # of the moving averages that ranges are
+# By definition. What is seen of them could only cut off what is bright, or sure.
+KNOWN = {INPUT: (0.0, 1.0), OUTPUTS[0]: (0.0, 1.0)}
 
 
 class Ranges(nn.Module):
     """The ranges of a detector's tensors, and the detector as a network of 8-bit numbers.
 
     For every tensor that `graph.measured` names there is a buffer [2] of that name: the moving averages of the least and
-    the greatest value of a batch. They move in training mode only, in the first n batches by more than `DECAY` says, so
-    that the first batch is soon forgotten. `batches` counts those seen.
+    the greatest value of a batch, or what is `KNOWN`. They move in training mode only, in the first n batches by more than
+    `DECAY` says, so that the first batch is soon forgotten. `batches` counts those seen.
 
     Args:
         detector: whose `ranges` this shall be; its weights and widths may change afterwards, not its layers nor whether
@@ -43,7 +48,7 @@ class Ranges(nn.Module):
         self.shared = plan.shared
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
         for name in plan.observed.values():
-            self.register_buffer(name, torch.zeros(2))
+            self.register_buffer(name, torch.tensor(KNOWN.get(name, (0.0, 0.0))))
 
     def learned(self) -> dict[str, tuple[float, float]]:
         """The least and the greatest value of every tensor, by its name in ONNX files.
@@ -177,7 +182,7 @@ class _Simulation(fx.Interpreter):
         tensor = self.plan.observed.get(node.name)
         if tensor is None:
             return value
-        if self.ranges.training:
+        if self.ranges.training and tensor not in KNOWN:
             self.ranges.observe(tensor, value, self.pace)
         if node.name not in self.plan.rounded:
             return value

@@ -40,10 +40,8 @@ FAILURES = (
     ValueError,
 )
 CUDA = "CUDAExecutionProvider"
-NUMBERS: dict[str, type[np.floating[Any]]] = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-}  # that an input may have
+# What an input may hold.
+NUMBERS: dict[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 def add_header(
@@ -138,9 +136,8 @@ def load_onnx(path: str | os.PathLike[str], device: str | torch.device) -> Netwo
     """
     file, device = Path(path), torch.device(device)
     try:
-        with open(
-            file, "rb"
-        ):  # for the system's own words; ONNX Runtime opens it again, and the weights beside it
+        # For the system's own words; ONNX Runtime opens it again, and the weights beside it.
+        with open(file, "rb"):
             session = make_session(file, device=device)
         stored = _header(session.get_modelmeta().custom_metadata_map, file)
     except OSError as error:

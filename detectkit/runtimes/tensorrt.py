@@ -73,13 +73,14 @@ def library(name: str | None = None) -> Library:
     """The TensorRT library of this machine.
 
     Args:
-        name: TENSORRT or RTX; the first of them that is there if None.
+        name: TENSORRT or RTX. If None TensorRT where both are there, but without a GPU the one that needs none.
 
     Raises:
         ModelError: there is none that can be used; the message has the reason and how to install one.
     """
     reasons = []
-    for wanted in (TENSORRT, RTX) if name is None else (name,):
+    order = (TENSORRT, RTX) if torch.cuda.is_available() else (RTX, TENSORRT)
+    for wanted in order if name is None else (name,):
         for module in MODULES[wanted]:
             try:
                 trt = importlib.import_module(module)

@@ -81,7 +81,7 @@ def test_what_is_written_and_what_is_said(run, learnt, write_spec, tiny, place):
     code, out, error = run("-e", path, "-m", learnt, "-o", "out", "--batches", 4)
     assert code == 0 and names(place / "out") == FILES
     table, detector = load_table(place / "out/scales.json"), checkpoint.load(learnt).detector
-    assert (table.method, table.images) == ("entropy", 16)
+    assert (table.method, table.images) == ("mse", 16)
     model = to_model(detector, height=64, width=96)
     assert check_table(table, model, "scales.json") is None
 
@@ -100,7 +100,7 @@ def test_what_is_written_and_what_is_said(run, learnt, write_spec, tiny, place):
     assert ratios == sorted(ratios) and {layer["name"] for layer in layers} < values
     printed = [line.split()[0] for line in out.splitlines() if line.startswith("backbone_")]
     assert printed == [layer["name"] for layer in layers]
-    assert "16 images, entropy: " in out and "WARNING: 16 images are few" in error
+    assert "16 images, mse: " in out and "WARNING: 16 images are few" in error
     end = [json.loads(line) for line in (place / "out/status.jsonl").read_text().splitlines()]
     assert [line["status"] for line in end] == ["STARTED", "SUCCESS"]
     assert end[1]["kpi"] == {"images": 16, "lowest_sqnr": ratios[0]}
@@ -135,7 +135,7 @@ def test_the_ranges_are_those_of_the_images_without_augmentation(run, learnt, ti
         assert (found.low, found.high) == pytest.approx(
             (values.min().item(), values.max().item()), rel=1e-3, abs=1e-5
         )
-        assert found.amax == max(abs(found.low), abs(found.high))
+        assert found.amax == (max(-found.low, found.high) if name == "output_bbox/BiasAdd" else 1)
     assert (place / "calibration.cache").read_text().startswith("TRT-100300-MinMaxCalibration\n")
 
 
@@ -201,21 +201,26 @@ def test_worse_layers_are_named(run, learnt, place, monkeypatch):
     assert f"… and {count - 3} better ones, see layers.json" in out
 
 
-def test_a_model_with_learned_ranges_needs_no_images(run, learnt, place):
+@pytest.fixture
+def learned(learnt, place):
+    """The ranges of qat.safetensors, a model of quantisation-aware training."""
     from detectkit.model.quantization import Ranges
 
     model = checkpoint.load(learnt)
     model.detector.ranges = Ranges(model.detector)
     with torch.no_grad():
         model.detector.train()(torch.rand(2, 3, 64, 96))
-    data = model.spec.dataset_config
-    data.data_sources[0].tfrecords_path = "nothing-*"
     checkpoint.save("qat.safetensors", model.detector, spec.dumps(model.spec), model.class_names)
-    code, out, error = run("-m", "qat.safetensors", "-o", "out")
+    return model.detector.ranges.learned()
+
+
+def test_a_model_with_learned_ranges_needs_no_images(run, learned, tiny, write_spec, place):
+    tiny.dataset_config.data_sources[0].tfrecords_path = "nothing-*"
+    code, out, error = run("-e", write_spec(tiny), "-m", "qat.safetensors", "-o", "out")
     assert code == 0 and "learned ranges: what" in out
     assert "qat.safetensors has learned its ranges in training: no images are read" in error
     assert "few to calibrate with" not in error
-    table, learned = load_table("out/scales.json"), model.detector.ranges.learned()
+    table = load_table("out/scales.json")
     assert table.method == "qat"
     for name, (low, high) in learned.items():
         assert (table.tensors[name].low, table.tensors[name].high) == pytest.approx((low, high))
@@ -225,6 +230,27 @@ def test_a_model_with_learned_ranges_needs_no_images(run, learnt, place):
     )
     end = json.loads((place / "out/status.jsonl").read_text().splitlines()[-1])
     assert (end["status"], end["kpi"]) == ("SUCCESS", {"images": table.images})
+
+
+def test_learned_ranges_are_measured_anew_if_a_method_is_given(quick, learned, place):
+    code, _, error = quick("-m", "qat.safetensors", "-o", "out", "--batches", 2)
+    assert code == USAGE and "qat.safetensors has learned its ranges in training" in complaint(error)
+    assert not (place / "out").exists()
+    assert quick("-m", "qat.safetensors", "-o", "out", "--batches", 2, "--method", "mse")[0] == 0
+    table = load_table("out/scales.json")
+    assert (table.method, table.images) == ("mse", 8)
+
+
+def test_a_model_that_has_diverged_is_one_error(run, learnt, place):
+    model = checkpoint.load(learnt)
+    with torch.no_grad():
+        model.detector.output_bbox.weight[0, 0] = torch.nan
+    checkpoint.save("nan.safetensors", model.detector, spec.dumps(model.spec), model.class_names)
+    code, _, error = run("-m", "nan.safetensors", "-o", "out", "--batches", 1)
+    message = complaint(error)
+    assert code == MODEL and message.count("\n") == 1
+    assert message.startswith("output_bbox/BiasAdd has values that are not finite")
+    assert names(place / "out") == ["status.jsonl"]
 
 
 def test_a_tensorfile_written_and_read_gives_the_same_ranges(run, learnt, place):

@@ -104,6 +104,8 @@ def test_options_that_do_not_go_together_are_one_message(run, place):
         (("-m", "model.onnx", "--target", "sm87"), "--target sm87: TensorRT for RTX"),
         (("-m", "model.onnx", "--max_workspace_size", 0), "--max_workspace_size 0: must be above 0"),
         (("-m", "model.onnx", "--max_workspace_size", "nan"), "--max_workspace_size nan: must be above 0"),
+        (("-m", "model.onnx", "--max_workspace_size", "inf"), "--max_workspace_size inf: must be above 0"),
+        (("-m", "model.onnx", "--max_workspace_size", "1e30"), "--max_workspace_size 1e+30: must be above 0"),
         (("-m", "model.onnx", "--min_batch_size", 4, "--max_batch_size", 2), "batch sizes 4, 2, 2: "),
         (("-m", "model.onnx", "--data_type", "int8"), "has no ranges inside; give --calibration-cache"),
     ):

@@ -58,6 +58,28 @@ def test_an_onnx_model_measures_as_the_model_does(run, tiny, write_spec, learn, 
     assert tables[0] == tables[1] and "mAP" in tables[0] and "mAP 100.00" not in tables[0]
 
 
+def test_without_a_spec_it_is_the_one_in_the_model(run, tiny, write_spec, learnt, learnt_onnx, tmp_path):
+    with_spec = run("-e", write_spec(tiny), "-m", learnt)[1]
+    for model in (learnt, learnt_onnx):
+        code, out, _ = run("-m", model, "-r", tmp_path / "out")
+        assert code == 0 and out[: out.index("median")] == with_spec[: with_spec.index("median")]
+        assert f"next: detectkit infer -m {model} -i" in out
+        assert json.loads((tmp_path / "out/results.json").read_text())["spec"] == str(model)
+
+
+def test_a_folder_that_cannot_be_made_is_known_before_anything_is_measured(
+    run, tiny, write_spec, learnt, tmp_path
+):
+    (tmp_path / "file").write_text("")
+    code, out, error = run("-e", write_spec(tiny), "-m", learnt, "-r", tmp_path / "file")
+    assert (code, out) == (6, "") and f"cannot write {tmp_path}/file/results.json" in error
+
+
+def test_detections_need_a_spec(run):
+    code, _, error = run("--detections", "found", "--labels", "labels")
+    assert code == 2 and "--detections: give the spec too (-e SPEC)" in error
+
+
 def test_training_set(run, tiny, write_spec, learnt):
     path = write_spec(tiny)
     assert "18 images" in run("-e", path, "-m", learnt, "--use_training_set")[1]

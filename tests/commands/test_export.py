@@ -199,7 +199,7 @@ def test_deepstream_quantises_a_float_file_by_a_cache(run, learnt, place, scales
 def test_the_cache_of_another_network(run, learnt, place):
     (place / "a.cache").write_text("TRT-100300-EntropyCalibration2\ninput_1: 3c010a14\n")
     code, _, error = run("-m", learnt, "-o", "m", "--gen_ds_config", "--cal_cache_file", "a.cache")
-    assert code == MODEL and "a.cache is of another network: this one does not have input_1" in complaint(
+    assert code == MODEL and "a.cache is of another network: the network does not have input_1" in complaint(
         error
     )
     assert files(place) == ["a.cache"]
@@ -211,6 +211,21 @@ def test_tlt_ranges(run, learnt, place, scales):
     ranges = load_table(scales)
     assert code == 0 and "wrote tlt.json" in out and list(content) == ["tensor_scales"]
     assert content["tensor_scales"] == {name: item.amax for name, item in ranges.tensors.items()}
+
+
+def test_a_cache_does_as_a_table_does(run, learnt, place, scales):
+    table = scales.with_name("calibration.cache")
+    found = []
+    for path in (scales, table):
+        assert run("-m", learnt, "-o", "m.ONNX", "--data_type", "int8", "--calibration", path)[0] == 0
+        steps = {
+            item.name: float(onnx.numpy_helper.to_array(item))
+            for item in onnx.load("m.ONNX").graph.initializer
+            if item.name.endswith("/scale") and not item.dims
+        }
+        found.append(steps)
+    assert len(found[0]) > 5 and found[1] == pytest.approx(found[0], rel=1e-6)
+    assert files(place) == ["m.ONNX"]
 
 
 def test_a_model_that_learned_its_ranges_needs_no_calibration(run, learnt, place, images):
@@ -226,7 +241,7 @@ def test_a_model_that_learned_its_ranges_needs_no_calibration(run, learnt, place
     stored = parse_table(metadata(onnx.load("qat.onnx"))[SCALES], "")
     assert stored.method == "qat" and {"images", "backbone_relu"} <= set(stored.tensors)
     scales = json.loads((place / "tlt.json").read_text())["tensor_scales"]
-    assert scales["images"] == pytest.approx(images[0].max().item(), rel=1e-3)
+    assert scales["images"] == 1.0 and scales["backbone_relu"] > 0
     code, _, _ = run("-m", "qat.safetensors", "-o", "float")
     for found, wanted in zip(load("float.onnx", "cpu").forward(images[0]), images[1]):
         assert code == 0 and torch.allclose(found, wanted, atol=1e-4)
@@ -289,7 +304,7 @@ BAD = [
     ("--data_type int8 --max-drop -1", USAGE, "--max-drop -1: give points of mAP, from 0 to 100"),
     ("--data_type int8 --max-drop nan", USAGE, "--max-drop nan: give points of mAP"),
     ("--calibration a.json", USAGE, "--calibration is for --data_type int8"),
-    ("--data_type int8 --calibration a.json", MODEL, "a.json does not exist: detectkit calibrate writes"),
+    ("--data_type int8 --calibration a.json", MODEL, "cannot read a.json: No such file or directory; detectkit calibrate"),
     ("--static_batch_size 0", USAGE, "--static_batch_size 0: must be at least 1, or -1 for any number"),
     ("--gen_ds_config --max_batch_size 0", USAGE, "--max_batch_size 0: must be at least 1"),
     ("--static_batch_size 2 --max_batch_size 4", USAGE, "--max_batch_size 4: must be at least 1, and"),
@@ -320,8 +335,10 @@ def test_places_that_cannot_be_written(run, learnt, place, scales):
         (
             ("-o", "m", "--calibration", scales, "--cal_json_file", scales),
             USAGE,
-            "would overwrite --calibration",
+            "scales.json has another use here",
         ),
+        (("-o", "m", "--cal_json_file", learnt), USAGE, "has another use here: give another name"),
+        (("-o", "m", "--cal_json_file", "m.onnx"), USAGE, "m.onnx has another use here"),
     ):
         found, _, error = run("-m", learnt, *options)
         assert words in complaint(error) and found == code

@@ -298,6 +298,18 @@ def test_an_onnx_model_detects_as_the_model_does(infer, inference, tiny, learnt,
             assert line.box == pytest.approx(expected.box, abs=0.02)
 
 
+def test_without_a_spec_it_is_the_one_in_the_model(tiny, write_spec, images, learnt_onnx, tmp_path, capsys):
+    written = []
+    for number, chosen in enumerate((["-e", write_spec(tiny)], [])):
+        options = [*chosen, "-m", learnt_onnx, "-i", images, "-r", tmp_path / str(number), "--gpus", "0"]
+        assert main(["infer", *map(str, options)]) == 0
+        files = sorted((tmp_path / str(number)).rglob("*.txt"))
+        written.append([(file.name, file.read_text()) for file in files])
+    assert written[0] == written[1] and len(written[0]) == 5
+    assert main(["infer", "-i", str(images), "-r", str(tmp_path)]) == 2
+    assert "give the model: -m MODEL" in capsys.readouterr().err
+
+
 def test_an_onnx_model_in_the_spec_is_bound_to_its_size(infer, inference, learnt_onnx):
     inference.inferencer_config.tlt_config.model = str(learnt_onnx)
     assert infer(inference)[0] == 0

@@ -71,7 +71,8 @@ def test_no_two_versions_share_a_number():
 
 
 @pytest.mark.parametrize(
-    "version", ["", "10", "10.3", "v10.3.0", "10.3.0-1", "8.10.0", "10.3.100", "١٠.3.0", "10.3.0\n"]
+    "version",
+    ["", "10", "10.3", "v10.3.0", "10.3.0-1", "8.10.0", "10.3.100", "0.0.0", "010.3.0", "١٠.3.0", "10.3.0\n"],
 )
 def test_what_is_no_version(version):
     with pytest.raises(UsageError, match="give three numbers, as 10.3.0"):

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from detectkit.deploy import calibrate as module
-from detectkit.deploy.calibrate import KNOWN, calibrate, layer_report, table_of
+from detectkit.deploy.calibrate import calibrate, layer_report, table_of
 from detectkit.deploy.scales import METHODS, Range, ScaleTable
 from detectkit.errors import DataError, ModelError
 from detectkit.model.detector import Detector, build
-from detectkit.model.graph import folded, quantizable
-from detectkit.model.quantization import Ranges
+from detectkit.model.graph import folded, quantizable, tensor_name
+from detectkit.model.quantization import KNOWN, Ranges
 from detectkit.ops.quantize import channel_amax, fake_quantize
 from detectkit.spec.model_pb2 import ModelConfig
 
@@ -87,6 +87,19 @@ def test_extremes_are_those_of_all_values(made: Detector) -> None:
     )
 
 
+def test_means_are_those_of_the_channels_that_8_bit_convolutions_read(made: Detector) -> None:
+    images = batches(3)
+    table = calibrate(made, iter(images))
+    graph = folded(made)
+    assert set(table.means) == {tensor_name(node.all_input_nodes[0]) for node in quantizable(graph)}
+    for name, wanted in (
+        ("images", torch.cat(images)),
+        ("backbone_relu", values_of(made, "backbone.relu", images)),
+    ):
+        expected = wanted.mean((0, 2, 3))
+        assert table.means[name] == pytest.approx(expected.tolist(), rel=1e-4)
+
+
 def test_weights_have_the_range_of_each_folded_channel(made: Detector) -> None:
     table = calibrate(made, batches(1))
     convolutions = {f"{name}.weight" for name, layer in made.named_modules() if isinstance(layer, nn.Conv2d)}
@@ -131,7 +144,11 @@ def test_methods_differ_as_they_should(tables: dict[str, ScaleTable]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arch", ["efficientnet_b0", "squeezenet", pytest.param("googlenet", marks=pytest.mark.slow)]
+    "arch",
+    [
+        "squeezenet",
+        *(pytest.param(arch, marks=pytest.mark.slow) for arch in ("efficientnet_b0", "googlenet")),
+    ],
 )
 def test_every_convolution_reads_a_tensor_with_a_range(arch: str) -> None:
     made = detector(arch, 0)
@@ -213,7 +230,7 @@ def test_the_report_puts_input_and_weight_together(made: Detector, tables: dict[
         assert 10 ** (-layer.sqnr / 10) == pytest.approx(1e-3 + 10 ** (-layer.weight / 10))
         assert layer.weight_per_tensor < layer.weight
     assert [layer.sqnr for layer in report] == sorted(layer.sqnr or 0 for layer in report)
-    first = next(layer for layer in report if layer.name == "backbone_conv1")
+    first = next(layer for layer in report if layer.name == "backbone.conv1")
     assert first.input == "images"
 
     weight = graph.get_parameter("backbone.conv1.weight").detach().numpy()

@@ -18,6 +18,7 @@ from detectkit.deploy.engine import build, data_type_of, read_model
 from detectkit.deploy.half import half
 from detectkit.deploy.onnx import to_model
 from detectkit.deploy.qdq import quantize, table_from_cache
+from detectkit.deploy.ranges import read_ranges
 from detectkit.deploy.scales import save_table
 from detectkit.errors import ModelError, UsageError
 from detectkit.model.detector import build as build_detector
@@ -123,7 +124,7 @@ def test_what_tensorrt_itself_adds_to_a_cache_is_left_out(network, tmp_path):
     file.write_text(
         file.read_text() + f"(Unnamed Layer* 3) [Constant]_output: 3ca14285\n{weight}: 3ca14285\n"
     )
-    names = module._table(file, model).tensors.keys()
+    names = read_ranges(file, model).tensors.keys()
     assert names >= table.tensors.keys() and weight not in names
     assert all(name.isidentifier() or "/" in name for name in names)
 
@@ -160,8 +161,7 @@ def test_a_model_with_nms_inside_is_one_message(network):
         built(model)
 
 
-def test_ranges_that_are_not_needed_are_said_to_be_so(network, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(module.log, "propagate", True)
+def test_ranges_that_are_not_needed_are_said_to_be_so(network, tmp_path, caplog):
     model, table = network
     built(quantize(model, table, runtime="tensorrt"), cache="some.cache")
     built(model, cache="some.cache")
@@ -258,8 +258,7 @@ def test_a_network_that_cannot_be_built_is_one_message(network, monkeypatch):
         build(network[0], path="model.onnx", library=real._replace(trt=trt))
 
 
-def test_a_timing_cache_has_no_use_where_nothing_is_timed(network, caplog, monkeypatch):
-    monkeypatch.setattr(module.log, "propagate", True)
+def test_a_timing_cache_has_no_use_where_nothing_is_timed(network, caplog):
     assert built(network[0], timing_cache=b"").timing_cache is None
     assert [record.message.split(":")[0] for record in caplog.records] == ["--timing-cache is not used"]
 

@@ -41,9 +41,7 @@ def with_statistics(detector: Detector) -> Detector:
         for layer in detector.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.weight.uniform_(0.5, 1.5)
-                layer.momentum = (
-                    0.9  # one batch moves the running statistics to where the outputs are not huge
-                )
+                layer.momentum = 0.9  # one batch moves the statistics to where the outputs are not huge
         detector(torch.rand(4, detector.channels, HEIGHT, WIDTH))
     return detector
 
@@ -224,9 +222,8 @@ def check_pool(
 def test_pools_are_as_wide_as_those_of_torch_and_no_border_wins() -> None:
     check_pool()
     pool = nn.MaxPool2d(3, 2, ceil_mode=True)
-    model = to_model(
-        small(pool), height=16, width=18
-    )  # 8 x 9 values: one more column is not needed, one more row is
+    # 8 x 9 values: one more column is not needed, one more row is.
+    model = to_model(small(pool), height=16, width=18)
     assert shapes(model)["output_cov/Sigmoid"] == ["N", 2, 4, 4]
     (node,) = (node for node in model.graph.node if node.op_type == "MaxPool")
     assert {item.name: list(item.ints) for item in node.attribute}["pads"] == [0, 0, 1, 0]
@@ -319,8 +316,15 @@ def test_a_model_that_computes_something_else_is_found() -> None:
     assert 0.009 < check_against(detector, model, tolerance=0.02) < 0.011
     with torch.no_grad():
         detector.output_bbox.bias[3] = torch.nan
+    with pytest.raises(ModelError, match="^the model itself gives output_bbox/BiasAdd that is not finite"):
+        check_against(detector, model)
+    with torch.no_grad():
+        detector.output_bbox.bias[3] = 0
+    broken = onnx.load_from_string(model)
+    (bias,) = (value for value in broken.graph.initializer if value.name == "output_bbox.bias")
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) * np.float32(np.nan), bias.name))
     with pytest.raises(ModelError, match="differs by nan"):
-        check_against(detector, model, tolerance=float("inf"))
+        check_against(detector, broken.SerializeToString(), tolerance=float("inf"))
     other = Detector(Layers(), classes=3, channels=3)
     with pytest.raises(
         ModelError, match=r"gives output_cov/Sigmoid \[1, 2, 32, 48\] where PyTorch gives \[1, 3, "

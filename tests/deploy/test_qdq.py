@@ -30,7 +30,10 @@ IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
 
 
 def network(arch: str, depth: int = 0) -> tuple[Detector, onnx.ModelProto, ScaleTable]:
-    """A detector whose biases and batch normalisation do something, as a float network, and its ranges."""
+    """A detector whose biases and batch normalisation do something, as a float network, and its ranges.
+
+    Without the means of what its convolutions read, so that rounding is all that is done to it.
+    """
     torch.manual_seed(0)
     detector = build(ModelConfig(arch=arch, num_layers=depth, use_batch_norm=True), ["square", "bar"], 3)
     with torch.no_grad():
@@ -42,7 +45,7 @@ def network(arch: str, depth: int = 0) -> tuple[Detector, onnx.ModelProto, Scale
                 layer.momentum = 0.9
         detector(IMAGES)
     model = to_model(detector.eval(), height=64, width=96)
-    return detector, model, calibrate(detector, [IMAGES], method="minmax")
+    return detector, model, calibrate(detector, [IMAGES], method="minmax")._replace(means={})
 
 
 @pytest.fixture(scope="module")
@@ -307,3 +310,70 @@ def test_what_cannot_be_quantised_is_refused(resnet: tuple[Detector, onnx.ModelP
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.float16), weight.name))
     with pytest.raises(ModelError, match="quantise the float32 network"):
         quantize(half, table, runtime="tensorrt")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("arch", ["resnet", "mobilenet_v2"])  # the second has depthwise convolutions
+def test_biases_make_up_for_what_the_rounding_of_weights_does_on_average(arch: str, runtime: Runtime) -> None:
+    detector, model, table = network(arch, 10 if arch == "resnet" else 0)
+    means = calibrate(detector, [IMAGES]).means
+    before = constants(model)
+    float_biases = runtime == "tensorrt"
+    plain, made = (
+        constants(quantize(model, item, runtime=runtime, per_channel=False))
+        for item in (table, table._replace(means=means))
+    )
+    for node in (node for node in model.graph.node if node.op_type == "Conv" and node.input[0] in means):
+        source, weight, bias = node.input
+        assert np.array_equal(plain[f"{weight}/integer"], made[f"{weight}/integer"])
+        steps = made[f"{weight}/scale"]
+        error = torch.from_numpy(made[f"{weight}/integer"] * steps.astype(np.float64) - before[weight])
+        groups = next((item.i for item in node.attribute if item.name == "group"), 1)
+        side = weight_side(error)
+        constant = torch.tensor(means[source], dtype=torch.float64)[None, :, None, None].expand(
+            -1, -1, side, side
+        )
+        lost = torch.conv2d(constant, error, groups=groups).flatten().numpy()
+        if float_biases:
+            assert made[bias] == pytest.approx(before[bias] - lost, abs=1e-5)
+        else:
+            step = made[f"{bias}/scale"]
+            assert np.abs(made[f"{bias}/integer"] * step - (before[bias] - lost)).max() <= 0.51 * step.max()
+
+
+def weight_side(weight: Tensor) -> int:
+    """Of its square kernel."""
+    assert weight.shape[2] == weight.shape[3]
+    return weight.shape[2]
+
+
+def test_with_corrected_biases_the_maps_are_nearer(
+    resnet: tuple[Detector, onnx.ModelProto, ScaleTable],
+) -> None:
+    detector, model, table = resnet
+    means = calibrate(detector, [IMAGES]).means
+    wanted = run(model)
+    errors = [
+        sum(
+            float((one - other).square().sum())
+            for one, other in zip(
+                run(quantize(model, item, runtime="onnxruntime", per_channel=False)), wanted
+            )
+        )
+        for item in (table, table._replace(means=means))
+    ]
+    assert errors[1] < 0.7 * errors[0]
+
+
+def test_heads_and_what_stays_float_keep_their_biases(
+    resnet: tuple[Detector, onnx.ModelProto, ScaleTable],
+) -> None:
+    detector, model, table = resnet
+    table = table._replace(means=calibrate(detector, [IMAGES]).means)
+    kept = "backbone.layer1.0.conv1"
+    before, after = constants(model), constants(
+        quantize(model, table, runtime="tensorrt", float_layers=[kept])
+    )
+    for name in (kept, "output_cov", "output_bbox"):
+        assert np.array_equal(after[f"{name}.bias"], before[f"{name}.bias"])
+    assert not np.array_equal(after["backbone.conv1.bias"], before["backbone.conv1.bias"])

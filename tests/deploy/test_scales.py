@@ -32,6 +32,7 @@ TABLE = ScaleTable(
     weights={"first.weight": [0.5, 0.25], "head.weight": [1.0, 0.0, 2.0]},
     method="entropy",
     images=80,
+    means={"images": [0.5, 0.25, -1.0], "relu": [0.125, 2.0]},
 )
 
 
@@ -81,11 +82,11 @@ def test_a_table_comes_back_as_it_was(tmp_path):
     save_table(path, TABLE)
     assert load_table(path) == TABLE
     assert json.loads(path.read_text())["format"] == 1
-    assert len(path.read_text().splitlines()) == 14  # for a diff: a line for each tensor
+    assert len(path.read_text().splitlines()) == 18  # for a diff: a line for each tensor
 
 
 NUMBERS = st.floats(-LARGEST, LARGEST)
-POSITIVE = st.floats(0, LARGEST)
+POSITIVE, FINITE = st.floats(0, LARGEST), st.floats(-LARGEST, LARGEST)
 RANGES = st.builds(
     lambda amax, ends, sqnr: Range(amax, min(ends), max(ends), sqnr),
     POSITIVE,
@@ -99,9 +100,10 @@ RANGES = st.builds(
     weights=st.dictionaries(st.text(), st.lists(POSITIVE, min_size=1, max_size=4), min_size=1, max_size=3),
     method=st.sampled_from(ORIGINS),
     images=st.integers(0, 10**9),
+    means=st.dictionaries(st.text(), st.lists(FINITE, min_size=1, max_size=4), max_size=3),
 )
-def test_any_table_comes_back_as_it_was(tensors, weights, method, images):
-    table = ScaleTable(tensors, weights, method, images)
+def test_any_table_comes_back_as_it_was(tensors, weights, method, images, means):
+    table = ScaleTable(tensors, weights, method, images, means)
     assert parse_table(dump_table(table), "x") == table
 
 
@@ -121,7 +123,7 @@ def test_a_table_cut_short_is_one_error(share):
         (changed(format=2), "x has format 2, this version reads format 1"),
         (
             changed(method="best"),
-            "x: method must be one of entropy, minmax, percentile, mse, qat, cache, not 'best'",
+            "x: method must be one of mse, minmax, entropy, percentile, qat, cache, not 'best'",
         ),
         (changed(images=-1), "images must be a whole number, not -1"),
         (changed(images=True), "images must be a whole number, not True"),
@@ -211,3 +213,24 @@ def test_a_table_from_before_pruning_is_refused():
 
 def test_the_network_of_these_tests_is_one():
     assert onnx.checker.check_model(network()) is None
+
+
+def test_means_of_another_number_of_channels_are_of_another_network():
+    check_table(TABLE, network(), "scales.json")
+    other = TABLE._replace(means={"relu": [0.5, 0.5, 0.5]})
+    with pytest.raises(
+        ModelError, match="scales.json is of another network: relu has 3 channels there and 2 in"
+    ):
+        check_table(other, network(), "scales.json")
+
+
+@pytest.mark.parametrize("means", [{"relu": []}, {"relu": ["a"]}, {"relu": 1.0}, {"relu": [1e39]}, [1.0]])
+def test_means_that_are_no_numbers(means):
+    with pytest.raises(ModelError, match="^x: "):
+        parse_table(changed(means=means), "x")
+
+
+def test_a_table_without_means_is_a_table():
+    content = json.loads(dump_table(TABLE))
+    del content["means"]
+    assert parse_table(json.dumps(content), "x") == TABLE._replace(means={})

@@ -54,7 +54,7 @@ def test_nothing_agrees_with_nothing():
 
 
 def test_the_best_pair_is_made_first_and_each_detection_is_in_one():
-    # 0..10 overlaps 0..9 by 0.9 and 1..10 by 0.9; 0..9 and 1..10 compete for it, and one of them stays alone.
+    # One box overlaps two by 0.8 and 0.9, which compete for it.
     result = agreement([found((0, 0, 10, 10, 0))], [found((0, 0, 8, 10, 0), (0, 0, 9, 10, 0))])
     assert result.pairs == 1 and result.mean_iou == pytest.approx(0.9)
 

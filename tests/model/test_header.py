@@ -1,6 +1,7 @@
 """What a model file says of itself comes back as it was written, and anything else is one clear error."""
 
 import json
+import math
 
 import pytest
 from hypothesis import given, settings
@@ -28,7 +29,21 @@ def test_equal_models_have_equal_headers(tiny):
     assert header.loads(header.dumps(text, ["a"], 3), "m").spec == spec.loads(text)
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "[]", "7", "null", '{"classes": []}', '{"format": "x"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "{",
+        "[" * 100_000,
+        "[]",
+        "7",
+        "null",
+        '{"classes": []}',
+        '{"format": "x"}',
+        '{"format": 1e400}',
+    ],
+)
 def test_of_other_software(text):
     with pytest.raises(ModelError, match="^m.onnx is not a detectkit model: .* detectkit export"):
         header.loads(text, "m.onnx")
@@ -47,6 +62,7 @@ def test_of_a_newer_detectkit():
         ({"spec": "no_such_field: 1"}, "its description cannot be read"),
         ({"classes": 7}, "its description cannot be read"),
         ({"channels": "three"}, "its description cannot be read"),
+        ({"channels": math.inf}, "its description cannot be read"),
         ({"classes": []}, "0 classes, 3 image channels"),
         ({"channels": 4}, "1 classes, 4 image channels"),
     ],

@@ -22,7 +22,11 @@ from detectkit.spec import ModelConfig
 from detectkit.spec.networks import NETWORKS
 
 LARGE = {"vgg", "darknet", "googlenet", "efficientnet_b0"}
-ARCHS = [arch for arch in NETWORKS if arch not in {f"efficientnet_b{number}" for number in range(1, 8)}]
+ARCHS = [
+    pytest.param(arch, marks=pytest.mark.slow) if arch in LARGE else arch
+    for arch in NETWORKS
+    if arch not in {f"efficientnet_b{number}" for number in range(1, 8)}
+]
 
 
 def quantised(arch="resnet", *, num_layers=0, channels=3, batches=3, **choices):
@@ -97,9 +101,7 @@ class Rounded(fx.Interpreter):
         return value if amax is None else fake_quantize(value, amax).to(value)
 
 
-@pytest.mark.parametrize(
-    "arch", [pytest.param(arch, marks=pytest.mark.slow) if arch in LARGE else arch for arch in ARCHS]
-)
+@pytest.mark.parametrize("arch", ARCHS)
 def test_every_backbone_in_8_bits(arch, monkeypatch):
     detector = quantised(arch).double()
     for layer in detector.modules():
@@ -148,22 +150,30 @@ def test_a_normalised_image_is_rounded_after_that():
 
 
 def test_ranges_by_hand():
-    detector = quantised(channels=1, batches=0).train()
+    torch.manual_seed(0)
+    detector = build(ModelConfig(arch="resnet", num_layers=10, use_batch_norm=True), ["car"], 1)
+    detector.normalize.mean.fill_(0.5)
+    detector.ranges = Ranges(detector)
     seen = []
     for low, high in ((0.2, 0.8), (0.0, 1.0), (0.2, 0.8)):
         images = torch.full((1, 1, 32, 32), low)
         images[..., 0] = high
         with torch.no_grad():
             detector(images)
-        seen += detector.ranges.learned()["images"]
+        seen += detector.ranges.learned()["truediv"]
     # The first batch as it is; then 9/11 of the way, for (1 + 1) / (10 + 1) is 2/11; then 9/12.
-    low, high = 0.2 * 2 / 11, 0.8 + 0.2 * 9 / 11
-    wanted = [0.2, 0.8, low, high, low + 0.75 * (0.2 - low), high + 0.75 * (0.8 - high)]
+    low, high = -0.3 - 0.2 * 9 / 11, 0.3 + 0.2 * 9 / 11
+    wanted = [-0.3, 0.3, low, high, low + 0.75 * (-0.3 - low), high + 0.75 * (0.3 - high)]
     assert seen == pytest.approx(wanted, abs=1e-6) and detector.ranges.batches == 3
     detector.ranges.batches.fill_(100_000)  # no more than 0.001 of the way
     with torch.no_grad():
         detector(torch.full((1, 1, 32, 32), 0.9))
-    assert detector.ranges.learned()["images"][1] == pytest.approx(wanted[-1] + 0.001 * (0.9 - wanted[-1]))
+    assert detector.ranges.learned()["truediv"][1] == pytest.approx(wanted[-1] + 0.001 * (0.4 - wanted[-1]))
+
+
+def test_images_and_coverage_have_the_range_that_they_are_known_to_have():
+    learned = quantised().ranges.learned()
+    assert learned["images"] == learned["output_cov/Sigmoid"] == (0.0, 1.0)
 
 
 def test_evaluation_moves_no_range():

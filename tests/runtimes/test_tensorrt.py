@@ -23,6 +23,7 @@ from detectkit.model.header import INPUT, OUTPUTS
 from detectkit.runtimes import tensorrt
 from detectkit.runtimes.tensorrt import (
     RTX,
+    TENSORRT,
     Sidecar,
     library,
     load_sidecar,
@@ -61,12 +62,19 @@ def test_tensorrt_for_rtx_is_found_and_is_the_same_next_time():
 
 def test_a_fake_tensorrt_10_and_11_differ_in_types(monkeypatch):
     fake_modules(monkeypatch, tensorrt="10.3.0", tensorrt_rtx="1.7.1.116")
-    ten = find()
+    ten = find(TENSORRT)
     assert (ten.title, ten.strongly_typed, ten.ahead_of_time) == ("TensorRT 10.3.0", False, False)
     assert find(RTX).title == "TensorRT for RTX 1.7.1"
     fake_modules(monkeypatch, tensorrt="11.4.0.106")
     eleven = find()
     assert (eleven.title, eleven.strongly_typed, eleven.ahead_of_time) == ("TensorRT 11.4.0", True, False)
+
+
+def test_of_two_libraries_the_one_is_taken_that_can_build_here(monkeypatch):
+    fake_modules(monkeypatch, tensorrt="10.3.0", tensorrt_rtx="1.7.1.116")
+    for has_gpu, name in ((True, TENSORRT), (False, RTX)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda has_gpu=has_gpu: has_gpu)
+        assert find().name == name
 
 
 def test_no_library_is_one_message_with_the_pip_line(monkeypatch):
@@ -86,8 +94,7 @@ def test_libraries_that_cannot_be_used_are_named_with_the_reason(monkeypatch):
     assert "tensorrt_rtx_bindings: libcudart.so.13: cannot open shared object file" in str(error.value)
 
 
-def test_the_library_writes_to_our_log_and_not_to_the_terminal(capfd, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("detectkit"), "propagate", True)
+def test_the_library_writes_to_our_log_and_not_to_the_terminal(capfd, caplog):
     found = library(RTX)
     found.take_errors()
     builder = found.trt.Builder(found.log)

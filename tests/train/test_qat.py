@@ -15,7 +15,10 @@ from detectkit.train.run import set_up
 
 
 @pytest.fixture
-def rounding(small):
+def rounding(small, monkeypatch):
+    monkeypatch.setattr(loop, "plot", lambda run: None)  # half of the time
+    small.model_config.arch = "mobilenet_v1"  # half of the layers, which take the time
+    small.model_config.use_batch_norm = True
     small.training_config.enable_qat = True
     small.training_config.num_epochs = 4
     small.training_config.ema_decay = 0.5
@@ -87,8 +90,7 @@ def test_a_run_that_is_cut_ends_the_same(rounding, tmp_path, monkeypatch):
 
 
 def test_another_enable_qat_is_another_run(rounding, tmp_path):
-    rounding.training_config.num_epochs = 1
-    loop.train(start(rounding, tmp_path))
+    loop.save_state(start(rounding, tmp_path))
     rounding.training_config.enable_qat = False
     with pytest.raises(UsageError, match="training_config differ"):
         start(rounding, tmp_path)
@@ -128,4 +130,4 @@ def test_rounding_with_what_else_changes_a_step(rounding, tmp_path, stages, monk
     run = start(rounding, tmp_path)
     assert torch.isfinite(torch.tensor([entry["cost"] for entry in loop.train(run).history])).all()
     learned = run.state.detector.ranges.learned()
-    assert len(learned) > 50 and all(low < high for low, high in learned.values())
+    assert len(learned) == 27 and all(low < high for low, high in learned.values())

@@ -1,0 +1,51 @@
+"""The ranges of a network's tensors, from any of the files that have them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import onnx
+
+from detectkit.deploy.cache import read_cache
+from detectkit.deploy.qdq import table_from_cache
+from detectkit.deploy.scales import Range, ScaleTable, check_table, load_table
+from detectkit.errors import ModelError
+
+
+def read_ranges(path: str | os.PathLike[str], model: onnx.ModelProto) -> ScaleTable:
+    """The ranges for a float network: of scales.json, of a TensorRT calibration cache, or of TLT's tensor_scales.
+
+    Raises:
+        ModelError: it is none of them, or is of another network.
+    """
+    try:
+        start = Path(path).read_bytes().lstrip()[:1]
+    except OSError as error:
+        raise ModelError(
+            f"cannot read {path}: {error.strerror or error}; detectkit calibrate writes scales.json and calibration.cache"
+        ) from error
+    amaxes = read_cache(path) if start != b"{" else _tlt_ranges(path)
+    if amaxes is None:
+        table = load_table(path)
+        check_table(table, model, path)
+        return table
+    # TensorRT's own caches have constants too, and tensors that it has named itself.
+    constants = {tensor.name for tensor in model.graph.initializer}
+    amaxes = {
+        name: amax for name, amax in amaxes.items() if name not in constants and not name.startswith("(")
+    }
+    table = table_from_cache(model, amaxes)
+    everything = {name: Range(amax, -amax, amax, None) for name, amax in amaxes.items()}
+    check_table(table._replace(tensors=everything), model, path)
+    return table
+
+
+def _tlt_ranges(path: str | os.PathLike[str]) -> dict[str, float] | None:
+    """What TLT's --cal_json_file writes, amax by tensor; None where the file is something else."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {str(name): float(amax) for name, amax in content["tensor_scales"].items()}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
