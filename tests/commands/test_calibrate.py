@@ -97,8 +97,10 @@ def test_what_is_written_and_what_is_said(run, learnt, write_spec, tiny, place):
 
     layers = json.loads((place / "out/layers.json").read_text())["layers"]
     ratios = [layer["sqnr"] for layer in layers]
-    assert ratios == sorted(ratios) and {layer["name"] for layer in layers} < values
-    printed = [line.split()[0] for line in out.splitlines() if line.startswith("backbone_")]
+    weights = {item.name for item in model.graph.initializer}
+    assert ratios == sorted(ratios) and {f"{layer['name']}.weight" for layer in layers} < weights
+    assert {layer["input"] for layer in layers} < values
+    printed = [line.split()[0] for line in out.splitlines() if line.startswith("backbone.")]
     assert printed == [layer["name"] for layer in layers]
     assert "16 images, mse: " in out and "WARNING: 16 images are few" in error
     end = [json.loads(line) for line in (place / "out/status.jsonl").read_text().splitlines()]
