@@ -227,7 +227,9 @@ def memory(folder: Path) -> Figure:
     """Peak memory of the command with 10 and with 100 batches, each in a process of its own."""
     peaks = []
     for batches in (10, 100):
-        command = f"calibrate -e {SPEC} -m {RETRAINED} -o {DEPLOYED}/memory --batches {batches} --batch_size 2 --gpus 0"
+        command = (
+            f"calibrate -e {SPEC} -m {RETRAINED} -o {DEPLOYED}/memory --batches {batches} --batch_size 2"
+        )
         done = subprocess.run(
             [sys.executable, "-c", PEAK, *command.split()],
             cwd=folder,
