@@ -190,7 +190,7 @@ def _write(
         path.write_bytes(engine.plan)
     sidecar = Sidecar(
         header=header,
-        library=library.name,
+        builder=library.name,
         version=library.version,
         data_type=engine.data_type,
         targets=engine.targets,

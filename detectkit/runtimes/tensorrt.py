@@ -124,7 +124,7 @@ class Sidecar(NamedTuple):
     """What an engine's file cannot say of itself, because DeepStream and others read it: `<engine>.json`."""
 
     header: dict[str, Any]  # see detectkit.model.header
-    library: str  # TENSORRT or RTX
+    builder: str  # TENSORRT or RTX
     version: str
     data_type: str  # of DATA_TYPES
     targets: list[str]  # GPUs that it is for, as sm86
@@ -160,8 +160,8 @@ def load_sidecar(engine: str | os.PathLike[str]) -> Sidecar:
         content = json.loads(path.read_text(encoding="utf-8"))
         found = Sidecar(**content)
         low, best, high = (int(size) for size in found.batch)
-        if found.library not in MODULES or not 1 <= low <= best <= high:
-            raise ValueError(f"library {found.library}, batch {found.batch}")
+        if found.builder not in MODULES or not 1 <= low <= best <= high:
+            raise ValueError(f"builder {found.builder}, batch {found.batch}")
         found = found._replace(batch=(low, best, high), height=int(found.height), width=int(found.width))
     except FileNotFoundError as error:
         raise ModelError(
@@ -197,7 +197,7 @@ def load_engine(path: str | os.PathLike[str], device: str | torch.device) -> Net
         )
     sidecar = load_sidecar(file)
     stored = header.loads(json.dumps(sidecar.header), sidecar_path(file))
-    forward = _Forward(library(sidecar.library), plan, sidecar, file, device)
+    forward = _Forward(library(sidecar.builder), plan, sidecar, file, device)
     _, classes, rows, _ = forward.shape(OUTPUTS[0])
     expected = (stored.channels, sidecar.height, sidecar.width)
     if forward.shape(INPUT)[1:] != expected or classes != len(stored.classes):
@@ -221,7 +221,7 @@ class _Forward:
     """Runs an engine on the images of a GPU, in torch's memory; see `detectkit.runtimes.Forward`."""
 
     def __init__(self, library: Library, plan: bytes, sidecar: Sidecar, file: Path, device: torch.device):
-        self.library, self.file = library, file
+        self.maker, self.file = library, file
         self.smallest, _, self.largest = sidecar.batch
         with torch.cuda.device(device):
             self.runtime = library.trt.Runtime(library.log)
@@ -269,7 +269,7 @@ class _Forward:
         return list(maps.values())
 
     def _fail(self, what: str) -> NoReturn:
-        reasons = "; ".join(self.library.take_errors())
+        reasons = "; ".join(self.maker.take_errors())
         raise ModelError(f"{self.file} {what}" + (f" ({reasons})" if reasons else ""))
 
 

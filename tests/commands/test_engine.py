@@ -46,7 +46,7 @@ def test_an_engine_and_the_file_beside_it(run, place, tiny):
     )
     assert code == 0
     found = load_sidecar("model.engine")
-    assert (found.library, found.version, found.data_type) == (RTX, library(RTX).version, "fp32")
+    assert (found.builder, found.version, found.data_type) == (RTX, library(RTX).version, "fp32")
     assert (found.targets, found.batch, found.height, found.width) == (AMPERE, (1, 2, 4), 64, 96)
     stored = header.loads(json.dumps(found.header), "model.engine.json")
     assert (stored.classes, stored.channels) == (["square", "bar"], 3)

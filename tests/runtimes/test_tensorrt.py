@@ -128,7 +128,7 @@ def test_the_file_beside_an_engine_says_what_was_written(tmp_path):
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "{}", "7", json.dumps(SIDECAR._asdict() | {"batch": [4, 2, 1]}), '{"header": {}, "more": 1}']
-    + [json.dumps(SIDECAR._asdict() | {"library": "tensorflow"}), "\udcff"],
+    + [json.dumps(SIDECAR._asdict() | {"builder": "tensorflow"}), "\udcff"],
 )
 def test_a_damaged_file_beside_an_engine_is_one_message(tmp_path, text):
     engine = tmp_path / "model.engine"
