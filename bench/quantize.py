@@ -8,6 +8,7 @@ The commands are those of docs/deploying.md. The exit code is 1 when one of the 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import subprocess
@@ -322,8 +323,9 @@ def main() -> None:
     parser.add_argument("-r", "--results_dir", type=Path, metavar="DIR", help="keep everything there")
     args = parser.parse_args()
     start = time.monotonic()
-    with workplace(args.results_dir) as folder:
-        figures = list(measure(folder))
+    # Specs name their files from the current folder, for the commands as for what is measured in this process.
+    with workplace(args.results_dir) as folder, contextlib.chdir(folder):
+        figures = list(measure(Path.cwd()))
     rows = [(*figure[:3], "yes" if figure.reached else "NO") for figure in figures]
     table(
         ("8 bits on BCCD", "measured", "wanted", "reached"), rows, title=f"{time.monotonic() - start:.0f} s"

@@ -24,6 +24,7 @@ from detectkit.runtimes import tensorrt
 from detectkit.runtimes.tensorrt import (
     RTX,
     TENSORRT,
+    Library,
     Sidecar,
     library,
     load_sidecar,
@@ -209,7 +210,7 @@ def fake_library(context, *, names=(INPUT, *OUTPUTS), loads=True):
     )
     runtime = SimpleNamespace(deserialize_cuda_engine=lambda plan: engine if loads else None)
     trt = SimpleNamespace(Runtime=lambda log: runtime)
-    return tensorrt.Library(RTX, "1.7.1", trt, SimpleNamespace(errors=[] if loads else ["bad magic"]))
+    return Library(RTX, "1.7.1", trt, SimpleNamespace(errors=[] if loads else ["bad magic"]))
 
 
 @pytest.fixture
