@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     images = read(experiment.dataset_config, spec.class_names(experiment))
     if images is None:
         raise DataError("the spec has no validation_fold or validation_data_source to take images from")
-    size = experiment.training_config.batch_size_per_gpu
+    size = spec.batch_size(experiment)
     available = len(images) // size
     count = available if args.max_batches == -1 else args.max_batches
     if not 1 <= count <= available:

@@ -234,7 +234,7 @@ def _resized(network: Network, config: spec.InferencerConfig) -> spec.Experiment
 
 def _batch_size(message: spec.Inference | spec.Experiment) -> int:
     if isinstance(message, spec.Experiment):
-        return message.training_config.batch_size_per_gpu
+        return spec.batch_size(message)
     return message.inferencer_config.batch_size
 
 

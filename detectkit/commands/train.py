@@ -14,6 +14,7 @@ from detectkit.commands.options import (
     choose_device,
 )
 from detectkit.console import duration, log, say
+from detectkit.errors import SpecError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     experiment = spec.load_experiment(args.experiment_spec)  # torch takes seconds: not before
+    if not experiment.HasField("training_config"):
+        raise SpecError(
+            f"{args.experiment_spec}: training_config: this section is missing, so nothing can be trained"
+        )
 
     from detectkit.evaluation import require_package
     from detectkit.train.loop import train

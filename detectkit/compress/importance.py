@@ -106,7 +106,7 @@ def _training_batches(experiment: spec.Experiment, limit: int) -> tuple[int, Ite
     """How many there are, at most `limit`, and they themselves."""
     config = experiment.training_config
     frames = training_frames(experiment.dataset_config, spec.class_names(experiment))
-    size = config.batch_size_per_gpu
+    size = spec.batch_size(experiment)
     order = training_order(frames.groups(), size, seed=experiment.random_seed, epoch=0)[: limit * size]
     batches = loader(
         frames, experiment.augmentation_config, batch_size=size, order=order, workers=config.workers

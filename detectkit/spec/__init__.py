@@ -2,6 +2,7 @@
 
 from detectkit.spec.augmentation_pb2 import AugmentationConfig
 from detectkit.spec.bbox_rasterizer_pb2 import BboxRasterizerConfig
+from detectkit.spec.calibration_pb2 import CalibrationConfig
 from detectkit.spec.check import Violation, check, class_names
 from detectkit.spec.classes import compare_classes, read_class_list
 from detectkit.spec.cost_function_pb2 import CostFunctionConfig
@@ -9,12 +10,14 @@ from detectkit.spec.dataset_export_pb2 import (
     COCOConfig,
     DatasetExportConfig,
     KITTIConfig,
+    SampleConfig,
     VOCConfig,
 )
 from detectkit.spec.dataset_pb2 import DatasetConfig, DataSource
 from detectkit.spec.evaluation_pb2 import EvaluationConfig
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.explain import explain, markdown
+from detectkit.spec.export_pb2 import EngineConfig, ExportConfig
 from detectkit.spec.from_tlt import differences
 from detectkit.spec.inference_pb2 import (
     BboxHandlerConfig,
@@ -38,6 +41,7 @@ from detectkit.spec.model_pb2 import ModelConfig
 from detectkit.spec.networks import NETWORKS
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig, ConfidenceConfig, PostProcessingConfig
 from detectkit.spec.pruning_pb2 import PruningConfig
+from detectkit.spec.runs import MEASURING, another_training, batch_size, changed_sections
 from detectkit.spec.training_pb2 import (
     AdamOptimizerConfig,
     AdamWOptimizerConfig,
@@ -47,6 +51,7 @@ from detectkit.spec.training_pb2 import (
     LearningRateConfig,
     OptimizerConfig,
     RegularizerConfig,
+    Retraining,
     SgdOptimizerConfig,
     SoftStartAnnealingScheduleConfig,
     TrainingConfig,
@@ -61,6 +66,7 @@ __all__ = [
     "BboxHandlerConfig",
     "BboxRasterizerConfig",
     "COCOConfig",
+    "CalibrationConfig",
     "ClasswiseBboxHandlerConfig",
     "ClearMLConfig",
     "ClusteringConfig",
@@ -71,8 +77,10 @@ __all__ = [
     "DatasetConfig",
     "DatasetExportConfig",
     "EarlyStoppingAnnealingScheduleConfig",
+    "EngineConfig",
     "EvaluationConfig",
     "Experiment",
+    "ExportConfig",
     "FirstStageConfig",
     "Inference",
     "InferencerConfig",
@@ -80,12 +88,15 @@ __all__ = [
     "LabelFilter",
     "LearningRateConfig",
     "ModelConfig",
+    "MEASURING",
     "NETWORKS",
     "ObjectiveLabelFilter",
     "OptimizerConfig",
     "PostProcessingConfig",
     "PruningConfig",
     "RegularizerConfig",
+    "Retraining",
+    "SampleConfig",
     "SgdOptimizerConfig",
     "SoftStartAnnealingScheduleConfig",
     "Spec",
@@ -94,6 +105,9 @@ __all__ = [
     "Violation",
     "VisualizerConfig",
     "WandBConfig",
+    "another_training",
+    "batch_size",
+    "changed_sections",
     "check",
     "class_names",
     "compare_classes",

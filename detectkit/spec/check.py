@@ -15,11 +15,13 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from detectkit.spec.augmentation_pb2 import AugmentationConfig
+from detectkit.spec.calibration_pb2 import CalibrationConfig
 from detectkit.spec.cost_function_pb2 import CostFunctionConfig
 from detectkit.spec.dataset_export_pb2 import COCOConfig, DatasetExportConfig, KITTIConfig
 from detectkit.spec.dataset_pb2 import DatasetConfig
 from detectkit.spec.evaluation_pb2 import EvaluationConfig
 from detectkit.spec.experiment_pb2 import Experiment
+from detectkit.spec.export_pb2 import ExportConfig
 from detectkit.spec.inference_pb2 import Inference
 from detectkit.spec.label_filter_pb2 import ObjectiveLabelFilter
 from detectkit.spec.model_pb2 import ModelConfig
@@ -27,7 +29,11 @@ from detectkit.spec.networks import NETWORKS
 from detectkit.spec.pruning_pb2 import PruningConfig
 from detectkit.spec.rule_pb2 import Rule
 from detectkit.spec.rule_pb2 import rule as rule_option
-from detectkit.spec.training_pb2 import EarlyStoppingAnnealingScheduleConfig, LearningRateConfig
+from detectkit.spec.training_pb2 import (
+    EarlyStoppingAnnealingScheduleConfig,
+    LearningRateConfig,
+    Retraining,
+)
 
 ACTIVATION_PARAMETERS = {"leaky_relu": ("alpha",), "elu": ("alpha",)}
 LABEL_LIMITS = (
@@ -36,6 +42,7 @@ LABEL_LIMITS = (
     ("crop_left", "crop_right"),
     ("crop_top", "crop_bottom"),
 )
+TENSORRT_VERSION = re.compile(r"\d+(\.\d+){1,3}")
 INTERVAL = re.compile(r"([\[(])\s*([^,\s]+)\s*,\s*([^,\s]+)\s*([\])])$")
 
 
@@ -206,6 +213,8 @@ def _experiment(spec: Experiment) -> Iterator[Violation]:
         yield from _stride(spec)
     if spec.HasField("training_config"):
         yield from _training(spec)
+    elif not spec.model_config.pretrained_model_file:
+        yield Violation("training_config", "this section is missing", "")
     if spec.HasField("cost_function_config"):
         yield from _cost(spec.cost_function_config)
     if spec.HasField("evaluation_config"):
@@ -213,7 +222,12 @@ def _experiment(spec: Experiment) -> Iterator[Violation]:
     if spec.HasField("dataset_config"):
         yield from _mapping(spec.dataset_config)
     if spec.HasField("pruning_config"):
-        yield from _pruning(spec.pruning_config, spec.model_config)
+        yield from _pruning(spec)
+    if spec.HasField("calibration_config"):
+        yield from _calibration(spec)
+    if spec.HasField("export_config"):
+        yield from _export(spec)
+    yield from _conversions(spec)
     yield from _class_sets(spec)
     yield from _loss_mask(spec.loss_mask_label_filter, class_names(spec))
 
@@ -397,14 +411,72 @@ def _mapping(config: DatasetConfig) -> Iterator[Violation]:
             yield Violation(f"dataset_config.dontcare_labels[{index}]", rule, quoted(label))
 
 
-def _pruning(config: PruningConfig, model: ModelConfig) -> Iterator[Violation]:
-    path = "pruning_config"
+def _pruning(spec: Experiment) -> Iterator[Violation]:
+    config, path = spec.pruning_config, "pruning_config"
     if config.normalizer == PruningConfig.MAX and 1 <= config.threshold < math.inf:
         rule = "must be below 1 with normalizer MAX: no normalised statistic is above 1, so nothing would be kept"
         yield Violation(f"{path}.threshold", rule, short(config.threshold))
-    if config.criterion == PruningConfig.BATCH_NORM_SCALE and not has_batch_norm(model):
+    if config.criterion == PruningConfig.BATCH_NORM_SCALE and not has_batch_norm(spec.model_config):
         rule = "must be NORM or TAYLOR, as the network of model_config has no batch normalisation"
         yield Violation(f"{path}.criterion", rule, "BATCH_NORM_SCALE")
+    if config.HasField("retraining"):
+        yield from _retraining(f"{path}.retraining", config.retraining, spec)
+
+
+def _retraining(path: str, config: Retraining, spec: Experiment) -> Iterator[Violation]:
+    """What differs from training_config must fit what does not."""
+    if not spec.HasField("training_config"):
+        yield Violation(path, "needs training_config, which says the rest", "")
+        return
+    epochs = config.num_epochs or spec.training_config.num_epochs
+    own = config.HasField("learning_rate")
+    rate = config.learning_rate if own else spec.training_config.learning_rate
+    if own or config.num_epochs:
+        here = path if own else f"{path}.num_epochs, with training_config"
+        yield from _learning_rate(f"{here}.learning_rate", rate, epochs, spec)
+
+
+def _calibration(spec: Experiment) -> Iterator[Violation]:
+    config, path = spec.calibration_config, "calibration_config"
+    if not TENSORRT_VERSION.fullmatch(config.tensorrt_version):
+        rule = 'must be a version such as "10.3.0"'
+        yield Violation(f"{path}.tensorrt_version", rule, quoted(config.tensorrt_version))
+    if config.HasField("quantization_aware_training"):
+        inner = f"{path}.quantization_aware_training"
+        yield from _retraining(inner, config.quantization_aware_training, spec)
+        if config.HasField("method"):
+            rule = "must be left out with quantization_aware_training, which learns the ranges"
+            yield Violation(f"{path}.method", rule, CalibrationConfig.Method.Name(config.method))
+
+
+def _export(spec: Experiment) -> Iterator[Violation]:
+    config, path = spec.export_config, "export_config"
+    is_int8 = config.data_type == ExportConfig.INT8
+    is_onnxruntime = config.runtime == ExportConfig.ONNXRUNTIME
+    if is_int8 and not (spec.HasField("calibration_config") or spec.training_config.enable_qat):
+        rule = "needs calibration_config, or training_config.enable_qat, for the ranges"
+        yield Violation(f"{path}.data_type", rule, "INT8")
+    if config.gen_ds_config and config.nms:
+        yield Violation(
+            f"{path}.nms", "must be left out with gen_ds_config: DeepStream clusters itself", "true"
+        )
+    if config.gen_ds_config and is_int8 and is_onnxruntime:
+        rule = "must be TENSORRT with gen_ds_config: DeepStream runs on it"
+        yield Violation(f"{path}.runtime", rule, "ONNXRUNTIME")
+    if config.nms and config.HasField("engine_config"):
+        yield Violation(f"{path}.nms", "must be left out with engine_config: it is for ONNX Runtime", "true")
+    engine = config.engine_config
+    sizes = ("min_batch_size", "opt_batch_size", "max_batch_size")
+    given = [name for name in sizes if getattr(engine, name)]
+    for low, high in zip(given, given[1:]):
+        yield from _ordered(f"{path}.engine_config", engine, low, high)
+
+
+def _conversions(spec: Experiment) -> Iterator[Violation]:
+    """Each by its own rules."""
+    for index, config in enumerate(spec.dataset_export_config):
+        for violation in _dataset_export(config):
+            yield violation._replace(path=f"dataset_export_config[{index}].{violation.path}")
 
 
 def _loss_mask(config: ObjectiveLabelFilter, names: list[str]) -> Iterator[Violation]:
@@ -506,6 +578,8 @@ def _dataset_export(spec: DatasetExportConfig) -> Iterator[Violation]:
             if spec.voc_config.image_set_files and spec.voc_config.val_split:
                 rule = "must be left out with image_set_files, which say what is in each fold"
                 yield Violation("voc_config.val_split", rule, f"{spec.voc_config.val_split:g}")
+        case "sample_config":
+            pass
         case _:
             yield Violation("kitti_config", "this section is missing (or coco_config, or voc_config)", "")
 

@@ -37,7 +37,9 @@ class Kind(NamedTuple):
 
 
 KINDS = (
-    Kind(Experiment, "training spec", "`detectkit train`, `evaluate`, `infer`, `visualize` or `prune`"),
+    Kind(
+        Experiment, "training spec", "`detectkit run`, `train`, `evaluate`, `infer`, `visualize` or `prune`"
+    ),
     Kind(Inference, "inference spec", "`detectkit infer`"),
     Kind(DatasetExportConfig, "conversion spec", "`detectkit convert -d`"),
 )

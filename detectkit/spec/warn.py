@@ -21,6 +21,7 @@ from detectkit.spec.dataset_export_pb2 import DatasetExportConfig
 from detectkit.spec.dataset_pb2 import DatasetConfig
 from detectkit.spec.evaluation_pb2 import EvaluationConfig
 from detectkit.spec.experiment_pb2 import Experiment
+from detectkit.spec.export_pb2 import ExportConfig
 from detectkit.spec.inference_pb2 import Inference
 from detectkit.spec.label_filter_pb2 import ObjectiveLabelFilter
 from detectkit.spec.model_pb2 import ModelConfig
@@ -78,8 +79,11 @@ def _experiment(spec: Experiment) -> Iterator[str]:
     yield from _evaluation(spec.evaluation_config)
     yield from _confidence(spec.postprocessing_config)
     yield from _pruning(spec.pruning_config)
+    yield from _export(spec.export_config)
     if spec.HasField("loss_mask_label_filter"):
         yield from _loss_mask(spec.loss_mask_label_filter)
+    for index, config in enumerate(spec.dataset_export_config):
+        yield from (f"dataset_export_config[{index}].{text}" for text in _dataset_export(config))
     angle = spec.augmentation_config.spatial_augmentation.rotate_rad_max
     if angle > math.pi:
         yield (
@@ -152,6 +156,14 @@ def _pruning(config: PruningConfig) -> Iterator[str]:
     if is_set and config.criterion != PruningConfig.TAYLOR:
         criterion = PruningConfig.Criterion.Name(config.criterion)
         yield f"pruning_config.calibration_batches has no effect: criterion {criterion} looks at no images"
+
+
+def _export(config: ExportConfig) -> Iterator[str]:
+    if config.data_type != ExportConfig.INT8:
+        data_type = ExportConfig.DataType.Name(config.data_type)
+        for name in ("per_tensor", "max_drop", "runtime"):
+            if config.HasField(name):
+                yield f"export_config.{name} has no effect: it is for data_type INT8, and this is {data_type}"
 
 
 def _loss_mask(config: ObjectiveLabelFilter) -> Iterator[str]:

@@ -31,13 +31,6 @@ from detectkit.train.weighting import ObjectiveWeights
 
 RESUME_FILE = "resume.pt"
 SPEC_FILE = "experiment_spec.txt"
-# What may change between two halves of a run; any other change makes it another run.
-MEASURING = ("evaluation_config", "postprocessing_config")
-NOT_TRAINING = ("pruning_config",)  # for `detectkit prune`, after the run
-CHANGEABLE_TRAINING = (
-    *("num_epochs", "learning_rate", "regularizer"),
-    *("checkpoint_interval", "visualizer", "workers", "clip_gradient_norm", "cost_scaling"),
-)
 
 
 @dataclass
@@ -239,7 +232,7 @@ def _resume(state: State, saved: dict[str, Any], experiment: spec.Experiment, re
     _check_same_images(saved["images"], state.images, results)
     begin(state, experiment.training_config, saved["stage"][0])
     states.restore(state, saved)
-    if set(MEASURING) & set(_changed_sections(_trained_with(saved), experiment)):
+    if set(spec.MEASURING) & set(spec.changed_sections(_trained_with(saved), experiment)):
         state.best = -1.0  # measured otherwise: not comparable
     log.info(f"resuming after epoch {state.epoch}, step {state.step}, from {results / RESUME_FILE}")
 
@@ -278,13 +271,13 @@ def _check_classes(training: Dataset, class_names: list[str], *, fix: str) -> No
 
 def _check_same_run(before: spec.Experiment, now: spec.Experiment, results: Path) -> None:
     """Refuse to go on with another experiment; say what changed in how it is run and measured."""
-    other = _changed_sections(_without_changeable(before), _without_changeable(now))
+    other = spec.another_training(before, now)
     if other:
         raise UsageError(
             f"{results} holds a run of another spec ({', '.join(other)} differ): use another -r, or delete"
             f" {results / RESUME_FILE} to start again"
         )
-    changed = _changed_sections(before, now)
+    changed = spec.changed_sections(before, now)
     if changed:
         log.warning(f"resuming with changed {', '.join(changed)}")
 
@@ -295,22 +288,6 @@ def _check_same_images(before: int, now: int, results: Path) -> None:
             f"{results} holds a run on {before} images, now there are {now}: use another -r, or delete"
             f" {results / RESUME_FILE} to start again"
         )
-
-
-def _changed_sections(before: spec.Experiment, now: spec.Experiment) -> list[str]:
-    before, now = spec.resolved(before), spec.resolved(now)
-    names = [field.name for field in spec.Experiment.DESCRIPTOR.fields]
-    return [name for name in names if getattr(before, name) != getattr(now, name)]
-
-
-def _without_changeable(experiment: spec.Experiment) -> spec.Experiment:
-    kept = spec.Experiment()
-    kept.CopyFrom(experiment)
-    for name in (*MEASURING, *NOT_TRAINING):
-        kept.ClearField(name)
-    for name in CHANGEABLE_TRAINING:
-        kept.training_config.ClearField(name)
-    return kept
 
 
 def _write_spec(path: Path, experiment: spec.Experiment) -> None:

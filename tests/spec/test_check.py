@@ -99,8 +99,8 @@ def test_an_empty_spec_lists_every_section_it_needs():
         "model_config",
         "evaluation_config",
         "cost_function_config",
-        "training_config",
         "bbox_rasterizer_config",
+        "training_config",
     ]
 
 
@@ -454,7 +454,6 @@ def test_loss_masks_that_select_nothing(experiment):
 
 
 def test_nothing_is_asked_of_a_field_without_effect(experiment, kitti_infer):
-    experiment.dataset_export_config.add().kitti_config.val_split = 300
     experiment.dataset_config.dataloader_mode = 7
     inference = spec.loads(kitti_infer)
     inference.inferencer_config.stride = 0

@@ -68,17 +68,23 @@ CalibratorConfig: calibration_cache=1 string, calibration_tensorfile=2 string, n
 LINES = dict(line.split(": ", 1) for line in TLT.strip().splitlines())
 OWN_FIELDS = """
 BboxObjective.loss_ratios CalibratorConfig.batch_size COCOConfig.crowd_label ClasswiseBboxHandlerConfig.confidence_threshold
-DatasetConfig.dontcare_labels DatasetExportConfig.embed_images DatasetExportConfig.random_seed
-DatasetExportConfig.voc_config EvaluationConfig.protocol Experiment.pruning_config OptimizerConfig.adamw OptimizerConfig.sgd
+DatasetConfig.dontcare_labels DatasetExportConfig.embed_images DatasetExportConfig.output_filename
+DatasetExportConfig.random_seed DatasetExportConfig.sample_config DatasetExportConfig.voc_config EvaluationConfig.protocol
+Experiment.calibration_config Experiment.export_config Experiment.pruning_config OptimizerConfig.adamw OptimizerConfig.sgd
 TrainingConfig.accumulate_batches TrainingConfig.clip_gradient_norm TrainingConfig.ema_decay
 TrainingConfig.first_stage TrainingConfig.max_boxes_per_image TrainingConfig.workers
 """.split()
 OWN_MESSAGES = {
     "AdamWOptimizerConfig": "epsilon beta1 beta2 weight_decay",
+    "CalibrationConfig": "method batches batch_size tensorrt_version quantization_aware_training",
+    "EngineConfig": "targets min_batch_size opt_batch_size max_batch_size max_workspace_size",
+    "ExportConfig": "data_type runtime per_tensor max_drop target_opset static_batch_size nms gen_ds_config engine_config",
     "FirstStageConfig": "num_epochs learning_rate",
     "ModelConfig.LossRatios": "l1 giou",
     "PruningConfig": "threshold target_params target_macs target_latency equalization_criterion granularity "
-    "min_num_filters excluded_layers normalizer criterion calibration_batches iterations",
+    "min_num_filters excluded_layers normalizer criterion calibration_batches iterations retraining",
+    "Retraining": "num_epochs learning_rate",
+    "SampleConfig": "root_directory_path num_shards",
     "SgdOptimizerConfig": "momentum nesterov",
     "VOCConfig": "root_directory_path image_dir_name annotation_dir_name image_set_files val_split num_shards "
     "difficult_label image_extension",

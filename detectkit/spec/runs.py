@@ -1,0 +1,43 @@
+"""Which changes of a spec make another training of it, and which one can go on with."""
+
+from __future__ import annotations
+
+from detectkit.spec.experiment_pb2 import Experiment
+from detectkit.spec.load import resolved
+
+# What may change between two halves of a training; any other change makes it another one.
+MEASURING = ("evaluation_config", "postprocessing_config")
+# For before and after the training.
+NOT_TRAINING = ("dataset_export_config", "pruning_config", "calibration_config", "export_config")
+CHANGEABLE_TRAINING = (
+    *("num_epochs", "learning_rate", "regularizer"),
+    *("checkpoint_interval", "visualizer", "workers", "clip_gradient_norm", "cost_scaling"),
+)
+BATCH_SIZE = 4  # of a spec that trains nothing
+
+
+def changed_sections(before: Experiment, now: Experiment) -> list[str]:
+    """The top-level fields that differ, defaults written out."""
+    before, now = resolved(before), resolved(now)
+    names = [field.name for field in Experiment.DESCRIPTOR.fields]
+    return [name for name in names if getattr(before, name) != getattr(now, name)]
+
+
+def another_training(before: Experiment, now: Experiment) -> list[str]:
+    """The top-level fields whose change makes the training another one; empty: one can go on where it was."""
+    return changed_sections(_without_changeable(before), _without_changeable(now))
+
+
+def batch_size(experiment: Experiment) -> int:
+    """Images that go through the network at once."""
+    return experiment.training_config.batch_size_per_gpu or BATCH_SIZE
+
+
+def _without_changeable(experiment: Experiment) -> Experiment:
+    kept = Experiment()
+    kept.CopyFrom(experiment)
+    for name in (*MEASURING, *NOT_TRAINING):
+        kept.ClearField(name)
+    for name in CHANGEABLE_TRAINING:
+        kept.training_config.ClearField(name)
+    return kept
