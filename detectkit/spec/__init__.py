@@ -35,13 +35,15 @@ from detectkit.spec.load import (
     load_experiment,
     load_inference,
     loads,
+    reduced,
     resolved,
 )
 from detectkit.spec.model_pb2 import ModelConfig
 from detectkit.spec.networks import NETWORKS
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig, ConfidenceConfig, PostProcessingConfig
 from detectkit.spec.pruning_pb2 import PruningConfig
-from detectkit.spec.runs import MEASURING, another_training, batch_size, changed_sections
+from detectkit.spec.retraining import qat_spec, retraining_spec
+from detectkit.spec.runs import MEASURING, another_training, batch_size, changed_sections, field_changes
 from detectkit.spec.training_pb2 import (
     AdamOptimizerConfig,
     AdamWOptimizerConfig,
@@ -114,6 +116,7 @@ __all__ = [
     "differences",
     "dumps",
     "explain",
+    "field_changes",
     "kind_of",
     "load",
     "load_dataset_export",
@@ -121,7 +124,10 @@ __all__ = [
     "load_inference",
     "loads",
     "markdown",
+    "qat_spec",
     "read_class_list",
+    "reduced",
     "resolved",
+    "retraining_spec",
     "warnings",
 ]

@@ -100,6 +100,17 @@ def resolved(message: AnySpec) -> AnySpec:
     return filled
 
 
+def reduced(message: AnySpec) -> AnySpec:
+    """A copy without what is at its default, as another version with more fields would have read it: the inverse of `resolved`."""
+    kept = copy.deepcopy(message)
+    for part in _parts(kept):
+        for field in schema_of(part).fields:
+            if field.has_default_value and not field.containing_oneof and part.HasField(field.name):
+                if getattr(part, field.name) == field.default_value:
+                    part.ClearField(field.name)
+    return kept
+
+
 def dumps(message: Spec) -> str:
     """The spec as text, resolved. `loads` reads it back."""
     return text_format.MessageToString(resolved(message), as_utf8=True)

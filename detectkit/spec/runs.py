@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from google.protobuf.message import Message
+
+from detectkit.spec.check import present, show
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.load import resolved
 
@@ -21,6 +26,21 @@ def changed_sections(before: Experiment, now: Experiment) -> list[str]:
     before, now = resolved(before), resolved(now)
     names = [field.name for field in Experiment.DESCRIPTOR.fields]
     return [name for name in names if getattr(before, name) != getattr(now, name)]
+
+
+def field_changes(before: Experiment, now: Experiment) -> list[tuple[str, str, str]]:
+    """Path, value before and value now of every field that differs, defaults written out; empty for what is not there."""
+    old, new = dict(_values(resolved(before), "")), dict(_values(resolved(now), ""))
+    paths = [*new, *(path for path in old if path not in new)]
+    return [(path, old.get(path, ""), new.get(path, "")) for path in paths if old.get(path) != new.get(path)]
+
+
+def _values(message: Message, path: str) -> Iterator[tuple[str, str]]:
+    for here, field, value in present(message, path):
+        if isinstance(value, Message):
+            yield from _values(value, here)
+        else:
+            yield here, show(value, field)
 
 
 def another_training(before: Experiment, now: Experiment) -> list[str]:

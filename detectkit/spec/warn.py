@@ -162,7 +162,7 @@ def _export(config: ExportConfig) -> Iterator[str]:
     if config.data_type != ExportConfig.INT8:
         data_type = ExportConfig.DataType.Name(config.data_type)
         for name in ("per_tensor", "max_drop", "runtime"):
-            if config.HasField(name):
+            if getattr(config, name):
                 yield f"export_config.{name} has no effect: it is for data_type INT8, and this is {data_type}"
 
 

@@ -1,0 +1,121 @@
+"""Do all that a spec has sections for, from labels to an engine, with a report; what is done and unchanged is not done again."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectkit import spec
+from detectkit.commands.options import add_spec_argument
+from detectkit.commands.tree import parse
+from detectkit.console import duration, log, say, table
+from detectkit.errors import DetectkitError
+from detectkit.pipeline.fingerprints import Fingerprints
+from detectkit.pipeline.plan import Action, Step, plan
+from detectkit.pipeline.run import FINGERPRINTS, Runner, locked
+from detectkit.pipeline.stages import Chain
+from detectkit.versions import processor, versions
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_spec_argument(
+        parser, help="a training spec, with sections for what comes before and after the training"
+    )
+    parser.add_argument(
+        "-r",
+        "--results_dir",
+        type=Path,
+        metavar="DIR",
+        help="where results go, a folder a stage (results/NAME, by the name of the spec)",
+    )
+    parser.add_argument(
+        "--from", dest="first", metavar="STAGE", help="do this stage and those after it again"
+    )
+    parser.add_argument(
+        "--until", dest="last", metavar="STAGE", help="stop after this stage and its measurement"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only print the stages, with the time and space they may take"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    start = time.monotonic()
+    experiment = spec.load_experiment(args.experiment_spec)
+    folder = args.results_dir or Path("results", args.experiment_spec.stem)
+    chain = Chain(experiment, folder)
+    if args.dry_run:
+        _print_estimates(
+            chain, plan(chain, Fingerprints(folder / FINGERPRINTS), first=args.first, last=args.last)
+        )
+        return
+    with locked(folder):
+        runner = Runner(chain, _execute, _report, _about(args))
+        steps = plan(chain, runner.prints, first=args.first, last=args.last)
+        _print_plan(steps)
+        _pass_on_key(experiment)
+        count = runner.run(steps)
+    _print_results(folder)
+    took = time.monotonic() - start
+    if count:
+        say(f"{count} of {len(steps)} stages done in {duration(took)}")
+    else:
+        say(
+            f"nothing to do: all {len(steps)} stages are done, and nothing they read has changed ({took:.1f} s)"
+        )
+    say(f"report: {folder / 'report.html'}")
+
+
+def _execute(command: list[str]) -> None:
+    module, args = parse(command)
+    module.run(args)
+
+
+def _report(folder: Path) -> None:
+    """A report that cannot be made is no reason to lose an hour of training."""
+    from detectkit.report import write_report  # torch and matplotlib take seconds: not before
+
+    try:
+        write_report(folder)
+    except DetectkitError as error:
+        log.warning(f"no report: {error}")
+
+
+def _about(args: argparse.Namespace) -> dict[str, object]:
+    return {
+        "spec": str(args.experiment_spec),
+        "command": sys.argv[1:],
+        "versions": versions(),
+        "machine": {"processor": processor(), "cores": os.cpu_count()},
+    }
+
+
+def _pass_on_key(experiment: spec.Experiment) -> None:
+    """To the stages, whose specs are written without it."""
+    key = experiment.training_config.visualizer.wandb_config.key
+    if key:
+        os.environ.setdefault("WANDB_API_KEY", key)
+
+
+def _print_plan(steps: Sequence[Step]) -> None:
+    if any(step.action != Action.NOTHING for step in steps):
+        rows = [(step.stage.name, step.stage.title, step.action.value, step.why) for step in steps]
+        table(("stage", "what", "state", "why"), rows)
+        say("")
+
+
+def _print_results(folder: Path) -> None:
+    from detectkit.report import summary
+
+    headers, rows = summary(folder)
+    if rows:
+        table(headers, rows)
+        say("")
+
+
+def _print_estimates(chain: Chain, steps: Sequence[Step]) -> None:
+    _print_plan(steps)

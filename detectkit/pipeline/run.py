@@ -1,0 +1,191 @@
+"""Doing the stages of a run that are not done."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from detectkit import spec
+from detectkit.console import duration, log
+from detectkit.errors import DetectkitError, Interrupted, OutputError, UsageError
+from detectkit.files import atomic_write, make_directory
+from detectkit.pipeline import state as states
+from detectkit.pipeline.fingerprints import Fingerprints
+from detectkit.pipeline.plan import Action, Step, look, wanted
+from detectkit.pipeline.stages import Chain
+from detectkit.pipeline.state import State
+from detectkit.trackers import without_key
+
+LOCK, FINGERPRINTS, RUN_FILE, OUTPUT = ".lock", ".fingerprints.json", "run.json", "output.txt"
+REPORT_SHARE = 0.1  # of the time, at most, goes into making the report while the run is under way
+
+Execute = Callable[[list[str]], None]
+Report = Callable[[Path], object]
+
+
+class Runner:
+    """One run in its folder.
+
+    Args:
+        execute: runs a command line, given the words after `detectkit`, and raises what it raises.
+        report: writes the report of a folder.
+        about: what run.json says of the run besides its stages.
+    """
+
+    def __init__(self, chain: Chain, execute: Execute, report: Report, about: dict[str, object]):
+        self.chain, self.execute, self.report, self.about = chain, execute, report, about
+        self.prints = Fingerprints(chain.folder / FINGERPRINTS)
+        self._reported = -float("inf")
+        self._report_seconds = 0.0
+
+    def run(self, steps: Sequence[Step]) -> int:
+        """Do what a plan says is not done; gives how many stages were done.
+
+        A stage is looked at again when its turn has come: what those before it wrote may be what it has read already.
+
+        Raises:
+            DetectkitError: of the stage that failed; what is done so far is kept, the same run goes on with it.
+        """
+        if all(step.action == Action.NOTHING for step in steps):
+            return 0
+        self._write_specs()
+        count = 0
+        for step in steps:
+            again = step.action == Action.AGAIN and not step.why  # asked for by --from
+            now = look(self.chain, step.stage, self.prints, forced=again)
+            if now.action == Action.NOTHING:
+                continue
+            self._do(now)
+            count += 1
+        self._write_report(now=True)
+        self.prints.save()
+        return count
+
+    def _do(self, step: Step) -> None:
+        chain, stage = self.chain, step.stage
+        if step.action == Action.AGAIN:
+            self._clear(step)
+        went_on = step.state if step.action == Action.GO_ON else None
+        state = State(
+            name=stage.name,
+            title=stage.title,
+            commands=stage.commands(chain),
+            status=states.BEGUN,
+            spec=step.spec,
+            reads=step.reads,
+            writes=stage.writes(chain),
+            started=went_on.started if went_on else datetime.datetime.now().isoformat(timespec="seconds"),
+            wall_seconds=went_on.wall_seconds if went_on else 0.0,
+            cpu_seconds=went_on.cpu_seconds if went_on else 0.0,
+            restarts=went_on.restarts + 1 if went_on else 0,
+        )
+        reason = stage.impossible(chain)
+        if reason:
+            state.status, state.error = states.SKIPPED, reason
+            states.write(step.folder, state)
+            log.warning(f"{stage.name}: skipped: {reason}")
+            return
+        states.write(step.folder, state)
+        self.prints.save()
+        log.info(f"{stage.name}: {stage.title}" + (f" ({step.why})" if step.why else ""))
+        # What the commands print is kept; log lines and progress bars stay on the terminal.
+        with self._timed(step.folder, state), _opened(
+            step.folder / OUTPUT
+        ) as file, contextlib.redirect_stdout(file):
+            for command in state.commands:
+                self.execute(command)
+        # A pattern's files, and which of two models is the best, are known only now.
+        state.status, state.writes = states.DONE, stage.writes(chain)
+        states.write(step.folder, state)
+        log.info(f"{stage.name}: done in {duration(state.wall_seconds)}")
+        self._write_report()
+
+    def _clear(self, step: Step) -> None:
+        """Remove what a stage has made, and what was made from that."""
+        log.info(f"{step.stage.name} is done again" + (f": {step.why}" if step.why else ""))
+        own = [step.stage.name]
+        for stage in wanted(self.chain):
+            folders = [str(self.chain.folder / name) + os.sep for name in own]
+            if any(source.startswith(folder) for source in stage.reads(self.chain) for folder in folders):
+                own.append(stage.name)
+        for name in reversed(own):
+            states.clear(self.chain.folder / name)
+
+    @contextlib.contextmanager
+    def _timed(self, folder: Path, state: State) -> Iterator[None]:
+        """Add the time of the block to the state, and write it down with the error if one ends the block."""
+        wall, cpu = time.monotonic(), _cpu_seconds()
+        before = state.wall_seconds, state.cpu_seconds
+        try:
+            yield
+        except BaseException as error:
+            state.wall_seconds = before[0] + time.monotonic() - wall
+            state.cpu_seconds = before[1] + _cpu_seconds() - cpu
+            if isinstance(error, DetectkitError) and not isinstance(error, Interrupted):
+                state.status, state.error = states.FAILED, str(error)
+            with contextlib.suppress(OutputError):  # the disk may be what failed
+                states.write(folder, state)
+                self.prints.save()
+                self._write_report(now=True)
+            raise
+        state.wall_seconds = before[0] + time.monotonic() - wall
+        state.cpu_seconds = before[1] + _cpu_seconds() - cpu
+
+    def _write_specs(self) -> None:
+        """The specs of the stages, and what is known of the run before it begins."""
+        for name, experiment in self.chain.specs.items():
+            _write(self.chain.folder / name, spec.dumps(without_key(experiment)))
+        stages = [[stage.name, stage.title] for stage in wanted(self.chain)]
+        _write(self.chain.folder / RUN_FILE, json.dumps(self.about | {"stages": stages}, indent=2) + "\n")
+
+    def _write_report(self, *, now: bool = False) -> None:
+        """Make the report, if the last one is long ago beside what it took, or `now`."""
+        start = time.monotonic()
+        if not now and start - self._reported < self._report_seconds / REPORT_SHARE:
+            return
+        self.report(self.chain.folder)
+        self._reported = time.monotonic()
+        self._report_seconds = self._reported - start
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The folder of a run for this process alone.
+
+    Raises:
+        UsageError: another run is at work there. OutputError: it cannot be written.
+    """
+    with _opened(make_directory(folder) / LOCK) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(f"{folder}: another detectkit run is at work there") from error
+        yield
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        return open(path, "a", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _cpu_seconds() -> float:
+    """Of all threads of this process, and of the worker processes that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(item.ru_utime + item.ru_stime for item in used)

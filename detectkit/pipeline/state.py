@@ -1,0 +1,69 @@
+"""What a run keeps of a stage: stage.json in its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from detectkit.errors import OutputError
+from detectkit.files import atomic_write, make_directory
+
+STAGE_FILE = "stage.json"
+BEGUN, DONE, FAILED, SKIPPED = "begun", "done", "failed", "skipped"
+
+
+@dataclasses.dataclass
+class State:
+    """One stage, as far as it has come."""
+
+    name: str
+    title: str
+    commands: list[list[str]]  # the words after `detectkit`
+    status: str  # BEGUN (under way, or cut), DONE, FAILED, SKIPPED (not possible here)
+    spec: dict[str, str]  # fingerprint of what it reads of the spec, by section
+    reads: dict[str, str | None]  # fingerprint of what it reads, by file, pattern or folder
+    writes: list[str]  # files
+    error: str | None = None  # why it failed or was skipped
+    started: str = ""  # ISO time
+    wall_seconds: float = 0.0  # of all its starts that ended in this process
+    cpu_seconds: float = 0.0  # of all threads and worker processes
+    restarts: int = 0
+
+
+def read(folder: Path) -> State | None:
+    """The state in the folder of a stage; None where there is none, or none that can be read."""
+    try:
+        content: Any = json.loads((folder / STAGE_FILE).read_text(encoding="utf-8"))
+        return State(**content)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write(folder: Path, state: State) -> None:
+    """Raises OutputError."""
+    make_directory(folder)
+    with atomic_write(folder / STAGE_FILE) as path:
+        path.write_text(json.dumps(dataclasses.asdict(state), indent=2) + "\n", encoding="utf-8")
+
+
+def clear(folder: Path) -> None:
+    """Remove the folder of a stage; its state goes last, so that a removal that was cut is gone on with.
+
+    Raises:
+        OutputError: something in it cannot be removed.
+    """
+    try:
+        for path in sorted(folder.glob("*"), key=lambda path: path.name == STAGE_FILE):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if folder.exists():
+            folder.rmdir()
+    except OSError as error:
+        raise OutputError(f"cannot remove {error.filename or folder}: {error.strerror or error}") from error
+
+
+def is_foreign(folder: Path) -> bool:
+    """Whether a folder holds files, but no run has made it."""
+    return not (folder / STAGE_FILE).exists() and folder.exists() and any(folder.iterdir())
