@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import io
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -57,6 +58,56 @@ def annotate(
         if label:
             _tag(draw, label, position=position, color=color, font=font)
     return canvas
+
+
+def rgb(color: str) -> Color:
+    """A colour written as "#rrggbb"."""
+    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)
+
+
+def jpeg(image: Image.Image, *, quality: int) -> bytes:
+    """The picture as the content of a JPEG file."""
+    content = io.BytesIO()
+    image.save(content, "JPEG", quality=quality, optimize=True)
+    return content.getvalue()
+
+
+def cut(
+    image: NDArray[np.uint8],
+    focus: Sequence[float],
+    boxes: ArrayLike,
+    *,
+    context: float,
+    least: float,
+    side: int,
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """The surroundings of a box, square where the image lets them be, and boxes [N, 4] moved into their pixels.
+
+    Args:
+        image: [h, w, 3] RGB.
+        focus: the box x1 y1 x2 y2 in the middle, where the edges of the image let it be.
+        context: side of what is cut out, times the larger side of the box.
+        least: smallest side of what is cut out, pixels of the image.
+        side: the larger side of the result, pixels.
+    """
+    height, width = image.shape[:2]
+    left, top, right, bottom = focus
+    longest = max(right - left, bottom - top)
+    wanted = max(min(max(context * longest, least), height, width), longest)
+    x1, x2 = _within((left + right) / 2, wanted, width)
+    y1, y2 = _within((top + bottom) / 2, wanted, height)
+    scale = side / max(x2 - x1, y2 - y1)
+    size = max(1, round((x2 - x1) * scale)), max(1, round((y2 - y1) * scale))
+    part = Image.fromarray(image[y1:y2, x1:x2]).resize(size, Image.Resampling.LANCZOS)
+    moved = (np.asarray(boxes, dtype=np.float64).reshape(-1, 4) - (x1, y1, x1, y1)) * scale
+    return np.asarray(part), moved
+
+
+def _within(center: float, length: float, limit: int) -> tuple[int, int]:
+    """Begin and end of a stretch about `center` of at most this length that lies in [0, limit] and is not empty."""
+    whole = min(max(1, round(length)), limit)
+    begin = min(max(0, round(center - whole / 2)), limit - whole)
+    return begin, begin + whole
 
 
 def _font(canvas: Image.Image) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:

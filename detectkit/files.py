@@ -1,14 +1,14 @@
-"""Writing files so that a reader sees the old one or the new one, never a part of one."""
+"""Writing files so that a reader sees the old one or the new one, never a part of one; short names of paths."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from detectkit.errors import OutputError
+from detectkit.errors import OutputError, UsageError
 
 
 @contextlib.contextmanager
@@ -60,3 +60,25 @@ def make_directory(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise OutputError(f"cannot create the folder {path}: {error.strerror or error}") from error
     return Path(path)
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """The ends of the paths of different files or folders, each as short as tells it from the others.
+
+    Raises:
+        UsageError: one is named twice.
+    """
+    seen: set[Path] = set()
+    for path in paths:
+        if path.resolve() in seen:
+            raise UsageError(f"{path} is named twice")
+        seen.add(path.resolve())
+    parts = [path.absolute().parts for path in paths]
+    return [
+        next(
+            str(Path(*own[-length:]))
+            for length in range(1, len(own) + 1)
+            if sum(other[-length:] == own[-length:] for other in parts) == 1
+        )
+        for own in parts
+    ]

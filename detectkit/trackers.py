@@ -268,9 +268,11 @@ def without_key(message: Message) -> Message:
     copy = type(message)()
     copy.CopyFrom(message)
     if isinstance(copy, spec.Experiment):
-        copy.training_config.visualizer.wandb_config.ClearField("key")
+        account = copy.training_config.visualizer.wandb_config
     else:
-        copy.bbox_handler_config.wandb_config.ClearField("key")
+        account = copy.bbox_handler_config.wandb_config
+    if account.HasField("key"):  # clearing it where there is none would make the sections around it
+        account.ClearField("key")
     return copy
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import json
 import os
 import re
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from detectkit import __version__
-from detectkit.cli import ALIASES, COMMANDS, main, parse
+from detectkit.cli import main
+from detectkit.commands.tree import ALIASES, COMMANDS, parse, whole
+from detectkit.versions import processor, versions
 
 SPECS = Path(__file__).parent / "spec"
 USAGE_ERROR = 2
@@ -37,7 +40,7 @@ def complaint(arguments: list[str], captured: Capture) -> str:
     return error
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]])
 def test_help_answers_at_once_and_without_torch(arguments: list[str]) -> None:
     code = (
         "import resource, sys, json\n"
@@ -75,7 +78,50 @@ def test_help_of_a_command_tells_what_each_option_is_for(name: str, capsys: Capt
 
 
 def test_version(capsys: Capture) -> None:
-    assert printed(["--version"], capsys) == f"detectkit {__version__}\n"
+    """The first line is detectkit's own, for scripts; the others are what `versions()` gives to the report."""
+    lines = printed(["--version"], capsys).splitlines()
+    assert lines[0] == f"detectkit {__version__}"
+    names = ("Python", "platform", "torch", "torchvision", "onnx", "onnxruntime", "protobuf", "TensorRT")
+    assert [line.split()[0] for line in lines[1:]] == list(names)
+    assert lines == [f"{name} {version}" for name, version in versions().items()]
+
+
+def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    found = versions()
+    assert found["Python"] == "{}.{}.{}".format(*sys.version_info)
+    assert found["torch"].startswith(torch.__version__.split("+")[0])
+    assert found["torch"].endswith(f"(CUDA {torch.version.cuda})" if torch.version.cuda else "(no CUDA)")
+
+    installed = {"onnxruntime-gpu": "1.31.1", "tensorrt": "10.3.0", "tensorrt-rtx": "1.2.0"}
+
+    def version(name: str) -> str:
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    found = versions()
+    assert found["torch"] == found["onnx"] == "not installed"
+    assert found["onnxruntime"] == "1.31.1 (onnxruntime-gpu)" and found["TensorRT"] == "10.3.0"
+    del installed["tensorrt"]
+    assert versions()["TensorRT"] == "1.2.0 (tensorrt-rtx)"
+
+
+def test_the_name_of_the_processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("detectkit.versions.CPU_INFO", tmp_path / "cpuinfo")
+    assert processor() != ""  # where the system has no such file
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel\t\t: 79\nmodel name\t: Some CPU @ 2.20GHz\n")
+    assert processor() == "Some CPU @ 2.20GHz"
+
+
+def test_the_whole_tree_has_every_command_with_its_options() -> None:
+    """The tree that completion reads understands what the parser of a single command understands."""
+    parser = whole()
+    for line, _ in TLT_LINES:
+        args = vars(parser.parse_args(line.split()))
+        assert args == vars(parse(line.split())[1])
 
 
 def test_unknown_command(capsys: Capture) -> None:

@@ -10,10 +10,13 @@ from detectkit.draw import (
     annotate,
     class_colors,
     curves,
+    cut,
     heat_map,
+    jpeg,
     outlined,
     overlay,
     precision_recall,
+    rgb,
     sheet,
     spotlit,
     titled,
@@ -143,3 +146,32 @@ def test_a_title_is_written_into_the_corner() -> None:
     image = np.asarray(titled(Image.new("RGB", (60, 40), "red"), "top"))
     assert image[0, 0].tolist() == [0, 0, 0] and (image[:14, :30] > 200).all(axis=2).any()
     assert image[30:, 30:].reshape(-1, 3).tolist() == [[255, 0, 0]] * 300
+
+
+@pytest.mark.parametrize(
+    "focus, shape, moved",
+    [
+        ([40, 40, 60, 60], (100, 100), [30, 30, 70, 70]),  # 50 of the image about the box, twice as large
+        ([0, 0, 20, 20], (100, 100), [0, 0, 40, 40]),  # at the corner
+        (
+            [10, 5, 100, 95],
+            (100, 100),
+            [5, 5, 95, 95],
+        ),  # 2.5 times 90 is more than the image: all of its height
+        ([0, 40, 180, 60], (56, 100), [0, 22, 100, 33]),  # longer than the image is high: no square
+        ([50, 50, 50, 50], (100, 100), [50, 50, 50, 50]),  # no area: `least` of the image
+    ],
+)
+def test_a_cut_shows_the_surroundings_of_a_box(
+    focus: list[float], shape: tuple[int, int], moved: list[int]
+) -> None:
+    image = np.zeros((100, 180, 3), dtype=np.uint8)
+    part, (box,) = cut(image, focus, [focus], context=2.5, least=20, side=100)
+    assert part.shape == (*shape, 3)
+    assert np.rint(box).tolist() == moved
+
+
+def test_colours_and_jpeg() -> None:
+    assert rgb("#ff6a00") == (255, 106, 0)
+    content = jpeg(Image.fromarray(black()), quality=80)
+    assert content[:2] == b"\xff\xd8" and len(content) < 1000

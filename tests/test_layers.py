@@ -6,7 +6,7 @@ from pathlib import Path
 import detectkit
 
 ROOMS = [
-    {"errors", "console", "files", "draw", "page"},
+    {"errors", "console", "files", "draw", "page", "versions"},
     {"spec"},
     {"ops"},
     {"data", "model", "trackers"},
@@ -16,10 +16,19 @@ ROOMS = [
     {"evaluation"},
     {"tune", "train"},
     {"compress", "deploy"},
+    {"pipeline"},
+    {"report"},
     {"commands"},
     {"cli"},
 ]
-BASE = {"errors": set(), "console": {"errors"}, "files": {"errors"}, "draw": set(), "page": set()}
+BASE = {
+    "errors": set(),
+    "console": {"errors"},
+    "files": {"errors"},
+    "draw": set(),
+    "page": set(),
+    "versions": set(),
+}
 LEVEL = {room: number for number, level in enumerate(ROOMS) for room in level}
 PACKAGE = Path(detectkit.__file__).parent
 

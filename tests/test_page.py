@@ -19,7 +19,7 @@ class Reader(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag, attrs):
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "link", "br"):
             self.open.append(tag)
         self.sources += [value for name, value in attrs if name in ("src", "href")]
 
@@ -45,5 +45,31 @@ def test_what_is_written_is_what_is_read_and_never_a_tag(title, name, cell):
 
 def test_pictures_are_inside_the_page():
     read = Reader(page.page("runs", page.pictures([(b"\x89PNG", 'the "best" <run>')])))
-    assert read.sources == ["data:image/png;base64," + base64.b64encode(b"\x89PNG").decode()]
+    assert read.sources == ["data:,", "data:image/png;base64," + base64.b64encode(b"\x89PNG").decode()]
     assert ("figcaption", 'the "best" <run>') in read.texts and read.open == []
+
+
+def test_a_jpeg_says_that_it_is_one():
+    assert 'src="data:image/jpeg;base64,/9g=" alt="a dog"' in page.picture(b"\xff\xd8", "found", alt="a dog")
+
+
+@given(TEXT, TEXT)
+def test_contents_name_every_section(first, second):
+    sections = [page.Section("a", first, page.paragraph(second)), page.Section("b", second, "")]
+    read = Reader(page.page("run", page.paragraph("lead", style="lead"), sections=sections))
+    assert read.open == [] and read.sources == ["data:,", "#a", "#b"]
+    shown = [entry for entry in read.texts if entry[0] in ("a", "h2", "p")]
+    assert shown == [("a", first), ("a", second), ("p", "lead"), ("h2", first), ("p", second), ("h2", second)]
+
+
+@given(TEXT)
+def test_only_what_is_html_is_not_escaped(text):
+    parts = [page.joined(page.swatch("s0"), text), page.marked(text, "bad"), page.lines(text, text)]
+    read = Reader(page.table(["", "note"], [parts], text=[1]) + page.folded(text, page.code([text, "b"])))
+    assert read.open == []
+    assert [content for _, content in read.texts if content != "note"] == [text] * 5 + [f"{text}\nb"]
+
+
+def test_colours_of_the_page_and_of_pictures():
+    assert 'style="background:var(--s3)"' in page.swatch("s3")
+    assert 'style="background:#ff6a00"' in page.swatch("#ff6a00")

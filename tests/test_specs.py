@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from detectkit import spec
+from detectkit.data import sources
 from detectkit.data.augment import Labels, Prepared
 from detectkit.heads import GridHead
 from detectkit.model.detector import build
@@ -39,7 +40,8 @@ def test_the_fields_in_comments_are_right_too(path: Path) -> None:
 
 
 def test_there_is_a_spec_for_every_need() -> None:
-    assert {path.parent.name for path in SPECS} == {"backbones", "bccd", "coco", "demo", "kitti", "voc"}
+    folders = {name(path).rpartition("/")[0] for path in SPECS}
+    assert folders == {"", "backbones", "bccd", "coco", "demo", "kitti", "voc"}
     kitti = {path.stem for path in SPECS if path.parent.name == "kitti"}
     assert kitti == {"convert", "train", "retrain", "infer"}
 
@@ -59,6 +61,68 @@ def test_backbone_specs_differ_from_the_kitti_spec_in_the_network_alone(family: 
     other.training_config.batch_size_per_gpu = kitti.training_config.batch_size_per_gpu
     other.training_config.cost_scaling.CopyFrom(kitti.training_config.cost_scaling)
     assert other == kitti
+
+
+CHAINS = [path for path in TRAINING if spec.load_experiment(path).HasField("export_config")]
+
+
+def test_the_chains_are_the_demo_and_the_blood_cells() -> None:
+    assert [name(path) for path in CHAINS] == ["bccd/chain.txt", "demo.txt"]
+
+
+@pytest.mark.parametrize("path", CHAINS, ids=name)
+def test_a_chain_converts_the_records_that_it_trains_on(path: Path) -> None:
+    experiment = spec.load_experiment(path)
+    config = experiment.dataset_config
+    data = [
+        *config.data_sources,
+        *[config.validation_data_source] * config.HasField("validation_data_source"),
+    ]
+    records = {
+        (f"{export.output_filename}-fold-*", image_root(export))
+        for export in experiment.dataset_export_config
+    }
+    assert {(source.tfrecords_path, source.image_directory_path) for source in data} == records
+
+
+def image_root(config: spec.DatasetExportConfig) -> str:
+    return config.image_directory_path or config.sample_config.root_directory_path
+
+
+@pytest.mark.parametrize(
+    "path, training", [("bccd/chain.txt", "bccd/train.txt"), ("demo.txt", "demo/train.txt")]
+)
+def test_a_chain_is_the_training_spec_with_more_sections_and_another_schedule(
+    path: str, training: str
+) -> None:
+    chain, alone = spec.load_experiment(ROOT / path), spec.load_experiment(ROOT / training)
+    for section in ("dataset_export_config", "pruning_config", "calibration_config", "export_config"):
+        chain.ClearField(section)
+    for experiment in (chain, alone):
+        experiment.training_config.num_epochs = 1
+        experiment.training_config.ClearField("learning_rate")
+        experiment.evaluation_config.ClearField("first_validation_epoch")
+        experiment.evaluation_config.ClearField("validation_period_during_training")
+    assert chain == alone
+
+
+def test_the_blood_cells_are_converted_as_by_the_specs_for_convert() -> None:
+    exports = spec.load_experiment(ROOT / "bccd" / "chain.txt").dataset_export_config
+    alone = [spec.load_dataset_export(ROOT / "bccd" / f"convert_{part}.txt") for part in ("train", "test")]
+    for export in exports:
+        export.ClearField("output_filename")
+    assert list(exports) == alone
+
+
+def test_the_demo_needs_no_extra_and_its_records_are_those_of_its_specs() -> None:
+    demo = spec.load_experiment(ROOT / "demo.txt")
+    assert not demo.export_config.HasField("engine_config")  # TensorRT is an extra
+    converted = sources.as_kitti(demo.dataset_export_config[0])
+    converted.ClearField("output_filename")
+    alone = spec.load_dataset_export(ROOT / "demo" / "convert.txt")
+    assert alone.image_directory_path == alone.kitti_config.root_directory_path  # what it is when unset
+    alone.ClearField("image_directory_path")
+    assert converted == alone
 
 
 def one_box_of_each_class(head: GridHead, *, size: float) -> Prepared:

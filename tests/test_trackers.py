@@ -333,3 +333,10 @@ def test_a_clearml_server_that_does_not_answer_is_done_without(tmp_path):
 def test_nothing_asked_for_nothing_done(tiny, tmp_path):
     assert training_trackers(tiny, tmp_path / "events", first_step=0) == []
     assert list(tmp_path.iterdir()) == [] and trackers.CONNECT_SECONDS < 60
+
+
+def test_a_spec_without_an_account_stays_as_it_is():
+    """One without a training_config too: that could not be told from an empty one afterwards."""
+    for whole in (spec.Experiment(random_seed=3), spec.Inference()):
+        assert without_key(whole) == whole
+    assert not without_key(spec.Experiment()).HasField("training_config")

@@ -1,4 +1,7 @@
-"""Find the ranges of all values of a model on training images, for 8-bit networks; or give a cache a new version."""
+"""Find the ranges of all values of a model on training images, for 8-bit networks; or give a cache a new version.
+
+Options go before the spec's calibration_config.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from detectkit import spec
 from detectkit.commands.options import SPEC_OPTIONS
+from detectkit.commands.settings import Settings
 from detectkit.console import StatusLog, log, progress, say, table
 from detectkit.errors import UsageError
 from detectkit.files import atomic_write, make_directory
@@ -28,6 +32,13 @@ BATCHES = 10
 LEAST = 64  # images; with fewer, BCCD's ranges are on average more than 5 % off those of all its 292
 SHOWN = 30  # layers on the terminal
 NAMED = 5
+# The options that stand for a field of calibration_config.
+OPTIONS = {
+    "method": "--method",
+    "batches": "--batches",
+    "batch_size": "--batch_size",
+    "tensorrt_version": "--trt",
+}
 # What says how ranges are measured on images, besides --method.
 MEASURING = ("batches", "batch_size", "tensorfile", "save_tensorfile")
 
@@ -38,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="experiment_spec",
         type=Path,
         metavar="SPEC",
-        help="a training spec, whose images are taken (the one in the model)",
+        help="a training spec, for calibration_config; for its training images (those in the model)",
     )
     parser.add_argument("-m", "--model", type=Path, metavar="MODEL", help="a .safetensors model")
     parser.add_argument(
@@ -49,18 +60,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where scales.json, calibration.cache and layers.json go; with --retarget, the cache to write",
     )
     parser.add_argument(
-        "--method",
+        OPTIONS["method"],
         choices=METHODS,
         help="how ranges are chosen (mse; as learned, where a model was trained with enable_qat)",
     )
     parser.add_argument(
-        "--batches",
+        OPTIONS["batches"],
         type=int,
         metavar="N",
         help=f"how many, evenly spread over the training images ({BATCHES}) or of a TensorFile (all)",
     )
     parser.add_argument(
-        "--batch_size", type=int, metavar="N", help="images a batch (batch_size_per_gpu of the spec)"
+        OPTIONS["batch_size"],
+        type=int,
+        metavar="N",
+        help="images a batch (batch_size_per_gpu of the spec)",
     )
     files = parser.add_mutually_exclusive_group()
     files.add_argument(
@@ -72,7 +86,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--save-tensorfile", type=Path, metavar="FILE", help="also write the images to a TensorFile"
     )
-    parser.add_argument("--trt", metavar="VERSION", help="of TensorRT, that the cache is for (10.3.0)")
+    parser.add_argument(
+        OPTIONS["tensorrt_version"],
+        dest="tensorrt_version",
+        metavar="VERSION",
+        help="of TensorRT, that the cache is for (10.3.0)",
+    )
     parser.add_argument(
         "--retarget",
         nargs=2,
@@ -98,9 +117,12 @@ def run(args: argparse.Namespace) -> None:
 
     from detectkit.deploy.cache import TENSORRT, version_number
 
-    tensorrt = args.trt or TENSORRT
-    version_number(tensorrt)  # refused before the work, not after it
     job = _job(args, experiment)
+    tensorrt = job.settings.value("tensorrt_version") or TENSORRT
+    try:
+        version_number(tensorrt)  # refused before the work, not after it
+    except UsageError as error:
+        raise UsageError(f"{job.settings.title('tensorrt_version')}: {error}") from error
     status = StatusLog(make_directory(args.output) / "status.jsonl")
     status.write("Starting calibration.", status="STARTED")
     with status.failures():
@@ -122,7 +144,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _retarget(args: argparse.Namespace) -> None:
-    others = ("experiment_spec", "model", "method", *MEASURING, "trt")
+    others = ("experiment_spec", "model", *OPTIONS, "tensorfile", "save_tensorfile")
     if any(getattr(args, name) is not None for name in others):
         raise UsageError("--retarget VERSION CACHE only takes -o FILE beside it")
     version, cache = args.retarget
@@ -134,10 +156,11 @@ def _retarget(args: argparse.Namespace) -> None:
 
 
 class _Job(NamedTuple):
-    """What is calibrated, and as which spec says."""
+    """What is calibrated, as which spec says, and how."""
 
     detector: Detector
     experiment: spec.Experiment
+    settings: Settings  # of its calibration_config
 
     @property
     def size(self) -> tuple[int, int]:
@@ -155,27 +178,30 @@ def _job(args: argparse.Namespace, given: spec.Experiment | None) -> _Job:
     network = runtimes.load(args.model, "cpu")
     if not isinstance(network.forward, Detector):
         raise UsageError(f"-m {args.model}: give the .safetensors model that it was made from")
+    experiment = given or network.spec
+    make_predictor(network, experiment, "cpu")  # refuses one for other classes or channels
+    section = given.calibration_config if given else spec.CalibrationConfig()
+    settings = Settings(args, section, "calibration_config", OPTIONS)
     asked = any(getattr(args, name) is not None for name in MEASURING)
-    if network.forward.ranges is not None and asked and not args.method:
+    if network.forward.ranges is not None and asked and not settings.value("method"):
         raise UsageError(
             f"{args.model} has learned its ranges in training: leave out what says how to measure them on images, or give"
             " --method too"
         )
-    experiment = given or network.spec
-    make_predictor(network, experiment, "cpu")  # refuses one for other classes or channels
-    return _Job(network.forward, experiment)
+    return _Job(network.forward, experiment, settings)
 
 
 def _scales(args: argparse.Namespace, job: _Job) -> ScaleTable:
-    """The ranges: those that quantisation-aware training has learned, unless --method is given, or those of the images."""
+    """The ranges: those that quantisation-aware training has learned, unless a method is asked for, or those of the images."""
     from detectkit.deploy.calibrate import calibrate, table_of
 
-    if job.detector.ranges is not None and not args.method:
+    method = job.settings.value("method")
+    if job.detector.ranges is not None and not method:
         log.info(f"{args.model} has learned its ranges in training: no images are read")
         return table_of(job.detector)
     count, batches = _batches(args, job)
     shown = progress(batches, total=count, label="calibrating", unit="batches")
-    scales = calibrate(job.detector, shown, method=args.method or METHODS[0])
+    scales = calibrate(job.detector, shown, method=method or METHODS[0])
     if scales.images < LEAST:
         log.warning(
             f"{scales.images} images are few to calibrate with: ranges of fewer than {LEAST} depend on which they are;"
@@ -189,8 +215,8 @@ def _batches(args: argparse.Namespace, job: _Job) -> tuple[int, Iterator[Tensor]
     from detectkit.deploy.tensorfile import write_tensorfile
 
     if args.tensorfile:
-        return _stored(args.tensorfile, args.batches, job)
-    count, batches = _training(args, job)
+        return _stored(args.tensorfile, job.settings.value("batches"), job)
+    count, batches = _training(job)
     if not args.save_tensorfile:
         return count, batches
     shown = progress(batches, total=count, label="writing", unit="batches")
@@ -199,20 +225,19 @@ def _batches(args: argparse.Namespace, job: _Job) -> tuple[int, Iterator[Tensor]
     return _stored(args.save_tensorfile, None, job)
 
 
-def _training(args: argparse.Namespace, job: _Job) -> tuple[int, Iterator[Tensor]]:
+def _training(job: _Job) -> tuple[int, Iterator[Tensor]]:
     """Training images of the spec in full batches, without augmentation."""
     from detectkit.data.dataset import training_frames
     from detectkit.data.inputs import inputs, spread
 
-    config = job.experiment
+    config, settings = job.experiment, job.settings
     images = training_frames(config.dataset_config, spec.class_names(config))
-    wanted = args.batch_size or config.training_config.batch_size_per_gpu
-    size = min(wanted, len(images))
-    available = len(images) // size
-    count = min(args.batches or BATCHES, available)
-    if args.batches and args.batches > available:
+    size = min(settings.value("batch_size") or spec.batch_size(config), len(images))
+    available, wanted = len(images) // size, settings.value("batches")
+    count = min(wanted or BATCHES, available)
+    if wanted and wanted > available:
         raise UsageError(
-            f"--batches {args.batches}: {len(images)} training images make {available} full batches of {size}"
+            f"{settings.text('batches')}: {len(images)} training images make {available} full batches of {size}"
         )
     order = spread(count * size, len(images))
     return count, inputs(images, config, order=order, batch_size=size)
@@ -225,9 +250,9 @@ def _stored(path: Path, wanted: int | None, job: _Job) -> tuple[int, Iterator[Te
     from detectkit.deploy.tensorfile import read_tensorfile
 
     available, batches = read_tensorfile(path, job.detector.channels, *job.size)
-    count = available if wanted is None else wanted
+    count = wanted or available
     if count > available:
-        raise UsageError(f"--batches {wanted}: {path} has {available}")
+        raise UsageError(f"{job.settings.text('batches')}: {path} has {available}")
     return count, (torch.from_numpy(batch) for batch in itertools.islice(batches, count))
 
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from detectkit import page, spec
 from detectkit.commands.options import add_device_arguments, add_spec_argument, choose_device
 from detectkit.console import say, table
-from detectkit.errors import UsageError
-from detectkit.files import atomic_write, check_writable, make_directory
+from detectkit.files import atomic_write, check_writable, make_directory, short_names
 
 if TYPE_CHECKING:
     from detectkit.evaluation import Evaluation
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from detectkit.ops.cluster import Detections
     from detectkit.predict import Predictor
 
-ROUNDS = 30
-SECONDS = 60.0  # spent on measuring times
 JSON, HTML = "compare.json", "compare.html"
 
 
@@ -30,11 +27,12 @@ class Compared(NamedTuple):
     """One model."""
 
     path: Path
-    name: str  # short, see `_names`
+    name: str  # short, see `short_names`
     kind: str  # see `runtimes.Network`
     megabytes: float  # 2^20 bytes
     result: Evaluation
-    seconds: float  # the network alone on one image
+    runtime: str  # that the time is measured in
+    seconds: float  # the network alone on one image, see `deploy.latency.deployed`
     agreement: Agreement  # with the first model
 
 
@@ -54,11 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    seen: set[Path] = set()
-    for path in args.models:
-        if path.resolve() in seen:
-            raise UsageError(f"{path} is named twice")
-        seen.add(path.resolve())
+    names = short_names(args.models)
     experiment = spec.load_experiment(args.experiment_spec)
     if args.results_dir:
         check_writable(args.results_dir / JSON)
@@ -66,15 +60,17 @@ def run(args: argparse.Namespace) -> None:
     from detectkit.evaluation import require_package
 
     require_package(experiment.evaluation_config)
-    compared = _compare(args, experiment)
+    compared = _compare(args, experiment, names)
     headers, rows = _rows(compared)
     table(headers, rows, title=_title(compared))
     if args.results_dir:
         _write(args, compared)
 
 
-def _compare(args: argparse.Namespace, experiment: spec.Experiment) -> list[Compared]:
+def _compare(args: argparse.Namespace, experiment: spec.Experiment, names: Sequence[str]) -> list[Compared]:
     from detectkit import runtimes
+    from detectkit.deploy.export import image_size
+    from detectkit.deploy.latency import deployed, latencies
     from detectkit.evaluation.agreement import agreement
     from detectkit.predict import make_predictor
 
@@ -82,11 +78,12 @@ def _compare(args: argparse.Namespace, experiment: spec.Experiment) -> list[Comp
     networks = [runtimes.load(path, device) for path in args.models]
     # All of them before the first is measured: one that does not fit is known at once.
     predictors = [make_predictor(network, experiment, device) for network in networks]
-    names = _names(args.models)
     measured = [
         _measure(predictor, experiment, name) for predictor, name in zip(predictors, names, strict=True)
     ]
-    seconds = _seconds(predictors)
+    size = image_size(experiment)
+    timed = [deployed(network, device, size=size) for network in networks]
+    times = latencies([item.run for item in timed])
     _, first = measured[0]
     return [
         Compared(
@@ -95,30 +92,20 @@ def _compare(args: argparse.Namespace, experiment: spec.Experiment) -> list[Comp
             kind=network.kind,
             megabytes=network.file.stat().st_size / 2**20,
             result=result,
-            seconds=time,
+            runtime=item.runtime,
+            seconds=seconds,
             agreement=agreement(first, found),
         )
-        for network, name, (result, found), time in zip(networks, names, measured, seconds, strict=True)
-    ]
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """The ends of different paths, each as short as tells it from the others."""
-    parts = [path.absolute().parts for path in paths]
-    return [
-        next(
-            str(Path(*own[-length:]))
-            for length in range(1, len(own) + 1)
-            if sum(other[-length:] == own[-length:] for other in parts) == 1
+        for network, name, (result, found), item, seconds in zip(
+            networks, names, measured, timed, times, strict=True
         )
-        for own in parts
     ]
 
 
 def _measure(
     predictor: Predictor, experiment: spec.Experiment, label: str
 ) -> tuple[Evaluation, list[Detections]]:
-    """Accuracy, and the detections that it comes from."""
+    """Accuracy, and the detections that it comes from, in the pixels of the image files."""
     from detectkit.evaluation import evaluate
     from detectkit.evaluation.images import predictions
 
@@ -126,40 +113,17 @@ def _measure(
 
     def kept() -> Any:
         for predicted in predictions(predictor, experiment, label=label):
-            found.extend(predicted.detections)
+            found.extend(predicted.in_original_pixels())
             yield predicted
 
     return evaluate(kept(), predictor.class_names, experiment.evaluation_config), found
 
 
-def _seconds(predictors: Sequence[Predictor]) -> list[float]:
-    """The time of each network on one image, in turns."""
-    import torch
-
-    from detectkit.deploy.latency import latencies
-
-    generator = torch.Generator().manual_seed(0)
-    head, channels = predictors[0].head, predictors[0].channels
-    images = torch.rand(1, channels, head.height, head.width, generator=generator)
-
-    def runner(predictor: Predictor) -> Any:
-        own = images.to(predictor.device).contiguous(memory_format=torch.channels_last)
-
-        @torch.inference_mode()
-        def once() -> None:
-            coverage, _ = predictor.forward(own)
-            coverage.cpu()  # waits for a GPU
-
-        return once
-
-    return latencies([runner(predictor) for predictor in predictors], rounds=ROUNDS, time_limit=SECONDS)
-
-
 def _title(compared: Sequence[Compared]) -> str:
     images = compared[0].result.images
     return (
-        f"{images} images; ms: the network alone on one image; faster: times, than the first model; agree: detections"
-        " that are those of the first model, at IoU 0.5"
+        f"{images} images; ms: the network alone on one image, as it would be deployed here; faster: times, than the first"
+        " model; agree: detections that are those of the first model, at IoU 0.5"
     )
 
 
@@ -204,6 +168,7 @@ def _content(item: Compared) -> dict[str, Any]:
         "size_mib": item.megabytes,
         "mean_average_precision": item.result.mean_average_precision,
         "average_precision": {own.name: own.average_precision for own in item.result.classes},
+        "runtime": item.runtime,
         "network_seconds_per_image": item.seconds,
         "agreement": {
             "share": item.agreement.share,

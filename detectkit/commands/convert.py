@@ -1,13 +1,18 @@
-"""Convert images and labels of KITTI, COCO or Pascal VOC to TFRecord shards, split into folds."""
+"""Convert images and labels of KITTI, COCO or Pascal VOC to TFRecord shards, split into folds.
+
+A training spec may hold conversions too (dataset_export_config): all of them are done, each to its output_filename.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from detectkit import spec
 from detectkit.console import StatusLog, log, say, table
+from detectkit.errors import SpecError, UsageError
 from detectkit.files import make_directory
 
 if TYPE_CHECKING:
@@ -16,49 +21,121 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-d", "--dataset_export_spec", required=True, type=Path, metavar="SPEC", help="a conversion spec"
+        "-d",
+        "--dataset_export_spec",
+        required=True,
+        type=Path,
+        metavar="SPEC",
+        help="a conversion spec, or a training spec with dataset_export_config",
     )
     parser.add_argument(
         "-o",
         "--output_filename",
-        required=True,
         metavar="PREFIX",
-        help="folder and first part of the shards' names",
+        help="folder and first part of the shards' names, for a conversion spec (its output_filename)",
     )
     parser.add_argument(
         "-f",
         "--validation_fold",
         type=int,
         metavar="FOLD",
-        help="the fold that sample_modifier_config leaves as it is",
+        help="the fold that sample_modifier_config leaves as it is (a training spec's validation_fold)",
     )
     parser.add_argument("-r", "--results_dir", type=Path, metavar="DIR", help="where status.jsonl goes")
 
 
 def run(args: argparse.Namespace) -> None:
-    config = spec.load_dataset_export(args.dataset_export_spec)
+    path, message = args.dataset_export_spec, spec.load(args.dataset_export_spec)
+    conversions = _conversions(message, path, args.output_filename, validation_fold=args.validation_fold)
+    status = StatusLog(make_directory(args.results_dir) / "status.jsonl" if args.results_dir else None)
+    status.write(f"converting to {', '.join(each.prefix for each in conversions)}", status="STARTED")
+    with status.failures():
+        summaries = [_convert(each) for each in conversions]
+    if isinstance(message, spec.Experiment):
+        say(f"next: detectkit check -e {path}")
+    else:
+        _print_next(summaries[0], conversions[0].prefix, validation_fold=args.validation_fold or 0)
+    folds = [fold for summary in summaries for fold in summary.folds]
+    images = sum(fold.frames for fold in folds)
+    boxes = sum(fold.boxes.total() for fold in folds)
+    if not boxes:
+        log.warning("not one of the %d images has a box: nothing can be learnt from these records", images)
+    kpi = {"num_images": images, "num_objects": boxes}
+    shards = sum(len(fold.shards) for fold in folds)
+    status.write(f"wrote {shards} shards", status="SUCCESS", kpi=kpi)
 
+
+class Conversion(NamedTuple):
+    """One set of records to write."""
+
+    config: spec.DatasetExportConfig
+    prefix: str
+    validation_fold: int | None
+
+
+def _conversions(
+    message: spec.Spec, path: Path, prefix: str | None, *, validation_fold: int | None
+) -> list[Conversion]:
+    """What a spec of either kind asks for; raises SpecError and UsageError before any work."""
+    if isinstance(message, spec.Experiment):
+        return _of_experiment(message, path, prefix, validation_fold=validation_fold)
+    if not isinstance(message, spec.DatasetExportConfig):
+        kind = spec.kind_of(message)
+        needed = "a conversion spec or a training spec is needed"
+        raise SpecError(f"{path}: this is an {kind.name}, for {kind.commands}; here {needed}")
+    if not (prefix or message.output_filename):
+        raise UsageError(f"-o is needed: {path} has no output_filename")
+    return [Conversion(message, prefix or message.output_filename, validation_fold)]
+
+
+def _of_experiment(
+    experiment: spec.Experiment, path: Path, prefix: str | None, *, validation_fold: int | None
+) -> list[Conversion]:
+    from detectkit.data.sources import num_folds
+
+    configs = experiment.dataset_export_config
+    if not configs:
+        reason = "this training spec has no dataset_export_config, which says what to convert"
+        raise SpecError(f"{path}: {reason}; -d also takes a conversion spec")
+    if prefix:
+        reason = "each dataset_export_config has its output_filename"
+        raise UsageError(f"-o is for conversion specs: {path} is a training spec, in which {reason}")
+    places: dict[str, str] = {}
+    for index, config in enumerate(configs):
+        place = f"dataset_export_config[{index}].output_filename"
+        if not config.output_filename:
+            raise SpecError(
+                f"{path}: {place}: `detectkit convert` needs it, for instance results/records/train"
+            )
+        other = places.setdefault(os.path.normpath(config.output_filename), place)
+        if other != place:
+            reason = f"is that of {other}: its records would be replaced"
+            raise SpecError(f"{path}: {place}: {config.output_filename!r} {reason}")
+    fold = experiment.dataset_config.validation_fold
+    if validation_fold is not None or not experiment.dataset_config.HasField("validation_fold"):
+        return [Conversion(config, config.output_filename, validation_fold) for config in configs]
+    # One of the conversions may be into fewer folds: of other images, which are measured on as they are.
+    return [
+        Conversion(config, config.output_filename, fold if fold < num_folds(config) else None)
+        for config in configs
+    ]
+
+
+def _convert(conversion: Conversion) -> Summary:
+    """Write one set of records, and print what it holds."""
     from detectkit.data.convert import convert
 
-    status = StatusLog(make_directory(args.results_dir) / "status.jsonl" if args.results_dir else None)
-    status.write(f"converting to {args.output_filename}", status="STARTED")
-    with status.failures():
-        summary = convert(config, args.output_filename, validation_fold=args.validation_fold)
+    prefix = conversion.prefix
+    summary = convert(conversion.config, prefix, validation_fold=conversion.validation_fold)
     _print_counts(summary.folds)
     if summary.warning_file:
         for reject in summary.rejected:
             place = reject.file if reject.line is None else f"{reject.file}:{reject.line}"
             log.debug("%s: %s", place, reject.reason)
         say(f"left out: {len(summary.rejected)} lines, labels or images; listed in {summary.warning_file}")
-    shards = [shard for fold in summary.folds for shard in fold.shards]
-    say(f"wrote {len(shards)} shards and their indexes: {args.output_filename}*")
-    _print_next(summary, args.output_filename, validation_fold=args.validation_fold or 0)
-    images = sum(fold.frames for fold in summary.folds)
-    boxes = sum(fold.boxes.total() for fold in summary.folds)
-    if not boxes:
-        log.warning("not one of the %d images has a box: nothing can be learnt from these records", images)
-    kpi = {"num_images": images, "num_objects": boxes}
-    status.write(f"wrote {len(shards)} shards", status="SUCCESS", kpi=kpi)
+    shards = sum(len(fold.shards) for fold in summary.folds)
+    say(f"wrote {shards} shards and their indexes: {prefix}*")
+    return summary
 
 
 def _print_counts(folds: list[Fold]) -> None:

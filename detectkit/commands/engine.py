@@ -1,5 +1,5 @@
 """Build a TensorRT engine from an ONNX model: with TensorRT 10 or 11 for the GPU of this machine, with TensorRT for RTX
-for any, also where there is none."""
+for any, also where there is none. Options go before the spec's export_config.engine_config."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detectkit import spec
 from detectkit.commands.options import SPEC_OPTIONS, add_ignored_argument
+from detectkit.commands.settings import Settings
 from detectkit.console import StatusLog, log, say
 from detectkit.errors import ModelError, UsageError
 from detectkit.files import atomic_write, check_writable, make_directory
@@ -19,6 +21,14 @@ if TYPE_CHECKING:
     from detectkit.runtimes.tensorrt import Library
 
 SUFFIX = ".engine"
+# The options that stand for a field of export_config.engine_config.
+OPTIONS = {
+    "targets": "--target",
+    "min_batch_size": "--min_batch_size",
+    "opt_batch_size": "--opt_batch_size",
+    "max_batch_size": "--max_batch_size",
+    "max_workspace_size": "--max_workspace_size",
+}
 BYTES = 2**20  # a workspace from here on is one in bytes, as TLT 3 has it, not in GiB
 MOST_BYTES = 2**63
 CALIBRATION = "the ranges of int8 come from detectkit calibrate: give its file with --calibration-cache"
@@ -37,6 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the engine; {SUFFIX} is added where it has no such ending (beside the model)",
     )
     parser.add_argument(
+        *SPEC_OPTIONS,
+        dest="experiment_spec",
+        type=Path,
+        metavar="SPEC",
+        help="a training spec, for export_config.engine_config",
+    )
+    parser.add_argument(
         "--data_type",
         choices=("fp32", "fp16", "int8"),
         metavar="TYPE",
@@ -44,10 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for name, meaning in (("min", "fewest"), ("opt", "usual number of"), ("max", "most")):
         parser.add_argument(
-            f"--{name}_batch_size", type=int, metavar="N", help=f"{meaning} images at once (1)"
+            OPTIONS[f"{name}_batch_size"], type=int, metavar="N", help=f"{meaning} images at once (1)"
         )
     parser.add_argument(
-        "--max_workspace_size", type=float, metavar="GIB", help="memory of the GPU that layers may use (all)"
+        OPTIONS["max_workspace_size"],
+        type=float,
+        metavar="GIB",
+        help="memory of the GPU that layers may use (all)",
     )
     parser.add_argument(
         "--calibration-cache",
@@ -59,9 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the ranges for int8 of a 32-bit model: calibration.cache or scales.json of detectkit calibrate",
     )
     parser.add_argument(
-        "--target",
+        OPTIONS["targets"],
+        dest="targets",
         type=lambda text: [name for name in text.split(",") if name.strip()],
-        default=[],
         metavar="GPUS",
         help="compute capabilities, as sm86,sm89 (TensorRT for RTX: all from sm80 on; TensorRT: the GPU here)",
     )
@@ -83,7 +103,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_ignored(parser: argparse.ArgumentParser) -> None:
-    add_ignored_argument(parser, *SPEC_OPTIONS, metavar="SPEC", reason="the ONNX model has its spec inside")
     for name in ("--cal_data_file", "--cal_image_dir", "--batches", "--batch_size"):
         add_ignored_argument(parser, name, metavar="X", reason=CALIBRATION)
     add_ignored_argument(parser, "--force_ptq", reason=CALIBRATION)
@@ -91,14 +110,17 @@ def _add_ignored(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     output = _output(args)
-    batch, workspace = _batch(args), _workspace(args.max_workspace_size)
+    given = spec.load_experiment(args.experiment_spec) if args.experiment_spec else spec.Experiment()
+    config = given.export_config.engine_config
+    settings = Settings(args, config, "export_config.engine_config", OPTIONS)
+    _workspace(settings)  # refused before the work, not after it
 
     from detectkit.runtimes.tensorrt import library
 
     status = StatusLog(make_directory(args.results_dir) / "status.jsonl" if args.results_dir else None)
     status.write("Starting engine.", status="STARTED")
-    with status.failures():
-        _build(args, output, batch, workspace, library())
+    with status.failures(), settings.named():
+        _build(args, settings, output, library())
     status.write("Engine complete.", status="SUCCESS", kpi={"size": output.stat().st_size / 2**20})
 
 
@@ -119,9 +141,9 @@ def _output(args: argparse.Namespace) -> Path:
     return output
 
 
-def _batch(args: argparse.Namespace) -> tuple[int, int, int] | None:
+def _batch(settings: Settings) -> tuple[int, int, int] | None:
     """The three batch sizes; one that is not given follows from the others."""
-    low, best, high = args.min_batch_size, args.opt_batch_size, args.max_batch_size
+    low, best, high = (_number(settings, f"{name}_batch_size") for name in ("min", "opt", "max"))
     if low is None and best is None and high is None:
         return None
     low = 1 if low is None else low
@@ -130,22 +152,25 @@ def _batch(args: argparse.Namespace) -> tuple[int, int, int] | None:
     return low, high if best is None else best, high
 
 
-def _workspace(given: float | None) -> float | None:
+def _number(settings: Settings, name: str) -> Any:
+    """A number of an option, or of a field, where 0 is none."""
+    value = settings.value(name)
+    return value if value or settings.is_given(name) else None
+
+
+def _workspace(settings: Settings) -> float | None:
     """GiB; large numbers are bytes."""
-    if given is not None and not 0 < given < MOST_BYTES:
+    given = _number(settings, "max_workspace_size")
+    if given is None:
+        return None
+    if not 0 < given < MOST_BYTES:
         raise UsageError(
-            f"--max_workspace_size {given:g}: must be above 0, in GiB or (from {BYTES} on) in bytes"
+            f"{settings.title('max_workspace_size')} {given:g}: must be above 0, in GiB or (from {BYTES} on) in bytes"
         )
-    return given / 2**30 if given is not None and given >= BYTES else given
+    return float(given / 2**30 if given >= BYTES else given)
 
 
-def _build(
-    args: argparse.Namespace,
-    output: Path,
-    batch: tuple[int, int, int] | None,
-    workspace: float | None,
-    library: Library,
-) -> None:
+def _build(args: argparse.Namespace, settings: Settings, output: Path, library: Library) -> None:
     from detectkit.deploy.engine import build, read_model
     from detectkit.model.header import HEADER
     from detectkit.runtimes.onnx import metadata, read_header
@@ -159,9 +184,9 @@ def _build(
         path=args.model,
         library=library,
         data_type=args.data_type,
-        batch=batch,
-        workspace_gib=workspace,
-        targets=args.target,
+        batch=_batch(settings),
+        workspace_gib=_workspace(settings),
+        targets=settings.value("targets") or (),
         timing_cache=_read_times(args.timing_cache),
         cache=args.cache,
         strict=args.strict,
@@ -169,6 +194,8 @@ def _build(
     header = json.loads(metadata(model)[HEADER])
     _write(output, engine, library, header, args.timing_cache)
     _report(output, engine, library, time.monotonic() - start)
+    given = args.experiment_spec or "SPEC"
+    say(f"next, where such a GPU is: detectkit evaluate -e {given} -m {output}")
 
 
 def _read_times(path: Path | None) -> bytes | None:
@@ -216,4 +243,3 @@ def _report(output: Path, engine: Engine, library: Library, seconds: float) -> N
     say(
         f"wrote {sidecar_path(output)}: the classes and the spec, which evaluate and infer need beside the engine"
     )
-    say(f"next, where such a GPU is: detectkit evaluate -e SPEC -m {output}")

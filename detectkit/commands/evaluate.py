@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from detectkit import spec
 from detectkit.commands.options import (
@@ -15,15 +15,24 @@ from detectkit.commands.options import (
     choose_device,
 )
 from detectkit.console import log, say, table
-from detectkit.errors import DataError, UsageError
+from detectkit.errors import DataError, OutputError, UsageError
 from detectkit.files import atomic_write, check_writable, make_directory
 
 if TYPE_CHECKING:
     from detectkit.evaluation import Evaluation
+    from detectkit.evaluation.details import Details
     from detectkit.tune import Tuned
 
 KITTI_RECALLS = 41  # objects that a class needs to reach an AP of 100 % by the protocol KITTI
 FRAMEWORKS = {"tlt": "model", "tensorrt": "engine"}  # TLT's names of what runs a model file
+
+
+class Measured(NamedTuple):
+    """What is written of a measurement."""
+
+    result: Evaluation
+    details: Details | None = None  # of a model with the clustering of the spec
+    tuned: Tuned | None = None  # with --tune-clustering
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-m", "--model_path", type=Path, metavar="MODEL", help="a model, ONNX model or TensorRT engine"
     )
     parser.add_argument(
-        "-r", "--results_dir", type=Path, metavar="DIR", help="where results.json and the plot go"
+        "-r",
+        "--results_dir",
+        type=Path,
+        metavar="DIR",
+        help="where results.json, details.npz and the plot go",
     )
     parser.add_argument(
         "--use_training_set", action="store_true", help="measure on the training images instead"
@@ -63,20 +76,19 @@ def run(args: argparse.Namespace) -> None:
 
     if given:  # before any work; without one, the model has to be read first
         require_package(given.evaluation_config)
-    tuned: Tuned | None = None
     if args.detections:
         assert given  # `_check_usage` has asked for it
-        result = evaluate_files(args.detections, args.labels, given)
+        measured = Measured(evaluate_files(args.detections, args.labels, given))
     else:
-        result, tuned = _evaluate_model(args, given)
-    _print(result)
-    if tuned:
+        measured = _evaluate_model(args, given)
+    _print(measured.result)
+    if measured.tuned:
         say(
-            f"before tuning, mAP {100 * tuned.before.mean_average_precision:.2f} %; the tuned figures above are measured"
+            f"before tuning, mAP {100 * measured.tuned.before.mean_average_precision:.2f} %; the tuned figures above are measured"
             " on the very images that the values were tuned on: measure other images to know what was gained"
         )
     if args.results_dir:
-        _write(args, result, tuned)
+        _write(args, measured)
 
 
 def _check_usage(args: argparse.Namespace) -> None:
@@ -96,17 +108,16 @@ def _check_usage(args: argparse.Namespace) -> None:
         _check_framework(args)
 
 
-def _evaluate_model(
-    args: argparse.Namespace, given: spec.Experiment | None
-) -> tuple[Evaluation, Tuned | None]:
-    """The results, and with --tune-clustering the values that they were reached with.
+def _evaluate_model(args: argparse.Namespace, given: spec.Experiment | None) -> Measured:
+    """The results, with --tune-clustering those of the values that it finds.
 
     Args:
         given: the spec; None: the one in the model.
     """
     from detectkit import runtimes
     from detectkit.evaluation import evaluate, require_package
-    from detectkit.evaluation.images import predictions
+    from detectkit.evaluation.collect import Collector
+    from detectkit.evaluation.images import measured_images, predictions
     from detectkit.predict import make_predictor
     from detectkit.train.weighting import ObjectiveWeights, validation_cost
     from detectkit.tune import tune_clustering
@@ -114,23 +125,27 @@ def _evaluate_model(
     device = choose_device(args)
     network = runtimes.load(args.model_path, device)
     experiment = given or network.spec
-    require_package(experiment.evaluation_config)
+    config = experiment.evaluation_config
+    require_package(config)
     predictor = make_predictor(network, experiment, device)
     if not args.use_training_set and experiment.dataset_config.WhichOneof("dataset_split_type") is None:
         raise DataError("the spec has no validation_fold or validation_data_source: give --use_training_set")
-    predicted = predictions(predictor, experiment, training=args.use_training_set)
+    names = predictor.class_names
+    images = measured_images(experiment, names, training=args.use_training_set)
+    predicted = predictions(predictor, experiment, images=images)
     if args.tune_clustering:
         tuned = tune_clustering(predicted, predictor.head, experiment)
         say(f"put this into the spec, in place of its postprocessing_config:\n\n{tuned.block}")
-        return tuned.evaluation, tuned
+        return Measured(tuned.evaluation, tuned=tuned)
     weights = ObjectiveWeights(experiment.cost_function_config)
+    collector = Collector(names, config, images) if args.results_dir else None
     result = evaluate(
-        predicted,
-        predictor.class_names,
-        experiment.evaluation_config,
+        collector.watch(predicted) if collector else predicted,
+        names,
+        config,
         cost=lambda batch: validation_cost(weights, predictor.head, batch),
     )
-    return result, None
+    return Measured(result, collector.details(result) if collector else None)
 
 
 def _check_framework(args: argparse.Namespace) -> None:
@@ -204,10 +219,37 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
 
-def _write(args: argparse.Namespace, result: Evaluation, tuned: Tuned | None) -> None:
+def _write(args: argparse.Namespace, measured: Measured) -> None:
     from detectkit import draw
+    from detectkit.evaluation import details
 
     folder = make_directory(args.results_dir)
+    written = [folder / "results.json"]
+    with atomic_write(folder / "results.json") as path:
+        path.write_text(json.dumps(_content(args, measured), indent=2) + "\n", encoding="utf-8")
+    if measured.details:
+        details.save(folder / details.FILE, measured.details)
+        written.append(folder / details.FILE)
+    else:
+        _remove(folder / details.FILE)  # an earlier one, of other detections
+    result = measured.result
+    curves = {
+        item.name: (item.recall_curve, item.precision_curve) for item in result.classes if item.detections
+    }
+    if curves:
+        written.append(folder / "precision_recall.png")
+        with atomic_write(written[-1]) as path:
+            draw.precision_recall(path, curves, title=f"mAP {result.mean_average_precision:.3f}")
+    *first, last = map(str, written)
+    say(f"wrote {', '.join(first)} and {last}" if first else f"wrote {last}")
+    if args.model_path:
+        with_spec = f" -e {args.experiment_spec}" if args.experiment_spec else ""
+        say(f"next: detectkit infer{with_spec} -m {args.model_path} -i IMAGES -r DIR")
+
+
+def _content(args: argparse.Namespace, measured: Measured) -> dict[str, Any]:
+    """What results.json holds."""
+    result, tuned = measured.result, measured.tuned
     content: dict[str, Any] = {
         "spec": str(args.experiment_spec or args.model_path),
         "measured": str(args.model_path or args.detections),
@@ -228,18 +270,16 @@ def _write(args: argparse.Namespace, result: Evaluation, tuned: Tuned | None) ->
         content["validation_cost"] = result.cost
     if result.latency:
         content["latency_seconds_per_image"] = result.latency._asdict()
-    with atomic_write(folder / "results.json") as path:
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    curves = {
-        item.name: (item.recall_curve, item.precision_curve) for item in result.classes if item.detections
-    }
-    if curves:
-        with atomic_write(folder / "precision_recall.png") as path:
-            draw.precision_recall(path, curves, title=f"mAP {result.mean_average_precision:.3f}")
-    say(f"wrote {folder / 'results.json'}" + (f" and {folder / 'precision_recall.png'}" if curves else ""))
-    if args.model_path:
-        with_spec = f" -e {args.experiment_spec}" if args.experiment_spec else ""
-        say(f"next: detectkit infer{with_spec} -m {args.model_path} -i IMAGES -r DIR")
+    return content
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot remove {path}, which is of another measurement: {error.strerror}"
+        ) from error
 
 
 def _without_curves(item: dict[str, Any]) -> dict[str, Any]:

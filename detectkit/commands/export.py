@@ -1,4 +1,7 @@
-"""Write a model as ONNX, checked against PyTorch: 32, 16 or 8 bits, for TensorRT, DeepStream and ONNX Runtime."""
+"""Write a model as ONNX, checked against PyTorch: 32, 16 or 8 bits, for TensorRT, DeepStream and ONNX Runtime.
+
+Options go before the spec's export_config.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from detectkit.commands.options import (
     add_ignored_argument,
     choose_device,
 )
+from detectkit.commands.settings import Settings
 from detectkit.console import StatusLog, log, say, table
 from detectkit.errors import ModelError, SpecError, UsageError
 from detectkit.files import atomic_write, check_writable, make_directory
@@ -26,6 +30,18 @@ if TYPE_CHECKING:
 
 SUFFIX = ".onnx"
 CACHE = "calibration.cache"  # what `detectkit calibrate` writes beside the table
+# The options that stand for a field of export_config.
+OPTIONS = {
+    "data_type": "--data_type",
+    "runtime": "--runtime",
+    "per_tensor": "--per-tensor",
+    "max_drop": "--max-drop",
+    "target_opset": "--target_opset",
+    "static_batch_size": "--static_batch_size",
+    "nms": "--nms",
+    "gen_ds_config": "--gen_ds_config",
+}
+ANY_BATCH = -1
 RANKED_ON = 16  # training images that say which layers hurt
 # Options of TLT's export that other commands serve here, and what does; the first ones take a value.
 CALIBRATION, ENGINE = (
@@ -66,23 +82,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="experiment_spec",
         type=Path,
         metavar="SPEC",
-        help="a training spec: image size, clustering and validation images (the one in the model)",
+        help="a training spec, for export_config; for image size, clustering and validation images (those in the model)",
     )
     parser.add_argument(
-        "--data_type",
-        choices=["fp32", "fp16", "int8"],
-        default="fp32",
-        help="of weights and arithmetic (fp32)",
+        OPTIONS["data_type"], choices=["fp32", "fp16", "int8"], help="of weights and arithmetic (fp32)"
     )
     _add_int8(parser)
     parser.add_argument(
-        "--target_opset", type=int, metavar="N", help="version of the ONNX operators, 13 or later (20)"
+        OPTIONS["target_opset"],
+        type=int,
+        metavar="N",
+        help="version of the ONNX operators, 13 or later (20)",
     )
     parser.add_argument(
-        "--static_batch_size", type=int, default=-1, metavar="N", help="images of every batch (any number)"
+        OPTIONS["static_batch_size"],
+        type=int,
+        metavar="N",
+        help=f"images of every batch, {ANY_BATCH} for any number ({ANY_BATCH})",
     )
     parser.add_argument(
-        "--nms", action="store_true", help="also decode and apply NMS in the file: a third output, detections"
+        OPTIONS["nms"],
+        action=argparse.BooleanOptionalAction,
+        help="also decode and apply NMS in the file: a third output, detections",
     )
     _add_deepstream(parser)
     parser.add_argument("-r", "--results_dir", type=Path, metavar="DIR", help="where status.jsonl goes")
@@ -95,9 +116,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_int8(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--runtime",
+        OPTIONS["runtime"],
         choices=["tensorrt", "onnxruntime"],
-        default="tensorrt",
         help="which one an int8 file is made for (tensorrt); the other data types are for both",
     )
     parser.add_argument(
@@ -107,10 +127,12 @@ def _add_int8(parser: argparse.ArgumentParser) -> None:
         help="scales.json or calibration.cache of detectkit calibrate, for int8",
     )
     parser.add_argument(
-        "--per-tensor", action="store_true", help="one scale a weight, not one for each of its filters"
+        OPTIONS["per_tensor"],
+        action=argparse.BooleanOptionalAction,
+        help="one scale a weight, not one for each of its filters",
     )
     parser.add_argument(
-        "--max-drop",
+        OPTIONS["max_drop"],
         type=float,
         metavar="POINTS",
         help="leave as few layers in float as keep mAP on the validation images within so many points",
@@ -125,8 +147,8 @@ def _add_int8(parser: argparse.ArgumentParser) -> None:
 
 def _add_deepstream(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--gen_ds_config",
-        action="store_true",
+        OPTIONS["gen_ds_config"],
+        action=argparse.BooleanOptionalAction,
         help="also write DeepStream's nvinfer_config.txt and labels.txt beside OUT",
     )
     parser.add_argument(
@@ -143,7 +165,7 @@ def _add_deepstream(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     output = _output(args)
-    _check_usage(args)
+    _check_numbers(args)
     given = spec.load_experiment(args.experiment_spec) if args.experiment_spec else None
     status = StatusLog(make_directory(args.results_dir) / "status.jsonl" if args.results_dir else None)
     status.write("Starting export.", status="STARTED")
@@ -158,16 +180,21 @@ def _export(args: argparse.Namespace, given: spec.Experiment | None, output: Pat
     from detectkit.deploy.ranges import read_ranges
     from detectkit.model.detector import parameters
 
-    source, target = _source(args, given), _target(args)
-    model = float_model(source, target)
-    ranges = _ranges(args, source, model)
-    if args.gen_ds_config and args.cal_cache_file:
+    source = _source(args, given)
+    section = given.export_config if given else spec.ExportConfig()  # that in the model was for another export
+    settings = Settings(args, section, "export_config", OPTIONS)
+    target = _target(settings)
+    _check_usage(args, settings, target)
+    with settings.named():
+        model = float_model(source, target)
+    ranges = _ranges(args, settings, source, model)
+    if settings.value("gen_ds_config") and args.cal_cache_file:
         read_ranges(args.cal_cache_file, model)  # one of another network is refused
     chosen: list[str] = []
     if target.data_type == "int8":
         assert ranges  # `_ranges` has asked for it
-        if args.max_drop is not None:
-            chosen = _float_layers(args, source, target, ranges)
+        if settings.value("max_drop") is not None:
+            chosen = _float_layers(args, settings.value("max_drop"), source, target, ranges)
         model = int8_model(model, ranges, target, chosen)
     done = finish(model, source, target, ranges if target.data_type == "int8" else None)
     with atomic_write(output) as path:
@@ -180,8 +207,8 @@ def _export(args: argparse.Namespace, given: spec.Experiment | None, output: Pat
     say(f"wrote {output}: {kind}, {size:.1f} MiB; {checked}")
     if args.cal_json_file and ranges:
         _write_tlt_scales(args.cal_json_file, ranges)
-    if args.gen_ds_config:
-        _write_deepstream(args, source, output)
+    if settings.value("gen_ds_config"):
+        _write_deepstream(args, source, target, output)
     if args.experiment_spec:
         say(f"next: detectkit evaluate -e {args.experiment_spec} -m {output}")
     return {"param_count": parameters(source.detector) / 1e6, "size": size}
@@ -202,35 +229,47 @@ def _output(args: argparse.Namespace) -> Path:
     return output
 
 
-def _check_usage(args: argparse.Namespace) -> None:
-    is_int8, batch = args.data_type == "int8", args.static_batch_size
-    for option, is_given in (("--per-tensor", args.per_tensor), ("--max-drop", args.max_drop is not None)):
-        if is_given and not is_int8:
-            raise UsageError(f"{option} is for --data_type int8")
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Refuse what no number of the options may be; those of the spec are judged."""
+    batch, drop = args.static_batch_size, args.max_drop
+    if drop is not None and not 0 <= drop <= 100:
+        raise UsageError(f"--max-drop {drop:g}: give points of mAP, from 0 to 100")
+    if batch is not None and batch != ANY_BATCH and batch < 1:
+        raise UsageError(f"--static_batch_size {batch}: must be at least 1, or {ANY_BATCH} for any number")
+
+
+def _check_usage(args: argparse.Namespace, settings: Settings, target: Target) -> None:
+    """Refuse options that do not go with each other, or with the spec."""
+    is_int8 = target.data_type == "int8"
+    for name in ("per_tensor", "max_drop"):  # those of a spec wait for another --data_type
+        is_asked = settings.is_given(name) and settings.value(name) is not False
+        if is_asked and not is_int8:
+            raise UsageError(f"{settings.title(name)} is for --data_type int8")
     if args.calibration and not is_int8 and not args.cal_json_file:
         raise UsageError("--calibration is for --data_type int8")
-    if args.max_drop is not None and not 0 <= args.max_drop <= 100:
-        raise UsageError(f"--max-drop {args.max_drop:g}: give points of mAP, from 0 to 100")
-    if batch != -1 and batch < 1:
-        raise UsageError(f"--static_batch_size {batch}: must be at least 1, or -1 for any number")
     if args.max_batch_size is not None and (
-        args.max_batch_size < 1 or batch not in (-1, args.max_batch_size)
+        args.max_batch_size < 1 or target.batch not in (None, args.max_batch_size)
     ):
         raise UsageError(
-            f"--max_batch_size {args.max_batch_size}: must be at least 1, and --static_batch_size if given"
+            f"--max_batch_size {args.max_batch_size}: must be at least 1, and {settings.title('static_batch_size')} if given"
         )
-    if not args.gen_ds_config:
-        if args.cal_cache_file:
-            log.warning(
-                "--cal_cache_file: only --gen_ds_config uses it; detectkit calibrate writes the cache"
-            )
-        if args.max_batch_size is not None:
-            log.warning("--max_batch_size: only --gen_ds_config uses it; detectkit engine has one of its own")
+    if settings.value("gen_ds_config"):
+        _check_deepstream(args, settings, target)
         return
-    if args.nms:
-        raise UsageError("--gen_ds_config: DeepStream clusters itself, leave --nms out")
-    if is_int8 and args.runtime == "onnxruntime":
-        raise UsageError("--gen_ds_config: DeepStream runs on TensorRT, leave --runtime onnxruntime out")
+    if args.cal_cache_file:
+        log.warning("--cal_cache_file: only --gen_ds_config uses it; detectkit calibrate writes the cache")
+    if args.max_batch_size is not None:
+        log.warning("--max_batch_size: only --gen_ds_config uses it; detectkit engine has one of its own")
+
+
+def _check_deepstream(args: argparse.Namespace, settings: Settings, target: Target) -> None:
+    asked = settings.title("gen_ds_config")
+    if target.nms:
+        other = "" if settings.is_given("nms") else ", or give --no-nms"
+        raise UsageError(f"{asked}: DeepStream clusters itself, leave {settings.title('nms')} out{other}")
+    if target.data_type == "int8" and target.runtime == "onnxruntime":
+        other = "" if settings.is_given("runtime") else ", or give --runtime tensorrt"
+        raise UsageError(f"{asked}: DeepStream runs on TensorRT, leave {settings.text('runtime')} out{other}")
     if args.cal_cache_file and not args.cal_cache_file.is_file():
         raise UsageError(
             f"--cal_cache_file {args.cal_cache_file} is not there: detectkit calibrate writes it"
@@ -260,16 +299,24 @@ def _source(args: argparse.Namespace, given: spec.Experiment | None) -> Source:
     return Source(detector, experiment, network.class_names)
 
 
-def _target(args: argparse.Namespace) -> Target:
+def _target(settings: Settings) -> Target:
     from detectkit.deploy.export import Target
-    from detectkit.deploy.onnx import OPSET
 
-    opset = OPSET if args.target_opset is None else args.target_opset
-    batch = None if args.static_batch_size == -1 else args.static_batch_size
-    return Target(args.data_type, args.runtime, not args.per_tensor, opset, batch, args.nms)
+    batch = settings.value("static_batch_size")
+    asked = {
+        "data_type": settings.value("data_type"),
+        "runtime": settings.value("runtime"),
+        "per_channel": not settings.value("per_tensor"),
+        "opset": settings.value("target_opset"),
+        "batch": None if batch == ANY_BATCH else batch or None,  # 0 is a field that is not set
+        "nms": bool(settings.value("nms")),
+    }
+    return Target(**{name: value for name, value in asked.items() if value is not None})
 
 
-def _ranges(args: argparse.Namespace, source: Source, model: onnx.ModelProto) -> ScaleTable | None:
+def _ranges(
+    args: argparse.Namespace, settings: Settings, source: Source, model: onnx.ModelProto
+) -> ScaleTable | None:
     """The ranges of --calibration, or what the training has learned; None where there is neither and no need."""
     from detectkit.deploy.ranges import read_ranges
 
@@ -279,8 +326,9 @@ def _ranges(args: argparse.Namespace, source: Source, model: onnx.ModelProto) ->
         from detectkit.deploy.calibrate import table_of
 
         return table_of(source.detector)
-    if args.data_type == "int8" or args.cal_json_file:
-        option = "--data_type int8" if args.data_type == "int8" else "--cal_json_file"
+    is_int8 = settings.value("data_type") == "int8"
+    if is_int8 or args.cal_json_file:
+        option = settings.text("data_type") if is_int8 else "--cal_json_file"
         raise UsageError(
             f"{option} needs the ranges of the tensors: `detectkit calibrate -e SPEC -m {args.model} -o DIR` measures them;"
             " then give --calibration DIR/scales.json"
@@ -288,15 +336,17 @@ def _ranges(args: argparse.Namespace, source: Source, model: onnx.ModelProto) ->
     return None
 
 
-def _float_layers(args: argparse.Namespace, source: Source, target: Target, ranges: ScaleTable) -> list[str]:
-    """The layers that stay in float so that mAP stays within --max-drop."""
+def _float_layers(
+    args: argparse.Namespace, drop: float, source: Source, target: Target, ranges: ScaleTable
+) -> list[str]:
+    """The layers that stay in float so that mAP falls by at most `drop` points."""
     from detectkit.deploy.export import accuracy, float_model, int8_model, sample_images
     from detectkit.deploy.sensitivity import fewest_float_layers, rank
 
     device, target = choose_device(args), target._replace(batch=None)
     model = float_model(source, target)
     whole = accuracy(model, source, target, device)
-    floor = whole - args.max_drop
+    floor = whole - drop
     say(f"mAP {whole:.2f} % in float; asked for: {floor:.2f} %")
     images = sample_images(source, RANKED_ON)
     ranked = rank(model, ranges, images, runtime=target.runtime, per_channel=target.per_channel)
@@ -319,7 +369,7 @@ def _write_tlt_scales(path: Path, ranges: ScaleTable) -> None:
     say(f"wrote {path}")
 
 
-def _write_deepstream(args: argparse.Namespace, source: Source, output: Path) -> None:
+def _write_deepstream(args: argparse.Namespace, source: Source, target: Target, output: Path) -> None:
     from detectkit.deploy import deepstream
     from detectkit.deploy.export import image_size
 
@@ -331,18 +381,18 @@ def _write_deepstream(args: argparse.Namespace, source: Source, output: Path) ->
         channels=source.detector.channels,
         height=height,
         width=width,
-        batch_size=args.max_batch_size or max(args.static_batch_size, 1),
-        data_type=args.data_type,
-        cache=_cache(args),
+        batch_size=args.max_batch_size or target.batch or 1,
+        data_type=target.data_type,
+        cache=_cache(args, target),
     )
     for warning in deepstream.warnings(source.experiment, source.class_names):
         log.warning(f"{written[-1]}: {warning}")
     say(f"wrote {' and '.join(map(str, written))}")
 
 
-def _cache(args: argparse.Namespace) -> Path | None:
+def _cache(args: argparse.Namespace, target: Target) -> Path | None:
     """The cache of --cal_cache_file, or for int8 the one that `detectkit calibrate` has written beside the table."""
-    if args.cal_cache_file or args.data_type != "int8" or not args.calibration:
+    if args.cal_cache_file or target.data_type != "int8" or not args.calibration:
         return args.cal_cache_file  # type: ignore[no-any-return]
     path: Path = args.calibration.with_name(CACHE)
     return path if path.is_file() else None

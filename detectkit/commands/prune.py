@@ -148,6 +148,11 @@ class Job(NamedTuple):
     yardstick: Yardstick
     output: Path
 
+    @property
+    def trains(self) -> bool:
+        """Whether the spec says how to train, so that one for retraining can be made of it."""
+        return self.experiment.HasField("training_config")
+
 
 def run(args: argparse.Namespace) -> None:
     output = _output(args)
@@ -167,7 +172,8 @@ def run(args: argparse.Namespace) -> None:
     status.write("Starting pruning.", status="STARTED")
     with status.failures():
         pruned = _prune(job, args.results_dir)
-        if config.iterations == 1:  # before the times are measured: a cut there costs no more than the table
+        if config.iterations == 1 and job.trains:
+            # Before the times are measured: a cut there costs no more than the table.
             with atomic_write(_retraining_path(output)) as path:
                 path.write_text(_retraining_text(job), encoding="utf-8")
         kpi = _report(job, pruned, args.model)
@@ -247,6 +253,10 @@ def _config(args: argparse.Namespace, experiment: spec.Experiment) -> PruningCon
     ]
     if broken:  # by the options: specs are judged when they are loaded
         raise UsageError("\n".join(broken))
+    if config.iterations > 1 and not args.sweep and not experiment.HasField("training_config"):
+        raise UsageError(
+            f"pruning_config.iterations is {config.iterations}: the spec has no training_config for the training between"
+        )
     if config.iterations > 1 and not args.sweep and args.results_dir is None:
         raise UsageError(
             f"pruning_config.iterations is {config.iterations}: give -r DIR for the training between"
@@ -387,10 +397,9 @@ def _compared(values: list[float]) -> tuple[str, ...]:
 
 
 def _retraining_text(job: Job) -> str:
-    from detectkit.compress.retrain import retraining_spec
     from detectkit.trackers import without_key
 
-    return spec.dumps(retraining_spec(without_key(job.experiment), job.output))
+    return spec.dumps(spec.retraining_spec(without_key(job.experiment), job.output, job.config.retraining))
 
 
 def _say_next(args: argparse.Namespace, job: Job) -> None:
@@ -399,6 +408,10 @@ def _say_next(args: argparse.Namespace, job: Job) -> None:
         last = args.results_dir / f"iteration_{count}" / "experiment_spec.txt"
         say(f"wrote {job.output}, pruned and retrained {count} times")
         say(f"next: detectkit evaluate -e {args.experiment_spec or last} -m {job.output}")
+        return
+    if not job.trains:
+        say(f"wrote {job.output}; the spec has no training_config, so there is none for retraining")
+        say(f"next: detectkit evaluate -e {args.experiment_spec or 'SPEC'} -m {job.output}")
         return
     path = _retraining_path(job.output)
     say(f"wrote {job.output}, and {path}: the spec with pretrained_model_file and load_graph set")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     start = time.monotonic()
     experiment = spec.load_experiment(args.experiment_spec)
-    folder = args.results_dir or Path("results", args.experiment_spec.stem)
+    folder = _named_alike(args.results_dir or Path("results", args.experiment_spec.stem))
     chain = Chain(experiment, folder)
     if args.dry_run:
         _print_estimates(
@@ -68,6 +69,12 @@ def run(args: argparse.Namespace) -> None:
             f"nothing to do: all {len(steps)} stages are done, and nothing they read has changed ({took:.1f} s)"
         )
     say(f"report: {folder / 'report.html'}")
+
+
+def _named_alike(folder: Path) -> Path:
+    """The same path however it was given, since the stages' commands and specs name it: short below the current folder."""
+    absolute, here = Path(os.path.abspath(folder)), Path.cwd()
+    return absolute.relative_to(here) if absolute.is_relative_to(here) else absolute
 
 
 def _execute(command: list[str]) -> None:
@@ -118,4 +125,29 @@ def _print_results(folder: Path) -> None:
 
 
 def _print_estimates(chain: Chain, steps: Sequence[Step]) -> None:
-    _print_plan(steps)
+    """The plan with what each stage may take; nothing is written."""
+    from detectkit.pipeline.estimate import estimates
+
+    if all(step.action == Action.NOTHING for step in steps):
+        say(f"nothing to do: all {len(steps)} stages are done, and nothing they read has changed")
+        return
+    found = estimates(chain, steps)
+    rows = []
+    for step, estimate in zip(steps, found, strict=True):
+        took = "-" if step.action == Action.NOTHING else duration(estimate.seconds)
+        size = "-" if step.action == Action.NOTHING else f"{estimate.mib:.1f}"
+        rows.append((step.stage.name, step.stage.title, step.action.value, took, size, step.why))
+    mib = sum(estimate.mib for estimate in found)
+    needed = mib - sum(estimate.freed for estimate in found)
+    free = _free_mib(chain.folder)
+    rows.append(("in all", "", "", duration(sum(estimate.seconds for estimate in found)), f"{mib:.1f}", ""))
+    table(("stage", "what", "state", "about", "MiB", "why"), rows)
+    say(f"\n{free / 1024:.1f} GiB are free at {chain.folder}; times and sizes may be twice or half as much")
+    if needed > free:
+        log.warning(f"{chain.folder}: the run may need {needed:.0f} MiB, and {free:.0f} are free")
+
+
+def _free_mib(folder: Path) -> float:
+    """MiB that the disk of a folder that need not be there yet has left."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    return shutil.disk_usage(there).free / 2**20

@@ -20,17 +20,6 @@ from detectkit.train.loop import train
 from detectkit.train.run import describe, set_up
 
 
-def retraining_spec(experiment: spec.Experiment, model: Path) -> spec.Experiment:
-    """The spec that trains a pruned model: its weights and widths are the start, and nothing is frozen."""
-    result = spec.Experiment()
-    result.CopyFrom(experiment)
-    config = result.model_config
-    config.pretrained_model_file, config.load_graph = str(model), True
-    config.freeze_pretrained_layers = False
-    config.ClearField("freeze_blocks")
-    return result
-
-
 def save_pruned(path: Path, model: Model, config: PruningConfig) -> None:
     """Write a model file that also tells how it was pruned.
 
@@ -56,7 +45,7 @@ def prune_and_retrain(
     A target is approached in equal ratios; a threshold is the same every time. A run that was cut goes on where it was.
 
     Args:
-        experiment: how to train.
+        experiment: how to train, where `config.retraining` does not say it.
         sizes: see `prune`; shares of the network that this begins with.
 
     Returns:
@@ -78,7 +67,8 @@ def prune_and_retrain(
             pruned = prune(model.detector, turn, experiment=experiment, sizes=sizes)
             log.info(f"pruned at threshold {short(pruned.threshold)}")
             save_pruned(file, model._replace(detector=pruned.detector), turn)
-        run = set_up(retraining_spec(experiment, file), folder, name="model", device=device)
+        again = spec.retraining_spec(experiment, file, config.retraining)
+        run = set_up(again, folder, name="model", device=device)
         log.info(describe(run))
         with run.status.failures():
             outcome = train(run)
@@ -90,7 +80,8 @@ def turn_of(config: PruningConfig, number: int) -> PruningConfig:
     """What is done in one turn of `config.iterations`, counted from 1."""
     turn = PruningConfig()
     turn.CopyFrom(config)
-    turn.ClearField("iterations")
+    for name in ("iterations", "retraining"):  # another retraining goes on with the same pruned file
+        turn.ClearField(name)
     aim = config.WhichOneof("aim")
     if aim and aim != "threshold":
         setattr(turn, aim, math.pow(getattr(config, aim), number / config.iterations))

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import random
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +15,9 @@ from typing import NamedTuple
 import numpy
 
 from detectkit.console import progress
-from detectkit.data import coco, kitti, tfrecord, voc
+from detectkit.data import coco, kitti, sources, tfrecord, voc
 from detectkit.data.frames import Frame, Reject, Source, class_name
+from detectkit.data.sample import make_sample_data
 from detectkit.errors import DataError, OutputError, UsageError
 from detectkit.spec import DatasetExportConfig
 
@@ -47,20 +47,22 @@ def convert(
     """Write `<prefix>[-fold-FFF-of-PPP][-shard-SSSSS-of-NNNNN]` and, if anything was left out, `<prefix>_warning.json`.
 
     Class names are lower-cased and lose white space, as in TLT, then renamed by `target_class_mapping`. Boxes stay as
-    labelled, also outside the image. Files of an earlier conversion with the same prefix are replaced once everything is written.
+    labelled, also outside the image. The data set of `sample_config` is made where it is missing. Files of an earlier
+    conversion with the same prefix are replaced once everything is written.
 
     Args:
         validation_fold: the fold that sample_modifier_config leaves alone; None applies it to all.
 
     Raises:
-        UsageError: the prefix or fold makes no sense. OutputError: the files cannot be written.
+        UsageError: the prefix or fold makes no sense. OutputError: the files cannot be written, or the folder of
+            `sample_config` holds something else.
         DataError: a folder or label file is missing or broken as a whole, or nothing is left to write.
     """
     if output_prefix.endswith("/") or Path(output_prefix).is_dir():
         raise UsageError(
             f"{output_prefix} is a folder: give a file prefix, for instance {output_prefix.rstrip('/')}/data"
         )
-    num_folds = _num_folds(config)
+    num_folds = sources.num_folds(config)
     if validation_fold is not None and not 0 <= validation_fold < num_folds:
         raise UsageError(f"there is no fold {validation_fold}: the spec makes {num_folds}, counted from 0")
     generator = random.Random(config.random_seed)
@@ -85,18 +87,11 @@ def _read(config: DatasetExportConfig, generator: random.Random) -> Source:
             return coco.read_folders(config)
         case "voc_config":
             return voc.read_folder(config, generator)
+        case "sample_config":
+            make_sample_data(Path(config.sample_config.root_directory_path).expanduser())
+            return kitti.read_folder(sources.as_kitti(config), generator)
         case _:
             return kitti.read_folder(config, generator)
-
-
-def _num_folds(config: DatasetExportConfig) -> int:
-    match config.WhichOneof("convert_config_type"):
-        case "coco_config":
-            return len(config.coco_config.img_dir_names)
-        case "voc_config":
-            return len(config.voc_config.image_set_files) or 2
-        case _:
-            return max(config.kitti_config.num_partitions, 1)
 
 
 def _mapping(names: Mapping[str, str]) -> dict[str, str]:
@@ -233,12 +228,8 @@ def _staging(prefix: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=f".{prefix.name}-", dir=prefix.parent) as folder:
             yield Path(folder)
             written = {entry.name for entry in os.scandir(folder)}
-            ours = re.compile(
-                re.escape(prefix.name)
-                + r"((-fold-\d{3}-of-\d{3}|-shard-\d{5}-of-\d{5})+(\.index)?|_warning.json)"
-            )
             for stale in os.listdir(prefix.parent):
-                if ours.fullmatch(stale) and stale not in written:
+                if sources.has_parts(prefix, stale) and stale not in written:
                     (prefix.parent / stale).unlink()
             for name in written:
                 os.replace(Path(folder) / name, prefix.parent / name)

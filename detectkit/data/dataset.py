@@ -117,6 +117,7 @@ class Dataset:
     Args:
         raw_counts: the boxes by class name as in the records, before any mapping.
         uniform: training draws equally from every source, not in proportion to their sizes.
+        total: images that there are, where `frames` are a sample of them.
     """
 
     def __init__(
@@ -126,8 +127,10 @@ class Dataset:
         *,
         raw_counts: Counter[str] | None = None,
         uniform: bool = False,
+        total: int | None = None,
     ):
         self.frames = list(frames)
+        self.total = len(self.frames) if total is None else total
         self.class_names = list(class_names)
         self.raw_counts = Counter() if raw_counts is None else raw_counts
         self.uniform = uniform
@@ -165,11 +168,16 @@ class Dataset:
         return Sample(pixels, reduction, size, frame.objects, frame.weight, frame.frame_id, frame.path)
 
 
-def training_frames(config: DatasetConfig, class_names: Sequence[str]) -> Dataset:
+def training_frames(
+    config: DatasetConfig, class_names: Sequence[str], *, at_most: int | None = None
+) -> Dataset:
     """Read the records that a spec trains on: those of all sources, without the shards of `validation_fold`.
 
     Record names are compared in lower case with the keys of `target_class_mapping`, which is applied once, and with
     `dontcare_labels`; boxes without area are dropped.
+
+    Args:
+        at_most: read so many records only, evenly spaced.
 
     Raises:
         DataError: no shards for a pattern, none outside the fold, a damaged shard, missing images.
@@ -180,10 +188,12 @@ def training_frames(config: DatasetConfig, class_names: Sequence[str]) -> Datase
     if not kept:
         raise DataError(f"every file of the data sources is called *{marker}*: nothing is left to train on")
     uniform = config.sampling_mode == DatasetConfig.UNIFORM
-    return _Reader(config, class_names).read(kept, uniform=uniform)
+    return _Reader(config, class_names).read(kept, uniform=uniform, at_most=at_most)
 
 
-def validation_frames(config: DatasetConfig, class_names: Sequence[str]) -> Dataset | None:
+def validation_frames(
+    config: DatasetConfig, class_names: Sequence[str], *, at_most: int | None = None
+) -> Dataset | None:
     """Read the records that a spec measures on, as `training_frames` does; None: the spec names none.
 
     They are those of `validation_data_source`, or the shards of all sources with `fold-<3 digits>-of-` for
@@ -203,7 +213,7 @@ def validation_frames(config: DatasetConfig, class_names: Sequence[str]) -> Data
         raise DataError(
             f"no file of the data sources is called *{marker}*: change validation_fold, or convert anew"
         )
-    return _Reader(config, class_names).read(shards)
+    return _Reader(config, class_names).read(shards, at_most=at_most)
 
 
 def _fold_marker(config: DatasetConfig) -> str | None:
@@ -223,25 +233,26 @@ class _Reader:
         }
         self.numbers |= {name.lower(): DONTCARE for name in config.dontcare_labels}
 
-    def read(self, shards: Sequence[_SourceShard], *, uniform: bool = False) -> Dataset:
+    def read(
+        self, shards: Sequence[_SourceShard], *, uniform: bool = False, at_most: int | None = None
+    ) -> Dataset:
         found: list[Frame] = []
         raw: Counter[str] = Counter()
-        for source, source_number, path in shards:
-            shard: tfrecord.Shard | None = None
-            for number, record in enumerate(tfrecord.read_records(path)):
-                if record.image is not None and shard is None:
-                    shard = tfrecord.open_shard(path)
-                raw.update(name.lower() for name in record.names)
-                frame = self._frame(
-                    record, source, shard if record.image is not None else None, number=number
-                )
-                found.append(frame._replace(source=source_number))
+        opened: dict[str, tfrecord.Shard] = {}
+        total, records = (None, _records(shards)) if at_most is None else _some_records(shards, at_most)
+        for (source, source_number, path), number, record in records:
+            if record.image is not None and path not in opened:
+                opened[path] = tfrecord.open_shard(path)
+            raw.update(name.lower() for name in record.names)
+            embedded = None if record.image is None else opened[path]
+            frame = self._frame(record, source, embedded, number=number)
+            found.append(frame._replace(source=source_number))
         if not found:
             raise DataError(
                 f"there are no records in {', '.join(item.path for item in shards[:NAMED_FILES])}"
             )
         _require_images(found)
-        return Dataset(found, self.class_names, raw_counts=raw, uniform=uniform)
+        return Dataset(found, self.class_names, raw_counts=raw, uniform=uniform, total=total)
 
     def _frame(
         self, record: tfrecord.Record, source: DataSource, shard: tfrecord.Shard | None, *, number: int
@@ -650,6 +661,32 @@ def _shards(sources: Iterable[DataSource]) -> list[_SourceShard]:
             )
         found += [_SourceShard(source, number, shard) for shard in shards]
     return found
+
+
+def _records(shards: Iterable[_SourceShard]) -> Iterator[tuple[_SourceShard, int, tfrecord.Record]]:
+    """Every record, with its shard and its number in there."""
+    for shard in shards:
+        for number, record in enumerate(tfrecord.read_records(shard.path)):
+            yield shard, number, record
+
+
+def _some_records(
+    shards: Sequence[_SourceShard], at_most: int
+) -> tuple[int, Iterator[tuple[_SourceShard, int, tfrecord.Record]]]:
+    """How many records there are, and evenly spaced ones of them."""
+    opened = [tfrecord.open_shard(shard.path) for shard in shards]
+    ends = np.cumsum([len(shard.offsets) for shard in opened])
+    total = int(ends[-1])
+    count = min(at_most, total)
+    chosen = np.arange(count) * total // max(count, 1)
+
+    def read() -> Iterator[tuple[_SourceShard, int, tfrecord.Record]]:
+        for number in chosen:
+            which = int(np.searchsorted(ends, number, side="right"))
+            within = int(number - ends[which] + len(opened[which].offsets))
+            yield shards[which], within, tfrecord.read_record(opened[which], within)
+
+    return total, read()
 
 
 def _require_images(found: Sequence[Frame]) -> None:

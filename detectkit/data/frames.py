@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from detectkit.console import log, progress
+from detectkit.data import sources
 from detectkit.errors import DataError
 
 UNREADABLE = (
@@ -129,11 +130,9 @@ def require_size(size: tuple[int, int], stated: Sequence[object]) -> None:
 
 def find_image_root(image_directory_path: str, root: Path, folders: Iterable[str]) -> Path:
     """Give the folder where frame ids start: `image_directory_path` when the image folders are there, else the root."""
-    images = Path(image_directory_path).expanduser() if image_directory_path else root
-    missing = [folder for folder in folders if not (images / folder).is_dir()]
-    if missing and images != root:
-        log.warning("image_directory_path %s has no folder %s; using %s", images, missing[0], root)
-        return root
+    images, missing = sources.image_root(image_directory_path, root, folders)
+    if missing is not None:
+        log.warning("image_directory_path %s has no folder %s; using %s", image_directory_path, missing, root)
     return images
 
 

@@ -272,8 +272,8 @@ def _set_shapes(
     if fixed > 0:
         if batch not in (None, (fixed,) * 3):
             raise UsageError(
-                f"{path} has a fixed batch of {fixed}: give no other batch sizes, or export it without"
-                " --static_batch_size"
+                f"{path} has a fixed batch of {fixed}: give no other batch sizes (--min_batch_size, --opt_batch_size,"
+                " --max_batch_size), or export it without --static_batch_size"
             )
         return (fixed, fixed, fixed), height, width
     sizes = batch or (1, 1, 1)

@@ -57,7 +57,9 @@ def to_model(
     """
     newest = onnx.defs.onnx_opset_version()
     if not FIRST_OPSET <= opset <= newest:
-        raise UsageError(f"there is no opset {opset} to write: use one from {FIRST_OPSET} to {newest}")
+        raise UsageError(
+            f"there is no opset {opset} to write: use one from {FIRST_OPSET} to {newest} (--target_opset)"
+        )
     model = _Writer(folded(detector), (detector.channels, height, width), opset).model(batch or "N")
     onnx.checker.check_model(model, full_check=True)
     return model

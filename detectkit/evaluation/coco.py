@@ -38,7 +38,7 @@ class CocoScores(Scores):
         require_package(config)
         super().__init__(class_names, config)
 
-    def _overlap(self, index: int) -> float:
+    def overlap(self, index: int) -> float:
         return 0.5
 
     def _class_result(self, index: int, found: Found, labels: Labelled) -> ClassResult:

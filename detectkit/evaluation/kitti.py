@@ -69,7 +69,7 @@ class KittiScores(Scores):
         of_class = found.classes == index
         kept = torch.where(of_class, self._counts(index, found), low)
         boxes, _, images, scores = (column[kept] for column in found)
-        overlap = self._overlap(index)
+        overlap = self.overlap(index)
         own = self._counts(index, labels)
         # Whatever else it may be, to this class the neighbour is one.
         wanted = own | (

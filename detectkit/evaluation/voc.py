@@ -31,6 +31,27 @@ class Labelled(NamedTuple):
     images: Tensor  # int64 [N]
 
 
+def judge(
+    found: Found, truths: Labelled, regions: Labelled, *, least_overlap: float
+) -> tuple[Tensor, Tensor]:
+    """Which of N detections of one class are right, and which count neither way: bool [N] each, never both.
+
+    Right are those that `match` finds so. Of the others those count neither way that have more than `least_overlap` of
+    their area in a region.
+
+    Args:
+        truths: of this class.
+        regions: of DontCare.
+    """
+    hit = match(
+        found.boxes, found.scores, found.images, truths.boxes, truths.images, iou_threshold=least_overlap
+    )
+    if not len(regions.boxes):
+        return hit, torch.zeros_like(hit)
+    inside = within(found.boxes, found.images, regions.boxes, regions.images, least_share=least_overlap)
+    return hit, inside & ~hit
+
+
 class Scores:
     """Collects detections and labels image by image; `results` and `result` measure them.
 
@@ -68,35 +89,36 @@ class Scores:
         )
 
     def _class_result(self, index: int, found: Found, labels: Labelled) -> ClassResult:
-        overlap = self._overlap(index)
-        boxes, _, images, scores = (column[self._counts(index, found)] for column in found)
-        truth, _, truth_images = (column[self._counts(index, labels)] for column in labels)
-        hit = match(boxes, scores, images, truth, truth_images, iou_threshold=overlap)
-        regions = labels.classes == DONTCARE
-        if regions.any():
-            where = labels.boxes[regions], labels.images[regions]
-            kept = hit | ~within(boxes, images, *where, least_share=overlap)
-            boxes, scores, hit = boxes[kept], scores[kept], hit[kept]
-        precision, recall, ranked = precision_recall(scores, hit, len(truth))
+        own = Found(*(column[self._counts(index, found)] for column in found))
+        truths = Labelled(*(column[self._counts(index, labels)] for column in labels))
+        regions = Labelled(*(column[labels.classes == DONTCARE] for column in labels))
+        hit, neutral = judge(own, truths, regions, least_overlap=self.overlap(index))
+        scores, hit = own.scores[~neutral], hit[~neutral]
+        precision, recall, ranked = precision_recall(scores, hit, len(truths.boxes))
         sampled = self.config.average_precision_mode == EvaluationConfig.SAMPLE
         area = average_precision(precision, recall, "sample" if sampled else "integrate")
         best = best_f1(precision, recall, ranked)
         return ClassResult(
             name=self.class_names[index],
-            average_precision=area if len(truth) else None,
+            average_precision=area if len(truths.boxes) else None,
             precision=best[0],
             recall=best[1],
             f1=best[2],
             threshold=best[3],
-            ground_truth=len(truth),
-            detections=len(boxes),
+            ground_truth=len(truths.boxes),
+            detections=len(scores),
             true_positives=int(hit.sum()),
             precision_curve=precision.tolist(),
             recall_curve=recall.tolist(),
             figures={},
         )
 
-    def _overlap(self, index: int) -> float:
+    def counted(self, columns: Found | Labelled) -> Tensor:
+        """Which rows [N] are of a target class and of a size that counts for it."""
+        parts = (self._counts(index, columns) for index in range(len(self.class_names)))
+        return torch.stack(list(parts)).any(0)
+
+    def overlap(self, index: int) -> float:
         """The IoU that makes a detection of a class right."""
         overlaps, name = self.config.minimum_detection_ground_truth_overlap, self.class_names[index]
         # The spec's 32-bit 0.6 is a little above 0.6, which an overlap of exactly 0.6 would not reach.

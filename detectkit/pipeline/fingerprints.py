@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from detectkit.errors import DataError
 from detectkit.files import atomic_write
 
 IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -57,6 +58,13 @@ class Fingerprints:
         self._changed = False
 
     def _file(self, path: str) -> str:
+        """A file that cannot be read is a matter of the stage that reads it: it may not need it."""
+        try:
+            return self._content(path)
+        except OSError:
+            return "unreadable"
+
+    def _content(self, path: str) -> str:
         found = os.stat(path)
         absolute, key = os.path.abspath(path), (found.st_size, found.st_mtime_ns)
         if absolute in self._known and self._known[absolute][0] == key:
@@ -90,8 +98,11 @@ def _remote(pattern: str) -> str | None:
     """Of files in a store: their names, sizes and what it says of their content."""
     import fsspec
 
-    store, path = fsspec.core.url_to_fs(pattern)
-    found = store.glob(path, detail=True)
+    try:
+        store, path = fsspec.core.url_to_fs(pattern)
+        found = store.glob(path, detail=True)
+    except Exception as error:  # of as many kinds as there are stores
+        raise DataError(f"cannot look for {pattern}: {error}") from error
     told = ("size", "ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "updated")
     lines = [
         " ".join([name, *(str(info[key]) for key in told if key in info)])

@@ -19,7 +19,9 @@ from detectkit.pipeline.stages import SPEC, STAGES, Chain, Stage, only
 from detectkit.pipeline.state import State
 from detectkit.spec import Experiment
 
+RUN_FILE = "run.json"  # in the folder of a run, from its beginning
 TRAINED_WITH = "experiment_spec.txt"  # in the folder of a training
+TRAINED = ("resume.pt", "weights/*.safetensors")  # there too, as soon as there is something to lose
 # Fields of training_config that change nothing of what is learned, or only how much of it.
 HARMLESS = ("num_epochs", "checkpoint_interval", "visualizer", "workers")
 
@@ -114,10 +116,12 @@ def look(
     pending = [other for other in before if other.action != Action.NOTHING and _follows(chain, stage, other)]
     if pending:
         _check_kept(chain, step, [other for other in pending if other.action == Action.AGAIN])
-        return step._replace(action=Action.AFTER if state else Action.BEGIN)
+        if state is None:
+            return step._replace(why=stage.impossible(chain) or "")
+        return step._replace(action=Action.AFTER)
     step = step._replace(reads=_reads(chain, stage, prints))
     if state is None:
-        return step
+        return step._replace(why=stage.impossible(chain) or "")
     changes = _changes(state, step)
     if not changes:
         return _unchanged(chain, step, state, prints)
@@ -148,7 +152,7 @@ def _changes(state: State, step: Step) -> list[str]:
     for before, now in ((state.spec, step.spec), (state.reads, step.reads)):
         names = dict.fromkeys([*now, *before])
         parts += [name for name in names if before.get(name) != now.get(name)]
-    return [f"{name} changed" for name in parts]
+    return [f"{name.removesuffix('/**')} changed" for name in parts]
 
 
 def _may_go_on(chain: Chain, step: Step, state: State) -> bool:
@@ -174,6 +178,12 @@ def _may_go_on(chain: Chain, step: Step, state: State) -> bool:
 def _check_same_spec(chain: Chain, stages: Sequence[Stage], forced: set[str]) -> None:
     """Refuse the folder of another experiment, unless everything in it is to be done again."""
     path = chain.folder / SPEC
+    if not (chain.folder / RUN_FILE).exists():
+        foreign = [name for name in chain.specs if (chain.folder / name).exists()]
+        if foreign:
+            raise UsageError(
+                f"{chain.folder / foreign[0]} is of no run, and a run would overwrite it: use another -r, or move it away"
+            )
     if not path.exists() or _main(stages).name in forced:
         return
     before = Experiment()
@@ -205,9 +215,9 @@ def _main(stages: Sequence[Stage]) -> Stage:
 
 def _check_kept(chain: Chain, step: Step, changed: Sequence[Step]) -> None:
     """A training is long: it is not thrown away because a file or a field has changed, unless asked for."""
-    if step.stage.is_kept and step.state is not None and changed:
+    if step.stage.is_kept and changed and any(any(step.folder.glob(name)) for name in TRAINED):
         raise UsageError(
-            f"{step.folder} was trained before {changed[0].why.replace(' changed', '')} changed: use another -r, or --from"
+            f"{step.folder} was trained before {changed[0].why}: use another -r, or --from"
             f" {changed[0].stage.name} to do it again"
         )
 

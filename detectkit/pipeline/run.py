@@ -19,12 +19,11 @@ from detectkit.errors import DetectkitError, Interrupted, OutputError, UsageErro
 from detectkit.files import atomic_write, make_directory
 from detectkit.pipeline import state as states
 from detectkit.pipeline.fingerprints import Fingerprints
-from detectkit.pipeline.plan import Action, Step, look, wanted
+from detectkit.pipeline.plan import RUN_FILE, Action, Step, look, wanted
 from detectkit.pipeline.stages import Chain
 from detectkit.pipeline.state import State
-from detectkit.trackers import without_key
 
-LOCK, FINGERPRINTS, RUN_FILE, OUTPUT = ".lock", ".fingerprints.json", "run.json", "output.txt"
+LOCK, FINGERPRINTS, OUTPUT = ".lock", ".fingerprints.json", "output.txt"
 REPORT_SHARE = 0.1  # of the time, at most, goes into making the report while the run is under way
 
 Execute = Callable[[list[str]], None]
@@ -74,6 +73,7 @@ class Runner:
         if step.action == Action.AGAIN:
             self._clear(step)
         went_on = step.state if step.action == Action.GO_ON else None
+        states.clear_half_written(step.folder)
         state = State(
             name=stage.name,
             title=stage.title,
@@ -105,7 +105,8 @@ class Runner:
         # A pattern's files, and which of two models is the best, are known only now.
         state.status, state.writes = states.DONE, stage.writes(chain)
         states.write(step.folder, state)
-        log.info(f"{stage.name}: done in {duration(state.wall_seconds)}")
+        told = stage.tells(chain)
+        log.info(f"{stage.name}: done in {duration(state.wall_seconds)}" + (f", {told}" if told else ""))
         self._write_report()
 
     def _clear(self, step: Step) -> None:
@@ -141,10 +142,13 @@ class Runner:
 
     def _write_specs(self) -> None:
         """The specs of the stages, and what is known of the run before it begins."""
+        from detectkit.trackers import without_key  # it imports numpy, which nothing needs where nothing is to do
+
+        stages = [[stage.name, stage.title] for stage in wanted(self.chain)]
+        # First: a folder with specs and without it is not one of a run, see `plan`.
+        _write(self.chain.folder / RUN_FILE, json.dumps(self.about | {"stages": stages}, indent=2) + "\n")
         for name, experiment in self.chain.specs.items():
             _write(self.chain.folder / name, spec.dumps(without_key(experiment)))
-        stages = [[stage.name, stage.title] for stage in wanted(self.chain)]
-        _write(self.chain.folder / RUN_FILE, json.dumps(self.about | {"stages": stages}, indent=2) + "\n")
 
     def _write_report(self, *, now: bool = False) -> None:
         """Make the report, if the last one is long ago beside what it took, or `now`."""

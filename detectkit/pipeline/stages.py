@@ -5,6 +5,8 @@ To add one (distillation, a search), add one entry to STAGES: its name is that o
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -152,7 +154,7 @@ class Chain(NamedTuple):
         found += [self.pruned] if self.prunes else []
         found += [self.retrained] if self.retrains else []
         found += [self.onnx] if self.exports and self.data_type != "fp32" else []
-        found += [self.engine] if self.builds_engine and has_gpu() else []
+        found += [self.engine] if self.builds_engine and _runs_engines(self) is None else []
         return found
 
     def _best(self, stage: str) -> str:
@@ -161,6 +163,13 @@ class Chain(NamedTuple):
         if os.path.exists(best):
             return best
         return last if os.path.exists(last) or not self.validates else best
+
+
+def has_tensorrt() -> bool:
+    """Whether one of its Python packages is installed, without loading it."""
+    return any(
+        importlib.util.find_spec(name) for name in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
+    )
 
 
 def has_gpu() -> bool:
@@ -326,12 +335,33 @@ def _trained(stage: str) -> Callable[[Chain], list[str]]:
     return lambda chain: [chain.path(stage, "weights", "model.safetensors")]
 
 
-def _possible(chain: Chain) -> str | None:
+# What hinders stages, and what they tell
+
+
+def _nothing(chain: Chain) -> None:
     return None
 
 
-def _needs_gpu(chain: Chain) -> str | None:
-    return None if has_gpu() else "an engine runs on a GPU, and there is none here"
+def _builds_engines(chain: Chain) -> str | None:
+    return (
+        None if has_tensorrt() else "TensorRT is not installed: pip install 'detectkit[tensorrt]' mends that"
+    )
+
+
+def _runs_engines(chain: Chain) -> str | None:
+    return _builds_engines(chain) or (
+        None if has_gpu() else "an engine runs on a GPU, and there is none here"
+    )
+
+
+def _precision(name: str) -> Callable[[Chain], str | None]:
+    """mAP in the results of an evaluation."""
+
+    def told(chain: Chain) -> str | None:
+        content = json.loads(Path(chain.path(name, "results.json")).read_text(encoding="utf-8"))
+        return f"mAP {100 * content['mean_average_precision']:.2f} %"
+
+    return told
 
 
 class Stage(NamedTuple):
@@ -344,9 +374,10 @@ class Stage(NamedTuple):
     spec: Callable[[Chain], Experiment]  # what it reads of the spec
     reads: Callable[[Chain], list[str]]  # files, patterns of files, folders of images
     writes: Callable[[Chain], list[str]]  # files and patterns without which it has to be done again
-    impossible: Callable[[Chain], str | None] = _possible  # why it cannot be done on this machine
+    impossible: Callable[[Chain], str | None] = _nothing  # why it cannot be done on this machine
     trains: bool = False  # goes on where it was, also after changes that a training allows
     is_kept: bool = False  # never begun anew unasked
+    tells: Callable[[Chain], str | None] = _nothing  # its outcome in a few words
     measures: bool = False  # belongs to the stage before it, see --until
 
 
@@ -354,7 +385,7 @@ def _evaluation(
     of: str,
     wanted: Callable[[Chain], bool],
     model: Callable[[Chain], str],
-    impossible: Callable[[Chain], str | None] = _possible,
+    impossible: Callable[[Chain], str | None] = _nothing,
 ) -> Stage:
     """A model measured on the validation images."""
     name = f"evaluate_{of}"
@@ -367,6 +398,7 @@ def _evaluation(
         lambda chain: [*_sources(chain, training=False, validation=True), model(chain)],
         lambda chain: [chain.path(name, "results.json")],
         impossible,
+        tells=_precision(name),
         measures=True,
     )
 
@@ -459,8 +491,9 @@ STAGES = (
         _sections("export_config"),
         lambda chain: [chain.engine_source],
         lambda chain: [chain.engine],
+        _builds_engines,
     ),
-    _evaluation("engine", lambda chain: chain.builds_engine, lambda chain: chain.engine, _needs_gpu),
+    _evaluation("engine", lambda chain: chain.builds_engine, lambda chain: chain.engine, _runs_engines),
     Stage(
         "latency",
         "times side by side",

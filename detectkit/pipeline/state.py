@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -12,6 +13,7 @@ from detectkit.errors import OutputError
 from detectkit.files import atomic_write, make_directory
 
 STAGE_FILE = "stage.json"
+HALF_WRITTEN = ".*.tmp"  # the names that `atomic_write` writes under
 BEGUN, DONE, FAILED, SKIPPED = "begun", "done", "failed", "skipped"
 
 
@@ -66,4 +68,14 @@ def clear(folder: Path) -> None:
 
 def is_foreign(folder: Path) -> bool:
     """Whether a folder holds files, but no run has made it."""
-    return not (folder / STAGE_FILE).exists() and folder.exists() and any(folder.iterdir())
+    if (folder / STAGE_FILE).exists() or not folder.exists():
+        return False
+    # What a run that was killed while it wrote STAGE_FILE has left is none of another's.
+    return not folder.is_dir() or any(not path.match(HALF_WRITTEN) for path in folder.iterdir())
+
+
+def clear_half_written(folder: Path) -> None:
+    """Remove what writing was cut in, below a folder; a file that cannot be removed stays."""
+    for path in folder.rglob(HALF_WRITTEN):
+        with contextlib.suppress(OSError):
+            path.unlink()

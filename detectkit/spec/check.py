@@ -470,6 +470,10 @@ def _export(spec: Experiment) -> Iterator[Violation]:
     given = [name for name in sizes if getattr(engine, name)]
     for low, high in zip(given, given[1:]):
         yield from _ordered(f"{path}.engine_config", engine, low, high)
+    for name in given:
+        if config.static_batch_size not in (0, getattr(engine, name)):
+            rule = f"must be static_batch_size ({config.static_batch_size}), or left out"
+            yield Violation(f"{path}.engine_config.{name}", rule, str(getattr(engine, name)))
 
 
 def _conversions(spec: Experiment) -> Iterator[Violation]:

@@ -20,7 +20,10 @@ def report(run: Run, entry: dict[str, Any]) -> None:
     if "mean_average_precision" in entry:
         values = [f"{name} {_percent(value)}" for name, value in entry["average_precision"].items()]
         line += f", mAP {_percent(entry['mean_average_precision'])} ({', '.join(values)})"
-        kpi = {"kpi": {"mean average precision": entry["mean_average_precision"]}}
+        kpi = {
+            "kpi": {"mean average precision": entry["mean_average_precision"]},
+            "categorical": {"average_precision": entry["average_precision"]},
+        }
     log.info(line)
     run.status.write(
         "Epoch finished.",

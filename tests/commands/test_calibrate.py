@@ -365,3 +365,92 @@ def test_retarget(run, place):
         code == USAGE
         and "detectkit export --data_type int8 --calibration scales.json writes" in complaint(error)
     )
+
+
+# calibration_config
+
+
+@pytest.mark.spec_field("CalibrationConfig.tensorrt_version")
+def test_the_spec_says_how(run, learnt, tiny, write_spec, place):
+    config = tiny.calibration_config
+    config.method, config.batches, config.batch_size = config.MINMAX, 2, 3
+    config.tensorrt_version = "8.6.1"
+    code, out, _ = run("-e", write_spec(tiny), "-m", learnt, "-o", "out")
+    assert code == 0 and "6 images, minmax: " in out and "calibration.cache (TensorRT 8.6.1)" in out
+    table = load_table("out/scales.json")
+    assert (table.method, table.images) == ("minmax", 6)
+    assert (place / "out/calibration.cache").read_text().startswith("TRT-8601-MinMaxCalibration\n")
+
+
+@pytest.mark.spec_field(
+    "CalibrationConfig.method", "CalibrationConfig.batches", "CalibrationConfig.batch_size"
+)
+@pytest.mark.parametrize(
+    "fields, options, found",
+    [
+        ({}, (), ("mse", 16)),  # 10 batches or fewer: 4 of 4 images
+        ({"batches": 2}, (), ("mse", 8)),
+        ({"batch_size": 7}, (), ("mse", 14)),
+        ({"batches": 0, "batch_size": 0}, (), ("mse", 16)),
+        ({"method": spec.CalibrationConfig.ENTROPY}, (), ("entropy", 16)),
+        ({"method": spec.CalibrationConfig.MSE, "batches": 1, "batch_size": 6}, (), ("mse", 6)),
+        ({"batches": 9}, ("--batches", 2), ("mse", 8)),
+        ({"batch_size": 5, "batches": 1}, ("--batch_size", 3), ("mse", 3)),
+        ({"method": spec.CalibrationConfig.ENTROPY}, ("--method", "percentile"), ("percentile", 16)),
+    ],
+)
+def test_options_go_before_the_spec(quick, learnt, tiny, write_spec, place, fields, options, found):
+    tiny.calibration_config.MergeFrom(spec.CalibrationConfig(**fields))
+    code, _, error = quick("-e", write_spec(tiny), "-m", learnt, "-o", ".", *options)
+    assert code == 0, error
+    table = load_table("scales.json")
+    assert (table.method, table.images) == found
+
+
+def test_the_section_of_the_spec_in_the_model_was_for_another_calibration(quick, learnt, place):
+    model = checkpoint.load(learnt)
+    model.spec.calibration_config.batches = 3
+    checkpoint.save("other.safetensors", model.detector, spec.dumps(model.spec), model.class_names)
+    assert quick("-m", "other.safetensors", "-o", ".")[0] == 0
+    assert load_table("scales.json").images == 16
+
+
+def test_a_spec_that_trains_nothing_has_batches_of_four(quick, learnt, tiny, write_spec, place):
+    tiny.ClearField("training_config")
+    tiny.model_config.pretrained_model_file = str(learnt)
+    assert quick("-e", write_spec(tiny), "-m", learnt, "-o", ".")[0] == 0
+    assert load_table("scales.json").images == 16
+
+
+def test_a_tensorfile_and_the_batches_of_the_spec(quick, learnt, tiny, write_spec, place):
+    assert quick("-m", learnt, "-o", "a", "--batches", 3, "--save-tensorfile", "images.h5")[0] == 0
+    tiny.calibration_config.batches, tiny.calibration_config.batch_size = 2, 7
+    path = write_spec(tiny)
+    assert quick("-e", path, "-m", learnt, "-o", "b", "--tensorfile", "images.h5")[0] == 0
+    assert load_table("b/scales.json").images == 8  # of 4, as they are in the file
+
+
+def test_learned_ranges_and_the_spec(quick, learned, tiny, write_spec, place):
+    """What says how to measure waits for a method."""
+    tiny.calibration_config.batches = 2
+    code, _, error = quick("-e", write_spec(tiny), "-m", "qat.safetensors", "-o", "out")
+    assert code == 0 and "no images are read" in error
+    assert load_table("out/scales.json").method == "qat"
+    tiny.calibration_config.method = spec.CalibrationConfig.MSE
+    assert quick("-e", write_spec(tiny), "-m", "qat.safetensors", "-o", "out")[0] == 0
+    table = load_table("out/scales.json")
+    assert (table.method, table.images) == ("mse", 8)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"batches": 5}, "calibration_config.batches 5: 18 training images make 4 full batches of 4"),
+        ({"batches": 3, "batch_size": 9}, "calibration_config.batches 3: 18 training images make 2 full"),
+        ({"tensorrt_version": "11.0.0"}, "calibration_config.tensorrt_version: TensorRT 11 reads no"),
+    ],
+)
+def test_errors_name_the_field(run, learnt, tiny, write_spec, place, fields, message):
+    tiny.calibration_config.MergeFrom(spec.CalibrationConfig(**fields))
+    code, out, error = run("-e", write_spec(tiny), "-m", learnt, "-o", "out")
+    assert (code, out) == (USAGE, "") and complaint(error).startswith(message)

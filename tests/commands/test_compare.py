@@ -4,10 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from detectkit.cli import main
-from detectkit.commands import compare as command
+from detectkit.files import short_names
 
 USAGE, MODEL, OUTPUT = 2, 5, 6
 
@@ -44,6 +45,8 @@ def test_a_model_its_onnx_file_and_a_worse_one(run, tiny, write_spec, learnt, le
     content = json.loads((tmp_path / "out" / "compare.json").read_text())["models"]
     assert [item["model"] for item in content] == [str(path) for path in (learnt, learnt_onnx, worse)]
     assert [item["kind"] for item in content] == ["model", "onnx", "model"]
+    # On the CPU a model is timed as it would be deployed: no PyTorch.
+    assert {item["runtime"] for item in content} == {f"ONNX Runtime {onnxruntime.__version__} (CPU)"}
     assert content[1]["mean_average_precision"] == pytest.approx(1)
     assert content[1]["agreement"]["mean_iou"] == pytest.approx(1, abs=1e-3)
     assert content[1]["agreement"]["pairs"] == content[1]["agreement"]["detections"] == 12
@@ -97,7 +100,7 @@ def test_a_model_named_twice(run, tiny, write_spec, learnt, tmp_path):
     ],
 )
 def test_names_are_as_short_as_tells_them_apart(paths, names):
-    assert command._names([Path(path) for path in paths]) == names
+    assert short_names([Path(path) for path in paths]) == names
 
 
 def test_a_folder_that_cannot_be_made_is_known_before_anything_is_measured(

@@ -1,14 +1,17 @@
 """`detectkit convert` as a person types it."""
 
 import json
+from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
 from PIL import Image
 
 from detectkit import cli, spec
+from detectkit.data import tfrecord
 from detectkit.data.dataset import training_frames, validation_frames
 
+DEMO = (Path(__file__).parents[2] / "specs" / "demo" / "train.txt").read_text()
 SPEC = """
 kitti_config {
   root_directory_path: "ROOT" image_dir_name: "image_2" label_dir_name: "label_2" image_extension: ".png"
@@ -143,3 +146,82 @@ def test_training_spec_in_place_of_an_export_spec(tmp_path, capsys):
     (tmp_path / "spec.txt").write_text("random_seed: 42 training_config { batch_size_per_gpu: 4 }")
     assert cli.main(["convert", "-d", str(tmp_path / "spec.txt"), "-o", f"{tmp_path}/cars"]) == 3
     assert str(tmp_path / "spec.txt") in capsys.readouterr().err
+
+
+@pytest.mark.spec_field("DatasetExportConfig.output_filename")
+def test_the_spec_can_say_where_to_and_the_option_goes_before_it(export_spec, tmp_path, capsys):
+    export_spec.write_text(export_spec.read_text() + f'output_filename: "{tmp_path}/inside/cars"')
+    assert cli.main(["convert", "-d", str(export_spec)]) == 0
+    assert f'tfrecords_path: "{tmp_path}/inside/cars-fold-*"' in capsys.readouterr().out
+    assert len(list((tmp_path / "inside").glob("cars-fold-00[01]-of-002-shard-00000-of-00001"))) == 2
+    assert cli.main(["convert", "-d", str(export_spec), "-o", f"{tmp_path}/outside/cars"]) == 0
+    assert len(list((tmp_path / "outside").iterdir())) == 4 == len(list((tmp_path / "inside").iterdir()))
+
+
+def test_a_prefix_is_needed_somewhere(export_spec, tmp_path, capsys):
+    assert cli.main(["convert", "-d", str(export_spec)]) == 2
+    assert capsys.readouterr().err.count("-o is needed: ") == 1
+
+
+def training_spec(export_spec, tmp_path, *prefixes, more=""):
+    """The demo's training spec with a conversion for each prefix; the first one is the spec's own, others repeat it."""
+    conversion = export_spec.read_text()
+    names = [f'output_filename: "{prefix}"' if prefix else "" for prefix in prefixes]
+    sections = "".join(f"dataset_export_config {{ {conversion} {name} {more} }}\n" for name in names)
+    (tmp_path / "train.txt").write_text(DEMO + sections)
+    return str(tmp_path / "train.txt")
+
+
+def test_a_training_spec_converts_all_of_its_data_sets(export_spec, tmp_path, capsys):
+    path = training_spec(export_spec, tmp_path, f"{tmp_path}/records/a", f"{tmp_path}/records/b")
+    assert cli.main(["convert", "-d", path, "-r", f"{tmp_path}/results"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("wrote 2 shards") == 2 and printed.endswith(f"next: detectkit check -e {path}\n")
+    for name in ("a", "b"):
+        files = sorted((tmp_path / "records").glob(f"{name}-fold-*1"))
+        assert [len(list(tfrecord.read_records(str(file)))) for file in files] == [2, 6]
+    lines = [json.loads(line) for line in (tmp_path / "results" / "status.jsonl").read_text().splitlines()]
+    assert [line["status"] for line in lines] == ["STARTED", "SUCCESS"]
+    assert lines[-1]["kpi"] == {"num_images": 16, "num_objects": 16}
+
+
+def test_the_validation_fold_of_a_training_spec_is_left_as_it_is(export_spec, tmp_path, capsys):
+    limit = "sample_modifier_config { max_training_samples: 1 }"  # the demo's spec validates on fold 0
+    path = training_spec(export_spec, tmp_path, f"{tmp_path}/records/a", more=limit)
+    assert cli.main(["convert", "-d", path]) == 0
+    assert ["images", "2", "1", "3"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert cli.main(["convert", "-d", path, "-f", "1"]) == 0
+    assert ["images", "1", "6", "7"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "prefixes, options, code, message",
+    [
+        ([], [], 3, "train.txt: this training spec has no dataset_export_config"),
+        (["a"], ["-o", "b"], 2, "-o is for conversion specs: "),
+        (["a", ""], [], 3, "dataset_export_config[1].output_filename: `detectkit convert` needs it"),
+        (
+            ["a", "./a"],
+            [],
+            3,
+            "dataset_export_config[1].output_filename: './a' is that of dataset_export_config[0]",
+        ),
+    ],
+)
+def test_training_specs_that_cannot_be_converted(
+    export_spec, tmp_path, capsys, monkeypatch, prefixes, options, code, message
+):
+    monkeypatch.chdir(tmp_path)
+    path = training_spec(export_spec, tmp_path, *prefixes)
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main(["convert", "-d", path, *options]) == code
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_inference_spec_in_place_of_an_export_spec(tmp_path, capsys):
+    text = (Path(__file__).parents[2] / "specs" / "demo" / "infer.txt").read_text()
+    (tmp_path / "infer.txt").write_text(text)
+    assert cli.main(["convert", "-d", str(tmp_path / "infer.txt"), "-o", f"{tmp_path}/cars"]) == 3
+    assert "this is an inference spec, for `detectkit infer`; here a conversion" in capsys.readouterr().err

@@ -11,6 +11,8 @@ import pytest
 from detectkit import spec
 from detectkit.cli import main
 from detectkit.data.dataset import validation_frames
+from detectkit.evaluation import details
+from detectkit.predict import Predictor
 
 
 @pytest.fixture
@@ -42,9 +44,31 @@ def test_results_of_a_model(run, tiny, write_spec, learnt, tmp_path):
     assert results["validation_cost"] > 0
     assert (tmp_path / "out" / "precision_recall.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "details.npz",
         "precision_recall.png",
         "results.json",
     ]
+
+
+def test_details_are_those_of_the_same_pass(run, tiny, write_spec, learn, tmp_path, monkeypatch):
+    path, model = write_spec(tiny), learn(tiny, noise=0.6)
+    passes = []
+    batches = Predictor.batches
+    monkeypatch.setattr(Predictor, "batches", lambda *args: passes.append(1) or batches(*args))
+    code, out, _ = run("-e", path, "-m", model, "-r", tmp_path / "out")
+    assert code == 0 and passes == [1]
+    names = [tmp_path / "out" / name for name in ("results.json", "details.npz", "precision_recall.png")]
+    assert f"wrote {names[0]}, {names[1]} and {names[2]}" in out
+    found = details.load(names[1])
+    results = json.loads(names[0].read_text())["classes"]
+    false_positives, misses = details.errors(found)
+    assert len(false_positives.scores) + len(misses.classes) > 0
+    for number, item in enumerate(results.values()):
+        assert (false_positives.classes == number).sum() == item["detections"] - item["true_positives"]
+        assert (misses.classes == number).sum() == item["ground_truth"] - item["true_positives"]
+    # What is measured without details takes those of an earlier model away.
+    code, out, _ = run("-e", path, "-m", model, "-r", tmp_path / "out", "--tune-clustering")
+    assert code == 0 and not names[1].exists() and "details.npz" not in out
 
 
 def test_an_onnx_model_measures_as_the_model_does(run, tiny, write_spec, learn, as_onnx, tmp_path):

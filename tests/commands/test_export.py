@@ -411,6 +411,169 @@ def test_a_wrong_command_line_needs_no_torch():
     import sys
 
     code = "import sys; from detectkit.cli import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
-    arguments = ["export", "-m", "a.safetensors", "--per-tensor"]
+    arguments = ["export", "-m", "a.safetensors", "--max-drop", "101"]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
-    assert done.returncode == 0 and "--per-tensor is for" in done.stderr
+    assert done.returncode == 0 and "--max-drop 101: give points" in done.stderr
+
+
+# export_config
+
+
+@pytest.fixture
+def eight_bits(tiny):
+    """The spec with a section for 8 bits, as a message that a test may change."""
+    tiny.calibration_config.SetInParent()
+    tiny.export_config.data_type = spec.ExportConfig.INT8
+    return tiny
+
+
+def weight_scales(model):
+    """How many scales the weights of the 8-bit convolutions have."""
+    return {
+        1 if not item.dims else 2 for item in model.graph.initializer if item.name.endswith("weight/scale")
+    }
+
+
+@pytest.mark.spec_field("ExportConfig.data_type", "ExportConfig.per_tensor")
+def test_the_spec_says_8_bits(run, learnt, eight_bits, write_spec, place, scales):
+    config = eight_bits.export_config
+    for per_tensor, options, sizes in ((False, (), {2}), (True, (), {1}), (True, ("--no-per-tensor",), {2})):
+        config.per_tensor = per_tensor
+        path = write_spec(eight_bits)
+        code, out, error = run("-e", path, "-m", learnt, "-o", "m", "--calibration", scales, *options)
+        assert code == 0 and "wrote m.onnx: int8 for tensorrt" in out, error
+        assert weight_scales(onnx.load("m.onnx")) == sizes
+
+
+def test_an_option_goes_before_the_spec(run, learnt, eight_bits, write_spec, place):
+    """What is for 8 bits only then waits."""
+    config = eight_bits.export_config
+    config.per_tensor, config.max_drop, config.runtime = True, 0.5, config.ONNXRUNTIME
+    path = write_spec(eight_bits)
+    code, out, error = run("-e", path, "-m", learnt, "-o", "m", "--data_type", "fp32")
+    assert code == 0 and "wrote m.onnx: fp32, " in out and "warning" not in error.lower()
+    code, _, error = run("-e", path, "-m", learnt, "-o", "m", "--data_type", "fp32", "--per-tensor")
+    assert code == USAGE and "--per-tensor is for --data_type int8" in complaint(error)
+    code, _, error = run("-e", path, "-m", learnt, "-o", "m")
+    assert code == USAGE
+    assert complaint(error).startswith(
+        "export_config.data_type INT8 needs the ranges of the tensors: `detectkit"
+    )
+
+
+def test_the_section_of_the_spec_in_the_model_was_for_another_export(run, learnt, place):
+    model = checkpoint.load(learnt)
+    model.spec.export_config.data_type = spec.ExportConfig.FP16
+    checkpoint.save("half.safetensors", model.detector, spec.dumps(model.spec), model.class_names)
+    code, out, _ = run("-m", "half.safetensors")
+    assert code == 0 and "wrote half.onnx: fp32, " in out
+
+
+@pytest.mark.spec_field("ExportConfig.runtime")
+def test_the_spec_says_for_which_runtime(run, learnt, eight_bits, write_spec, place, scales):
+    """ONNX Runtime's kernels take unsigned values."""
+    eight_bits.export_config.runtime = spec.ExportConfig.ONNXRUNTIME
+    path = write_spec(eight_bits)
+    for options, unsigned in (((), True), (("--runtime", "tensorrt"), False)):
+        assert run("-e", path, "-m", learnt, "-o", "m", "--calibration", scales, *options)[0] == 0
+        types = {item.data_type for item in onnx.load("m.onnx").graph.initializer}
+        assert (onnx.TensorProto.UINT8 in types) == unsigned
+
+
+@pytest.mark.spec_field("ExportConfig.max_drop")
+def test_the_spec_says_how_much_accuracy_may_go(
+    run, learnt, eight_bits, write_spec, place, scales, ranked, monkeypatch
+):
+    monkeypatch.setattr(export, "accuracy", lambda *_: 80.0)
+    eight_bits.export_config.max_drop = 0.0
+    path = write_spec(eight_bits)
+    for options, floor in (((), "80.00"), (("--max-drop", 0.5), "79.50")):
+        code, out, _ = run("-e", path, "-m", learnt, "-o", "m", "--calibration", scales, *options)
+        assert code == 0 and f"mAP 80.00 % in float; asked for: {floor} %" in out
+
+
+@pytest.mark.spec_field("ExportConfig.target_opset", "ExportConfig.static_batch_size")
+def test_the_spec_says_opset_and_batch(run, learnt, tiny, write_spec, place):
+    tiny.export_config.target_opset, tiny.export_config.static_batch_size = 13, 2
+    path = write_spec(tiny)
+    options = ("--target_opset", 17, "--static_batch_size", -1)
+    for given, opset, batch in (((), 13, 2), (options, 17, "N")):
+        code, _, error = run("-e", path, "-m", learnt, "-o", "m", *given)
+        model = onnx.load("m.onnx")
+        assert code == 0, error
+        assert (model.opset_import[0].version, shape(model.graph.input[0])[0]) == (opset, batch)
+    tiny.export_config.static_batch_size = 0
+    assert run("-e", write_spec(tiny), "-m", learnt, "-o", "m")[0] == 0
+    assert shape(onnx.load("m.onnx").graph.input[0])[0] == "N"
+
+
+@pytest.mark.spec_field("ExportConfig.nms")
+def test_the_spec_says_nms(run, learnt, tiny, write_spec, place):
+    for name in spec.class_names(tiny):
+        entry = tiny.postprocessing_config.target_class_config[name].clustering_config
+        entry.clustering_algorithm = spec.ClusteringConfig.NMS
+    tiny.export_config.nms = True
+    path = write_spec(tiny)
+    for options, count in (((), 3), (("--no-nms",), 2)):
+        code, _, error = run("-m", learnt, "-e", path, "-o", "m", *options)
+        assert code == 0 and len(onnx.load("m.onnx").graph.output) == count, error
+
+
+@pytest.mark.spec_field("ExportConfig.gen_ds_config")
+def test_the_spec_says_deepstream(run, learnt, tiny, write_spec, place):
+    tiny.export_config.gen_ds_config, tiny.export_config.static_batch_size = True, 3
+    path = write_spec(tiny)
+    assert run("-m", learnt, "-e", path, "-o", "plain/m", "--no-gen_ds_config")[0] == 0
+    assert run("-m", learnt, "-e", path, "-o", "out/m")[0] == 0
+    assert files(place / "plain") == ["m.onnx"]
+    assert files(place / "out") == ["labels.txt", "m.onnx", "nvinfer_config.txt"]
+    assert "batch-size=3\n" in (place / "out/nvinfer_config.txt").read_text()
+
+
+def nothing(config):
+    pass
+
+
+def with_nms(config):
+    config.nms = True
+
+
+def for_onnxruntime(config):
+    config.data_type, config.runtime = config.INT8, config.ONNXRUNTIME
+
+
+def for_deepstream(config):
+    config.gen_ds_config = True
+
+
+def newest(config):
+    config.target_opset = 1000
+
+
+def three(config):
+    config.static_batch_size = 3
+
+
+@pytest.mark.parametrize(
+    "change, options, message",
+    [
+        (with_nms, "", 'the spec clusters "square" with DBSCAN, which ONNX has not: set clustering_algorithm: NMS for every'
+         " class in postprocessing_config, or leave export_config.nms out"),
+        (with_nms, "--gen_ds_config", "--gen_ds_config: DeepStream clusters itself, leave export_config.nms out, or give"
+         " --no-nms"),
+        (for_deepstream, "--nms", "export_config.gen_ds_config: DeepStream clusters itself, leave --nms out"),
+        (for_onnxruntime, "--gen_ds_config", "--gen_ds_config: DeepStream runs on TensorRT, leave export_config.runtime"
+         " ONNXRUNTIME out, or give --runtime tensorrt"),
+        (for_deepstream, "--data_type int8 --runtime onnxruntime", "export_config.gen_ds_config: DeepStream runs on"
+         " TensorRT, leave --runtime onnxruntime out"),
+        (newest, "", "there is no opset 1000 to write: use one from 13 to "),
+        (three, "--gen_ds_config --max_batch_size 4", "--max_batch_size 4: must be at least 1, and"
+         " export_config.static_batch_size if given"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_field(run, learnt, tiny, write_spec, place, change, options, message):
+    tiny.calibration_config.SetInParent()
+    change(tiny.export_config)
+    code, out, error = run("-e", write_spec(tiny), "-m", learnt, "-o", "m", *options.split())
+    assert (code, out) == (USAGE, "") and complaint(error).startswith(message)
+    assert change is not newest or "(export_config.target_opset)" in error

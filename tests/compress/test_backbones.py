@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from detectkit import spec
 from detectkit.compress.prune import Pruner, prune, widths
-from detectkit.compress.retrain import retraining_spec, save_pruned
+from detectkit.compress.retrain import save_pruned
 from detectkit.deploy.onnx import to_onnx
 from detectkit.model import checkpoint
 from detectkit.model.base import Backbone, Convolution
@@ -240,7 +240,7 @@ def test_a_pruned_model_is_trained_on_pictures(tiny: spec.Experiment, tmp_path: 
     model = checkpoint.Model(pruned, tiny, spec.class_names(tiny))
     save_pruned(tmp_path / "pruned.safetensors", model, config)
     run = set_up(
-        retraining_spec(tiny, tmp_path / "pruned.safetensors"),
+        spec.retraining_spec(tiny, tmp_path / "pruned.safetensors"),
         tmp_path / "results",
         name="model",
         device=torch.device("cpu"),

@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from google.protobuf import text_format
 
 from detectkit import spec
+from detectkit.cli import main
+from detectkit.commands import prune as command
 from detectkit.compress import retrain
-from detectkit.compress.retrain import prune_and_retrain, retraining_spec, save_pruned, turn_of
+from detectkit.compress.retrain import prune_and_retrain, save_pruned, turn_of
 from detectkit.errors import Interrupted, UsageError
 from detectkit.model import checkpoint
 from detectkit.model.detector import build, parameters
@@ -81,21 +84,65 @@ def test_turns_of_a_threshold_are_alike():
         assert not turn_of(config, 1).HasField("iterations")
 
 
-def test_the_retraining_spec_starts_from_the_pruned_model_with_nothing_frozen(experiment, tmp_path):
-    frozen = spec.Experiment()
-    frozen.CopyFrom(experiment)
-    frozen.model_config.pretrained_model_file = "first.safetensors"
-    frozen.model_config.freeze_pretrained_layers = True
-    frozen.model_config.freeze_blocks[:] = [0, 1]
-    frozen.model_config.freeze_bn = True
-    found = retraining_spec(frozen, tmp_path / "pruned.safetensors").model_config
-    assert found.pretrained_model_file == str(tmp_path / "pruned.safetensors") and found.load_graph
-    assert not found.freeze_pretrained_layers and not found.freeze_blocks
-    assert found.freeze_bn  # batch normalisation, as before
-    assert list(frozen.model_config.freeze_blocks) == [0, 1] and not frozen.model_config.load_graph
-    for name in ("training_config", "dataset_config", "cost_function_config", "pruning_config"):
-        kept = retraining_spec(frozen, tmp_path / "pruned.safetensors")
-        assert getattr(kept, name) == getattr(experiment, name)
+def prune_by(path, model, capsys):
+    code = main(["prune", "-e", str(path), "-m", str(model), "-o", "out", "-pth", "0.95", "--gpus", "0"])
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture
+def quick(tmp_path, monkeypatch):
+    """In an own folder, without measuring times."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command.Yardstick, "seconds", lambda self, *networks: [1.0 for _ in networks])
+
+
+def test_prune_writes_the_retraining_into_the_spec(quick, tiny, learnt, write_spec, capsys):
+    tiny.pruning_config.retraining.num_epochs = 7
+    assert prune_by(write_spec(tiny), learnt, capsys)[0] == 0
+    found = spec.load_experiment("out_retrain.txt")
+    assert found.training_config.num_epochs == 7 and not found.HasField("pruning_config")
+    assert found.model_config.pretrained_model_file == "out.safetensors"
+    stored = checkpoint.load("out.safetensors").spec  # it still tells how it was pruned
+    assert stored.pruning_config.retraining.num_epochs == 7
+
+
+def test_a_spec_that_trains_nothing_has_none_for_retraining(quick, tiny, learnt, write_spec, capsys):
+    tiny.ClearField("training_config")
+    tiny.model_config.pretrained_model_file = str(learnt)
+    path = write_spec(tiny)
+    code, out, _ = prune_by(path, learnt, capsys)
+    assert code == 0 and not Path("out_retrain.txt").exists() and Path("out.safetensors").exists()
+    assert out.endswith(
+        "wrote out.safetensors; the spec has no training_config, so there is none for retraining\n"
+        f"next: detectkit evaluate -e {path} -m out.safetensors\n"
+    )
+    tiny.pruning_config.iterations = 3
+    code, _, error = prune_by(write_spec(tiny), learnt, capsys)
+    assert code == 2 and error.endswith(
+        "error: pruning_config.iterations is 3: the spec has no training_config for the training between\n"
+    )
+
+
+@pytest.mark.spec_field("Retraining.num_epochs")
+def test_turns_are_trained_as_the_retraining_says(experiment, model, tmp_path, monkeypatch):
+    """Two epochs where the first training had one; a changed retraining does not prune again."""
+    config = PruningConfig(target_params=0.5, iterations=1)
+    config.retraining.num_epochs = 2
+    outcomes = []
+
+    def watched(run):
+        if outcomes:
+            outcomes.append(run.epochs)
+        else:
+            outcomes.append(loop.train(run))
+        return outcomes[0]
+
+    monkeypatch.setattr(retrain, "train", watched)
+    prune_and_retrain(model, experiment, config, tmp_path, sizes=share_of(model))
+    assert [entry["epoch"] for entry in outcomes[0].history] == [1, 2]
+    config.retraining.num_epochs = 3
+    prune_and_retrain(model, experiment, config, tmp_path, sizes=share_of(model))
+    assert outcomes[1] == 3
 
 
 def test_a_pruned_file_tells_how_it_was_pruned(model, tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -11,10 +12,11 @@ from google.protobuf import text_format
 from PIL import Image
 
 from detectkit import spec
-from detectkit.data import tfrecord
+from detectkit.data import sources, tfrecord
 from detectkit.data.convert import convert, modify
 from detectkit.data.example_pb2 import Example
 from detectkit.data.frames import Frame, Label
+from detectkit.data.sample import make_sample_data
 from detectkit.errors import DataError, OutputError, UsageError
 from detectkit.spec import DatasetExportConfig
 
@@ -664,3 +666,34 @@ def test_a_cap_takes_a_random_part_of_every_source(tmp_path, describe):
     drawn = [record_bytes(tmp_path / str(seed), describe, more.format(seed))[0] for seed in range(6)]
     assert {len(folds[1]) for folds in drawn} == {2}
     assert len({record for folds in drawn for record in folds[1]}) > 2
+
+
+# The sample data set
+
+
+@pytest.mark.spec_field("SampleConfig.root_directory_path", "SampleConfig.num_shards")
+def test_sample_data_is_made_and_converted_by_sequence(tmp_path, prefix, monkeypatch):
+    """Of ten pictures every fifth is for validation: 2 and 8."""
+    monkeypatch.setattr("detectkit.data.convert.make_sample_data", partial(make_sample_data, frames=10))
+    root = tmp_path / "digits"
+    config = DatasetExportConfig()
+    config.sample_config.root_directory_path, config.sample_config.num_shards = str(root), 2
+    summary = convert(config, prefix)
+    assert [fold.frames for fold in summary.folds] == [2, 8]
+    assert [len(fold.shards) for fold in summary.folds] == [2, 2]
+    assert sorted(read(summary)[0]) == ["image_2/000000", "image_2/000005"]
+    assert (summary.image_root, summary.image_extension) == (root, "jpg")
+    # As the KITTI folder that it is, and without being drawn anew.
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*.jpg")}
+    other = convert(sources.as_kitti(config), prefix)
+    assert read(convert(config, prefix)) == read(other) == read(summary)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*.jpg")} == before
+
+
+def test_sample_data_does_not_replace_other_files(tmp_path, prefix):
+    (tmp_path / "mine.txt").write_text("mine")
+    config = DatasetExportConfig()
+    config.sample_config.root_directory_path = str(tmp_path)
+    with pytest.raises(OutputError, match="holds something else"):
+        convert(config, prefix)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

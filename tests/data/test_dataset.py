@@ -564,3 +564,13 @@ class TestLabels:
         assert capped(frame, 2).frames[0].objects.names == ("b", "c", "d")
         assert capped(frame, 3).frames[0].objects.names == ("a", "b", "c", "d")
         assert capped(frame, 0) is frame
+
+
+def test_a_sample_is_evenly_spaced_over_the_shards(tiny):
+    names = ["square", "bar"]
+    every = training_frames(tiny.dataset_config, names)
+    some = training_frames(tiny.dataset_config, names, at_most=6)
+    assert [frame.frame_id for frame in some.frames] == [frame.frame_id for frame in every.frames[::3]]
+    assert (len(some), some.total, every.total) == (6, 18, 18)
+    few = validation_frames(tiny.dataset_config, names, at_most=100)
+    assert few is not None and (len(few), few.total) == (6, 6)

@@ -65,6 +65,10 @@ def test_calibration(experiment, text, expected):
             "engine_config.opt_batch_size: must be at most max_batch_size (4), got 8",
         ),
         (
+            "export_config { static_batch_size: 4 engine_config { opt_batch_size: 4 max_batch_size: 8 } }",
+            "engine_config.max_batch_size: must be static_batch_size (4), or left out, got 8",
+        ),
+        (
             "export_config { engine_config { min_batch_size: 2 max_batch_size: 1 } }",
             "engine_config.min_batch_size: must be at most max_batch_size (1), got 2",
         ),

@@ -60,6 +60,11 @@ def test_a_run_learns_and_leaves_its_files(tiny, tmp_path):
     records = [json.loads(line) for line in (tmp_path / "status.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == list(range(1, 21))
     assert records[0]["graphical"]["loss"] == outcome.history[0]["cost"]
+    measured_classes = {
+        record["epoch"]: record["categorical"] for record in records if "categorical" in record
+    }
+    assert list(measured_classes) == validated
+    assert measured_classes[20] == {"average_precision": outcome.history[-1]["average_precision"]}
     events = EventAccumulator(str(tmp_path / "events")).Reload()
     tags = events.Tags()
     wanted = {

@@ -1,0 +1,225 @@
+"""What is in the folder of a run: read as far as it is there, for it is read while it is being written."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detectkit import spec
+from detectkit.errors import DetectkitError, UsageError
+
+ORDER = (
+    "convert",
+    "train",
+    "evaluate_float",
+    "prune",
+    "evaluate_pruned",
+    "retrain",
+    "evaluate_retrained",
+    "qat",
+    "evaluate_qat",
+    "calibrate",
+    "export",
+    "evaluate_fp32",
+    "evaluate_fp16",
+    "evaluate_int8",
+    "engine",
+    "evaluate_engine",
+    "latency",
+)  # of stages where run.json has none
+STAGE, INFO, SPEC = "stage.json", "run.json", "spec.txt"
+EVALUATE = "evaluate_"
+
+
+class Stage(NamedTuple):
+    """A stage of a run, as its stage.json says."""
+
+    name: str
+    title: str
+    status: str  # "done", "failed", "begun", "skipped" (not possible here); "waiting" where there is no stage.json yet
+    error: str | None = None
+    commands: tuple[tuple[str, ...], ...] = ()
+    started: str = ""
+    wall_seconds: float | None = None
+    cpu_seconds: float | None = None
+    restarts: int = 0
+
+
+class Results(NamedTuple):
+    """What an evaluation wrote."""
+
+    key: str  # the stage's name without evaluate_
+    measured: str  # the model file, as it was given
+    images: int
+    mean: float  # average precision, 0 to 1
+    by_class: dict[str, float | None]
+    protocol: str
+
+
+class Run(NamedTuple):
+    """A folder of `detectkit run`, as far as it can be read."""
+
+    folder: Path
+    info: dict[str, Any]  # run.json
+    stages: tuple[Stage, ...]
+    spec_text: str  # "" where there is none
+    experiment: spec.Experiment | None
+    results: dict[str, Results]  # by key
+    problems: tuple[str, ...]  # what could not be read, a sentence each
+
+    @property
+    def title(self) -> str:
+        """The name of the spec, or of the folder."""
+        return Path(str(self.info.get("spec") or self.folder.absolute())).stem
+
+    def stage(self, name: str) -> Stage | None:
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / INFO).is_file() or any(folder.glob(f"*/{STAGE}"))
+
+
+def read(folder: Path) -> Run:
+    """Read what is there.
+
+    Raises:
+        UsageError: it is not the folder of a run.
+    """
+    if not is_run(folder):
+        raise UsageError(
+            f"{folder} is not the folder of a run (no {INFO}): give the DIR of `detectkit run -e SPEC -r DIR`"
+        )
+    problems: list[str] = []
+    info = read_json(folder / INFO, problems) or {}
+    text, experiment = _spec(folder, problems)
+    found = {path.parent.name: _results(path, problems) for path in folder.glob(f"{EVALUATE}*/results.json")}
+    results = {item.key: item for item in found.values() if item is not None}
+    return Run(folder, info, _stages(folder, info, problems), text, experiment, results, tuple(problems))
+
+
+def read_json(path: Path, problems: list[str]) -> dict[str, Any] | None:
+    """An object of a JSON file; None where there is none, or it cannot be read, which goes into `problems`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        problems.append(f"{path.parent.name}/{path.name} cannot be read: {_reason(error)}")
+        return None
+    return content
+
+
+def number(value: object) -> float | None:
+    """A finite number of a file; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < float("inf") else None
+
+
+def find(run: Run, path: str) -> Path:
+    """A file that a run names: as it was given, or where it is now if the folder was moved."""
+    given = Path(path)
+    if given.exists():
+        return given
+    parts = given.parts
+    for length in range(min(len(parts), 4), 0, -1):
+        inside = run.folder.joinpath(*parts[-length:])
+        if inside.exists():
+            return inside
+    return given
+
+
+def shown(run: Run, path: str | os.PathLike[str]) -> str:
+    """A path as a person wants to read it: below the run's folder where it is there, never below a home."""
+    text = os.fspath(path)
+    absolute, folder = os.path.abspath(text), os.path.abspath(run.folder)
+    if absolute.startswith(folder + os.sep):
+        return os.path.relpath(absolute, folder)
+    home = os.path.expanduser("~")
+    return "~" + text[len(home) :] if home != os.sep and text.startswith(home + os.sep) else text
+
+
+def _spec(folder: Path, problems: list[str]) -> tuple[str, spec.Experiment | None]:
+    path = folder / SPEC
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return "", None
+    except (OSError, ValueError) as error:
+        problems.append(f"{SPEC} cannot be read: {_reason(error)}")
+        return "", None
+    try:
+        message = spec.loads(text)
+    except DetectkitError as error:
+        problems.append(f"{SPEC} is not understood: {_reason(error)}")
+        return text, None
+    return text, message if isinstance(message, spec.Experiment) else None
+
+
+def _stages(folder: Path, info: dict[str, Any], problems: list[str]) -> tuple[Stage, ...]:
+    """In the order of run.json, then of ORDER, then of their begin."""
+    planned = [item for item in _list(info.get("stages")) if isinstance(item, list) and len(item) == 2]
+    names = {str(name): Stage(str(name), str(title), "waiting") for name, title in planned}
+    found: dict[str, Stage] = {}
+    for path in sorted(folder.glob(f"*/{STAGE}")):
+        content = read_json(path, problems)
+        if content is not None:
+            found[path.parent.name] = _stage(path.parent.name, content)
+    places = {name: at for at, name in enumerate((*names, *(name for name in ORDER if name not in names)))}
+    merged = names | found
+    return tuple(
+        sorted(merged.values(), key=lambda stage: (places.get(stage.name, len(places)), stage.started))
+    )
+
+
+def _stage(name: str, content: dict[str, Any]) -> Stage:
+    commands = [item for item in _list(content.get("commands")) if isinstance(item, list)]
+    status = str(content.get("status"))
+    return Stage(
+        name=name,
+        title=str(content.get("title") or name),
+        status=status if status in ("done", "failed", "skipped") else "begun",
+        error=str(content["error"]) if content.get("error") else None,
+        commands=tuple(tuple(map(str, line)) for line in commands),
+        started=str(content.get("started") or ""),
+        wall_seconds=number(content.get("wall_seconds")),
+        cpu_seconds=number(content.get("cpu_seconds")),
+        restarts=int(number(content.get("restarts")) or 0),
+    )
+
+
+def _results(path: Path, problems: list[str]) -> Results | None:
+    content = read_json(path, problems)
+    if content is None:
+        return None
+    mean, classes = number(content.get("mean_average_precision")), content.get("classes")
+    if mean is None or not isinstance(classes, dict):
+        problems.append(f"{path.parent.name}/{path.name} has no average precision")
+        return None
+    return Results(
+        key=path.parent.name.removeprefix(EVALUATE),
+        measured=str(content.get("measured") or ""),
+        images=int(number(content.get("images")) or 0),
+        mean=mean,
+        by_class={
+            str(name): number(item.get("average_precision"))
+            for name, item in classes.items()
+            if isinstance(item, dict)
+        },
+        protocol=str(content.get("protocol") or "VOC"),
+    )
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,341 @@
+"""The other sections of a run's report, each as HTML; "" where there is nothing to show."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from detectkit import page, spec
+from detectkit.console import duration
+from detectkit.errors import DetectkitError
+from detectkit.page import Html
+from detectkit.report import charts
+from detectkit.report.folder import Run, Stage, number, read_json, shown
+from detectkit.report.models import LATENCY, Model, class_names, kind, rows
+from detectkit.report.training import Epoch, history
+
+TRAININGS = {"train": "float", "retrain": "retrained", "qat": "qat"}  # stage, and the model that it gives
+STATES = {"done": "good", "failed": "bad"}
+WORST_LAYERS = 10
+DEPLOYED_FOLDERS = ("export", "engine", "calibrate")
+OF_THE_RUN = ("stage.json", "status.jsonl", "output.txt")
+
+
+def table(run: Run, found: Sequence[Model]) -> str:
+    """The models in rows, why something is missing, and accuracy over time."""
+    if not found:
+        return page.paragraph("No model has been measured yet.", style="note")
+    headers, cells = rows(found)
+    lines = [
+        [page.joined(page.swatch(model.kind.color), row[0]), *row[1:]]
+        for model, row in zip(found, cells, strict=True)
+    ]
+    parts = [page.table(headers, lines), page.paragraph(_legend(run), style="note")]
+    parts += [
+        page.paragraph(f"{model.kind.title}: {model.why}.", style="note") for model in found if model.why
+    ]
+    return "\n".join((*parts, *_scatter(found)))
+
+
+def _legend(run: Run) -> str:
+    content = read_json(run.folder / LATENCY, []) or {}
+    machine = f" on {content['machine']}" if content.get("machine") else ""
+    threads = f", {content['threads']} threads" if content.get("threads") else ""
+    entries = content.get("models")
+    runtimes = {str(item["runtime"]) for item in _dicts(entries) if item.get("runtime")}
+    machine += f", {runtimes.pop()}" if len(runtimes) == 1 else ""
+    batch = number(content.get("batch_size"))
+    images = f", {int(batch)} images at a time" if batch and batch > 1 else ""
+    told = (
+        f"ms: the network alone on one image{machine}{threads}{images}; faster: times, than the float model; agree:"
+        " detections that are the float model's, at IoU 0.5."
+    )
+    return (
+        told
+        if content
+        else f"{told} Times, parameters and multiplications are measured by the stage latency."
+    )
+
+
+def _scatter(found: Sequence[Model]) -> list[str]:
+    points = [
+        charts.Point(model.kind.title, model.kind.color, 1000 * model.seconds, 100 * model.mean)
+        for model in found
+        if model.seconds and model.mean is not None and not model.is_passing
+    ]
+    if len(points) < 2:
+        return []
+    told = ", ".join(f"{point.name} {point.y:.1f} % in {point.x:.1f} ms" for point in points)
+    chart = charts.scatter(
+        points, title="mAP %, over the time for an image", alt=f"mAP over time: {told}.", x_label="ms"
+    )
+    bars = _by_class(found)
+    return [page.drawings([(chart, ""), *bars])]
+
+
+def _by_class(found: Sequence[Model]) -> list[tuple[Html, str]]:
+    """What becomes of each class from model to model."""
+    measured = [model for model in found if model.by_class and not model.is_passing]
+    names = class_names(measured)
+    if len(measured) < 2 or not 1 < len(names) <= 12:
+        return []
+    chart = charts.dots(
+        names,
+        [
+            (model.kind.title, model.kind.color, [_hundred(model.by_class.get(name)) for name in names])
+            for model in measured
+        ],
+        title="AP % by class",
+        alt="Average precision of each class and model, as in the table above.",
+    )
+    return [(chart, "")]
+
+
+def _hundred(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def data(run: Run) -> str:
+    """Boxes by class and by size, and a few images."""
+    if run.experiment is None:
+        return ""
+    from detectkit.report import samples  # imports torch
+
+    try:
+        found = samples.read(run.experiment)
+    except DetectkitError as error:
+        return page.paragraph(f"The data cannot be read: {error}", style="note")
+    parts = [
+        page.paragraph(_told(found.training.images, found.validation.images if found.validation else None))
+    ]
+    for name, part in (("training", found.training), ("validation", found.validation)):
+        if part and part.read < part.images:
+            parts.append(
+                page.paragraph(
+                    f"Counted on {part.read:,} of {part.images:,} {name} images, evenly spaced.", style="note"
+                )
+            )
+    if found.left_out:
+        parts.append(page.paragraph(f"{found.left_out} rarer classes are not shown.", style="note"))
+    parts.append(page.drawings([(samples.counted(found), ""), (samples.sizes(found), "")]))
+    parts += [page.heading("Training images with their labels", level=3)]
+    parts += [page.paragraph(samples.key(found, spec.class_names(run.experiment)), style="note")]
+    return "\n".join((*parts, page.grid(found.samples, small=False)))
+
+
+def _told(training: int, validation: int | None) -> str:
+    other = "none for validation" if validation is None else f"{validation:,} for validation"
+    return f"{training:,} images to train on, {other}."
+
+
+def training(run: Run) -> str:
+    """Cost, learning rate and average precision of each training, over its epochs."""
+    courses = {stage: history(run.folder / stage / "status.jsonl") for stage in TRAININGS}
+    known = {TRAININGS[stage]: epochs for stage, epochs in courses.items() if epochs}
+    return training_charts([(kind(key).title, kind(key).color, epochs) for key, epochs in known.items()])
+
+
+def training_charts(courses: Sequence[tuple[str, str, list[Epoch]]]) -> str:
+    """Charts of (title, colour, epochs), one line for each; "" without any."""
+    if not courses:
+        return ""
+    names = list(dict.fromkeys(name for *_, epochs in courses for epoch in epochs for name in epoch.by_class))
+    drawn = [_cost(courses), _course(courses, "learning_rate", "Learning rate", scale=1, logarithmic=True)]
+    note = ""
+    if max(len(_values(epochs, "mean")[0]) for *_, epochs in courses) > 1:
+        drawn.append(_course(courses, "mean", "Validation mAP %", scale=100, logarithmic=False))
+        drawn += [_class_course(courses, name) for name in names[:12] if len(names) > 1]
+    else:
+        note = page.paragraph(
+            "Validated once at most: there is no course of the average precision.", style="note"
+        )
+    return page.drawings((chart, "") for chart in drawn if chart) + note
+
+
+def _cost(courses: Sequence[tuple[str, str, list[Epoch]]]) -> str:
+    """Training cost as a faint line, validation cost with dots."""
+    lines, told = [], []
+    for title, color, epochs in courses:
+        x, y = _values(epochs, "cost")
+        at, measured = _values(epochs, "validation_cost")
+        lines.append(charts.Line(title, color, x, y, faint=bool(measured)))
+        if measured:
+            lines.append(charts.Line(title, color, at, measured, "--" if len(measured) > 1 else "-"))
+        told.append(f"{title} from {y[0]:.2g} to {y[-1]:.2g}" if y else title)
+    title = "Cost: training thin, validation dashed" if any(line.faint for line in lines) else "Training cost"
+    return charts.lines(
+        lines,
+        title=title,
+        alt=f"Cost by epoch, {'; '.join(told)}.",
+        x_label="epoch",
+        logarithmic=True,
+    )
+
+
+def _course(
+    courses: Sequence[tuple[str, str, list[Epoch]]],
+    field: str,
+    title: str,
+    *,
+    scale: float,
+    logarithmic: bool,
+) -> str:
+    lines = []
+    for name, color, epochs in courses:
+        x, y = _values(epochs, field)
+        if x:
+            lines.append(charts.Line(name, color, x, [scale * value for value in y]))
+    return _over_epochs(lines, title, logarithmic=logarithmic)
+
+
+def _class_course(courses: Sequence[tuple[str, str, list[Epoch]]], name: str) -> str:
+    lines = []
+    for title, color, epochs in courses:
+        measured = [(epoch.number, epoch.by_class.get(name)) for epoch in epochs]
+        points = [(at, 100 * value) for at, value in measured if value is not None]
+        if points:
+            lines.append(charts.Line(title, color, [at for at, _ in points], [value for _, value in points]))
+    return _over_epochs(lines, f"Validation AP % of {name}", logarithmic=False)
+
+
+def _over_epochs(lines: list[charts.Line], title: str, *, logarithmic: bool) -> str:
+    if not lines:
+        return ""
+    last = ", ".join(f"{line.name} {line.y[-1]:.3g} after epoch {line.x[-1]:g}" for line in lines)
+    return charts.lines(
+        lines, title=title, alt=f"{title} by epoch: {last}.", x_label="epoch", logarithmic=logarithmic
+    )
+
+
+def _values(epochs: Sequence[Epoch], field: str) -> tuple[list[float], list[float]]:
+    found = [(epoch.number, getattr(epoch, field)) for epoch in epochs]
+    known = [(float(at), float(value)) for at, value in found if value is not None]
+    return [at for at, _ in known], [value for _, value in known]
+
+
+def eight_bits(run: Run) -> str:
+    """The layers that lose most in 8 bits."""
+    content = read_json(run.folder / "calibrate" / "layers.json", [])
+    entries = content.get("layers") if content else None
+    known = [item for item in _dicts(entries) if number(item.get("sqnr")) is not None]
+    if not content or not known:
+        return ""
+    worst = sorted(known, key=lambda item: float(item["sqnr"]))[:WORST_LAYERS]
+    cells = [
+        [
+            str(item.get("name")),
+            f"{float(item['sqnr']):.1f}",
+            _decibels(item.get("weight")),
+            _decibels(item.get("weight_per_tensor")),
+            page.marked("hurts", "bad") if item.get("hurts") else "",
+        ]
+        for item in worst
+    ]
+    hurting = sum(bool(item.get("hurts")) for item in known)
+    told = (
+        f"Ranges by {content.get('method')}, on {content.get('images')} training images. Signal to noise of each"
+        f" convolution's values in 8 bits, dB: 20 is a tenth of noise. {hurting or 'None'} of {len(known)} hurt; these"
+        " lose most."
+    )
+    headers = ["convolution", "dB", "weights alone", "weights, one scale", ""]
+    return page.paragraph(told) + page.table(headers, cells)
+
+
+def _dicts(entries: object) -> list[dict[str, Any]]:
+    return [item for item in entries if isinstance(item, dict)] if isinstance(entries, list) else []
+
+
+def _decibels(value: object) -> str:
+    known = number(value)
+    return "-" if known is None else f"{known:.1f}"
+
+
+def files(run: Run) -> str:
+    """What can be taken to another machine."""
+    cells = []
+    for folder in DEPLOYED_FOLDERS:
+        for path in sorted((run.folder / folder).glob("*")):
+            if path.is_file() and path.name not in OF_THE_RUN and not path.name.startswith("."):
+                cells.append([shown(run, path), _size(path.stat().st_size), _purpose(path.name)])
+    return page.table(["file", "size", ""], cells, text=[2]) if cells else ""
+
+
+def _size(count: int) -> str:
+    if count < 2**10:
+        return f"{count} B"
+    return f"{count / 2**20:.1f} MiB" if count >= 2**18 else f"{count / 2**10:.1f} KiB"
+
+
+def _purpose(name: str) -> str:
+    known = {
+        "labels.txt": "DeepStream: the classes",
+        "nvinfer_config.txt": "DeepStream: the configuration of nvinfer",
+        "calibration.cache": "TensorRT 10: the ranges",
+        "scales.json": "the ranges, for export",
+        "layers.json": "what each layer loses in 8 bits",
+    }
+    return known.get(name, "")
+
+
+def stages(run: Run) -> str:
+    """State and time of each stage, and its commands to copy."""
+    cells = [_stage_row(stage) for stage in run.stages]
+    headers = ["stage", "state", "wall time", "CPU time", "restarts", ""]
+    parts = [page.table(headers, cells, text=[5])]
+    parts += [
+        page.paragraph(
+            page.joined(
+                page.marked(stage.name, "bad" if stage.status == "failed" else ""), f": {stage.error}"
+            )
+        )
+        for stage in run.stages
+        if stage.error
+    ]
+    whole = run.info.get("command")
+    if isinstance(whole, list) and whole:
+        parts += [page.heading("The whole run", level=3), page.code([command_line(list(map(str, whole)))])]
+    parts += [page.heading("Stage by stage", level=3)]
+    parts += [page.paragraph("A click on a block selects it.", style="note")]
+    for stage in run.stages:
+        if stage.commands:
+            parts += [page.paragraph(f"{stage.name}: {stage.title}")]
+            parts += [page.code(command_line(line) for line in stage.commands)]
+    return "\n".join(parts)
+
+
+def command_line(words: Sequence[str]) -> str:
+    """A command as it is typed; the words may begin after `detectkit`."""
+    return shlex.join(words if words and words[0] == "detectkit" else ["detectkit", *words])
+
+
+def _stage_row(stage: Stage) -> list[object]:
+    state = "under way, or cut" if stage.status == "begun" else stage.status
+    return [
+        stage.name,
+        page.marked(state, STATES.get(stage.status, "note")),
+        "-" if stage.wall_seconds is None else duration(stage.wall_seconds),
+        "-" if stage.cpu_seconds is None else duration(stage.cpu_seconds),
+        stage.restarts or "",
+        stage.title if stage.title != stage.name else "",
+    ]
+
+
+def environment(run: Run) -> str:
+    """Versions and machine, as run.json says."""
+    found = [run.info.get("versions"), run.info.get("machine")]
+    cells = [
+        [str(name), str(value)] for part in found if isinstance(part, dict) for name, value in part.items()
+    ]
+    return page.table(["", ""], cells, text=[1]) if cells else ""
+
+
+def spec_text(run: Run) -> str:
+    if not run.spec_text:
+        return ""
+    title = f"The spec as resolved, {len(run.spec_text.splitlines())} lines ({shown(run, run.folder / 'spec.txt')})"
+    return page.folded(title, page.code([run.spec_text.rstrip()], whole=False))
+
+
+def problems(run: Run) -> str:
+    return "\n".join(page.paragraph(problem) for problem in run.problems)

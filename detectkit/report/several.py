@@ -1,0 +1,180 @@
+"""Several runs side by side: what differs between their specs, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from detectkit import page, spec
+from detectkit.errors import UsageError
+from detectkit.files import atomic_write, short_names
+from detectkit.page import Html, Section
+from detectkit.report import charts
+from detectkit.report.accuracy import MOST, read_details
+from detectkit.report.folder import Run, read
+from detectkit.report.models import Model, class_names, deployed, final_float, models, rows, verdict
+from detectkit.report.sections import training_charts
+from detectkit.report.training import history
+
+DASHES = ("-", "--", "-.", ":")
+LONG = 60  # letters of a value
+UNSET = "not set"
+
+
+class Compared(NamedTuple):
+    """One of the runs."""
+
+    run: Run
+    name: str  # short, told from the others'
+    color: str  # of the page
+    dashes: str
+    models: list[Model]
+
+    @property
+    def last(self) -> Model | None:
+        """The model that the run was made for."""
+        return deployed(self.models) or final_float(self.models)
+
+
+def compare_reports(folders: Sequence[Path], output: Path) -> Path:
+    """Write a page that puts runs side by side.
+
+    Args:
+        folders: of at least two runs, as `write_report` reads them.
+        output: the page.
+
+    Raises:
+        UsageError: one is not the folder of a run, one is named twice, or there are fewer than two.
+        OutputError: the page cannot be written.
+    """
+    if len(folders) < 2:
+        raise UsageError("give the folders of two or more runs")
+    names = short_names(folders)
+    runs = [read(folder) for folder in folders]
+    compared = [
+        Compared(run, name, charts.SERIES[at % len(charts.SERIES)], DASHES[at % len(DASHES)], models(run))
+        for at, (run, name) in enumerate(zip(runs, names, strict=True))
+    ]
+    text = page.page(
+        f"{len(runs)} runs side by side",
+        *(_verdict(item) for item in compared),
+        sections=list(_sections(compared)),
+    )
+    with atomic_write(output) as path:
+        path.write_text(text, encoding="utf-8")
+    return output
+
+
+def _verdict(item: Compared) -> str:
+    told = verdict(item.models) or "no model has been measured yet"
+    return page.paragraph(page.joined(page.swatch(item.color), page.marked(item.name, "name"), f": {told}"))
+
+
+def _sections(compared: Sequence[Compared]) -> Iterator[Section]:
+    made = [
+        ("models", "Models", _table(compared)),
+        ("specs", "Specs", _differences(compared)),
+        ("curves", "Precision and recall", _curves(compared)),
+        ("training", "Training", _training(compared)),
+    ]
+    for anchor, title, content in made:
+        if content:
+            yield Section(anchor, title, content)
+
+
+def _table(compared: Sequence[Compared]) -> str:
+    """A row for each run and model, over all classes that any of them has."""
+    together = [model for item in compared for model in item.models]
+    if not together:
+        return ""
+    names = {name: None for name in class_names(together)}
+    cells: list[list[str]] = []
+    headers: list[str] = []
+    for item in compared:
+        # Every run gets the columns of all classes.
+        own = [model._replace(by_class={**names, **model.by_class}) for model in item.models]
+        headers, found = rows(own) if own else (headers, [])
+        cells += [[page.joined(page.swatch(item.color), item.name), *row] for row in found]
+    told = "ms: the network alone on one image; faster: times, than the float model of its run; agree: with that one."
+    parts = [page.table(["run", *headers], cells), page.paragraph(told, style="note")]
+    return "\n".join((*parts, *_scatter(compared)))
+
+
+def _scatter(compared: Sequence[Compared]) -> list[str]:
+    points = [
+        charts.Point(f"{item.name}, {model.kind.title}", item.color, 1000 * model.seconds, 100 * model.mean)
+        for item in compared
+        for model in item.models
+        if model.seconds and model.mean is not None and not model.is_passing
+    ]
+    if len(points) < 2:
+        return []
+    told = ", ".join(f"{point.name} {point.y:.1f} % in {point.x:.1f} ms" for point in points)
+    chart = charts.scatter(
+        points, title="mAP %, over the time for an image", alt=f"mAP over time: {told}.", x_label="ms"
+    )
+    return [page.drawings([(chart, "")])]
+
+
+def _differences(compared: Sequence[Compared]) -> str:
+    """Field by field: a row for each that is not the same in all specs."""
+    known = [(item.name, item.run.experiment) for item in compared if item.run.experiment is not None]
+    if len(known) < 2:
+        return page.paragraph("Fewer than two of the runs have a spec that can be read.", style="note")
+    (first, own), *others = known
+    changes = [spec.field_changes(own, other) for _, other in others]
+    before = {path: value for found in changes for path, value, _ in found}
+    now = [{path: value for path, _, value in found} for found in changes]
+    cells = [
+        [path, _short(value), *(_short(found.get(path, value)) for found in now)]
+        for path, value in before.items()
+    ]
+    if not cells:
+        return page.paragraph("Nothing: their specs are the same.")
+    told = page.paragraph("The fields that differ, defaults included.", style="note")
+    return told + page.table(["field", first, *(name for name, _ in others)], cells)
+
+
+def _short(value: str) -> str:
+    return (value if len(value) <= LONG else value[: LONG - 1] + "…") or UNSET
+
+
+def _curves(compared: Sequence[Compared]) -> str:
+    """A chart for each class, a line for the last model of each run."""
+    drawn: dict[str, list[charts.Line]] = {}
+    for item in compared:
+        details = read_details(item.run, item.last.key) if item.last else None
+        if details is None or item.last is None:
+            continue
+        for name, curve in zip(details.class_names, details.curves, strict=True):
+            title = f"{item.name}, {item.last.kind.title}"
+            line = charts.Line(title, item.color, curve.recall, curve.precision, item.dashes)
+            drawn.setdefault(name, []).append(line)
+    return (
+        page.drawings((_chart(name, lines), "") for name, lines in list(drawn.items())[:MOST])
+        if drawn
+        else ""
+    )
+
+
+def _chart(name: str, lines: Sequence[charts.Line]) -> Html:
+    return charts.lines(
+        lines,
+        title=f"{name}: precision over recall",
+        alt=f"Precision over recall of {name}: {', '.join(line.name for line in lines)}.",
+        x_label="recall",
+        x_limits=(0, 1),
+        y_limits=(0, 1.02),
+        key=True,
+    )
+
+
+def _training(compared: Sequence[Compared]) -> str:
+    """The course of the same training of each run over each other."""
+    parts = []
+    for stage, title in (("train", "Training"), ("retrain", "Retraining"), ("qat", "Training in 8 bits")):
+        courses = [(item, history(item.run.folder / stage / "status.jsonl")) for item in compared]
+        shown = training_charts([(item.name, item.color, epochs) for item, epochs in courses if epochs])
+        parts += [page.heading(title, level=3), shown] if shown else []
+    return "\n".join(parts)

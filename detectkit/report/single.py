@@ -1,0 +1,95 @@
+"""The report of one run: what came out, at the top, and below where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from detectkit import page
+from detectkit.console import duration
+from detectkit.files import atomic_write
+from detectkit.page import Html, Section
+from detectkit.report import accuracy, sections
+from detectkit.report.folder import Run, Stage, read
+from detectkit.report.models import Model, kept_table, models, rows, verdict, write_table
+
+REPORT = "report.html"
+
+
+def write_report(folder: Path) -> Path:
+    """Write DIR/report.html of a run's folder as far as the run has come, and its table to DIR/report.json.
+
+    What is missing or damaged is told in the page and stops nothing.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UsageError: it is not the folder of a run.
+        OutputError: the page cannot be written.
+    """
+    run = read(Path(folder))
+    found = models(run)
+    parts = list(_head(run, found))
+    text = page.page(f"{run.title}: report of a run", *parts, sections=list(_sections(run, found)))
+    path = run.folder / REPORT
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    write_table(run, found)
+    return path
+
+
+def summary(folder: Path) -> tuple[list[str], list[list[str]]]:
+    """The table of a run for the terminal: headers, and a row for each model.
+
+    Raises:
+        UsageError: it is not the folder of a run.
+    """
+    run = read(Path(folder))
+    return rows(kept_table(run) or models(run))
+
+
+def _head(run: Run, found: Sequence[Model]) -> Iterator[str]:
+    """What a person in a hurry reads."""
+    failed = next((stage for stage in run.stages if stage.status == "failed"), None)
+    if failed is not None:
+        reason = failed.error or "no reason is given"
+        yield page.paragraph(
+            page.joined(page.marked(f"Failed in {failed.name}: ", "bad"), reason), style="lead"
+        )
+    told = verdict(found)
+    yield page.paragraph(told or "No model has been measured yet.", style="lead" if told else "note")
+    yield page.paragraph(_progress(run.stages), style="note")
+
+
+def _progress(stages: Sequence[Stage]) -> str:
+    over = [stage for stage in stages if stage.status in ("done", "skipped")]
+    seconds = sum(stage.wall_seconds or 0 for stage in stages)
+    cpu = sum(stage.cpu_seconds or 0 for stage in stages)
+    times = f"{duration(seconds)} wall time, {duration(cpu)} CPU time"
+    if stages and len(over) == len(stages):
+        told = "The one stage is" if len(stages) == 1 else f"All {len(stages)} stages are"
+        return f"{told} done: {times}."
+    at = ", ".join(stage.name for stage in stages if stage.status == "begun")
+    under_way = f"; {at} under way, or cut off" if at else ""
+    return f"{len(over)} of {len(stages)} stages done{under_way}: {times}."
+
+
+def _sections(run: Run, found: Sequence[Model]) -> Iterator[Section]:
+    """Those that have something to show, in the order in which they are asked for."""
+    made: list[tuple[str, str, str | Html]] = [
+        ("models", "Models", sections.table(run, found)),
+        ("curves", "Precision and recall", accuracy.curves(run, found)),
+        ("mistakes", "Worst mistakes", accuracy.mistakes(run, found)),
+        ("data", "Data", sections.data(run)),
+        ("training", "Training", sections.training(run)),
+        ("bits", "8 bits", sections.eight_bits(run)),
+        ("files", "Files to deploy", sections.files(run)),
+        ("stages", "Stages and commands", sections.stages(run)),
+        ("environment", "Environment", sections.environment(run)),
+        ("spec", "Spec", sections.spec_text(run)),
+        ("unread", "What could not be read", sections.problems(run)),
+    ]
+    for anchor, title, content in made:
+        if content:
+            yield Section(anchor, title, content)

@@ -1,0 +1,517 @@
+"""What is done, stale or cut, on commands that need no network: see `FakePlace`."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from detectkit.errors import DataError, ModelError, UsageError
+from detectkit.pipeline import stages
+from detectkit.pipeline.plan import Action
+from detectkit.pipeline.stages import STAGES
+
+FLOAT = ["convert", "train", "evaluate_float"]
+PRUNED = ["prune", "evaluate_pruned", "retrain", "evaluate_retrained"]
+INT8 = ["calibrate", "export", "evaluate_int8"]
+ALL = [*FLOAT, *PRUNED, *INT8, "latency"]
+EVALUATIONS = ["evaluate_float", "evaluate_pruned", "evaluate_retrained", "evaluate_int8"]
+
+
+def names(steps):
+    return [step.stage.name for step in steps]
+
+
+def of(fake, name):
+    return next(step for step in fake.plan() if step.stage.name == name)
+
+
+@pytest.fixture
+def done(fake):
+    """A run that has ended."""
+    assert fake.run() == ALL
+    return fake
+
+
+def test_a_new_folder_is_all_to_do(fake):
+    steps = fake.plan()
+    assert names(steps) == ALL and {step.action for step in steps} == {Action.BEGIN}
+    assert not fake.folder.exists()
+
+
+def test_a_second_run_has_nothing_to_do(done):
+    assert done.actions() == {} and done.run() == []
+
+
+def test_stage_json(done):
+    state = done.state("prune")
+    assert state["status"] == "done" and state["error"] is None and state["restarts"] == 0
+    assert state["title"] == "leaving out filters"
+    folder = str(done.folder)
+    model, pruned = f"{folder}/train/weights/model-best.safetensors", f"{folder}/prune/pruned.safetensors"
+    (command,) = state["commands"]
+    assert command == [
+        *("prune", "-e", f"{folder}/spec.txt", "-m", model, "-o", pruned, "-r", f"{folder}/prune"),
+    ]
+    assert list(state["reads"]) == [model] and state["writes"] == [pruned]
+    assert state["wall_seconds"] >= 0 and state["cpu_seconds"] >= 0 and len(state["started"]) == 19
+
+
+def test_run_json_names_the_stages(done):
+    content = json.loads((done.folder / "run.json").read_text())
+    assert [name for name, title in content["stages"]] == ALL
+
+
+@pytest.mark.parametrize(
+    "old, new, expected",
+    [
+        ("target_params: 0.6", "target_params: 0.5", [*PRUNED, *INT8, "latency"]),
+        ("retraining { num_epochs: 1 }", "retraining { num_epochs: 3 }", [*PRUNED[2:], *INT8, "latency"]),
+        ("batches: 3", "batches: 4", [*INT8, "latency"]),
+        ("runtime: ONNXRUNTIME", "", [*INT8[1:], "latency"]),
+        # The thresholds of clustering are in what DeepStream gets beside the ONNX files.
+        ("coverage_threshold: 0.01", "coverage_threshold: 0.02", [*EVALUATIONS, "export", "latency"]),
+        ('key: "bar" value: 0.5 }', 'key: "bar" value: 0.6 }', [*EVALUATIONS, "export", "latency"]),
+        ("num_epochs: 2", "num_epochs: 3", ["train", "evaluate_float", *PRUNED, *INT8, "latency"]),
+    ],
+)
+def test_a_changed_section_is_done_again_with_what_follows(done, old, new, expected):
+    done.write(change={old: new})
+    before = done.plan()
+    assert set(done.run()) == set(expected)
+    assert {step.stage.name for step in before if step.action != Action.NOTHING} >= set(expected)
+    assert done.run() == []
+
+
+def test_what_is_unchanged_in_the_end_is_left(done):
+    """What a stage reads is looked at when its turn has come: the same again is no reason to do it again."""
+    (done.folder / "prune" / "pruned.safetensors").unlink()
+    assert done.actions()["prune"] == "goes on" and done.actions()["retrain"] == "after the others"
+    assert done.run() == ["prune"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"checkpoint_interval: 1": "checkpoint_interval: 5"},
+        {"workers: 0": "workers: 1"},
+        {"num_epochs: 2": "num_epochs: 4"},
+        {"checkpoint_interval: 1": "visualizer { enabled: true }"},
+    ],
+)
+def test_a_training_goes_on_after_what_it_may(done, change):
+    done.write(change=change)
+    assert done.actions()["train"] == "goes on"
+    assert of(done, "train").why == "training_config changed"
+    started = done.state("train")["started"]
+    assert "train" in done.run()
+    assert done.state("train")["restarts"] == 1 and done.state("train")["started"] == started
+
+
+def test_a_default_written_out_is_no_change(done):
+    done.write(change={"batches: 3": "batches: 3 tensorrt_version: '10.3.0'"})
+    assert done.actions() == {}
+
+
+def test_another_rate_after_the_training_is_refused(done):
+    done.write(change={"max_learning_rate: 1e-3": "max_learning_rate: 2e-3"})
+    with pytest.raises(UsageError) as found:
+        done.plan()
+    assert str(found.value) == (
+        f"{done.folder}/train was trained before training_config changed: use another -r, or --from train to do it again"
+    )
+    assert done.run(first="train") == ALL[1:]
+
+
+def test_another_rate_while_it_trains_is_taken_up(done):
+    done.change_state("train", status="begun")
+    done.write(change={"max_learning_rate: 1e-3": "max_learning_rate: 2e-3"})
+    assert done.actions()["train"] == "goes on"
+
+
+def test_retraining_with_another_rate_is_done_again(done):
+    """A retraining is short, and only what the spec says of it has changed."""
+    schedule = (
+        "learning_rate { soft_start_annealing_schedule { min_learning_rate: 1e-5 max_learning_rate: 1e-4 } }"
+    )
+    done.write(change={"retraining { num_epochs: 1": f"retraining {{ num_epochs: 1 {schedule}"})
+    assert of(done, "retrain").action == Action.AGAIN
+    assert set(done.run()) == {*PRUNED[2:], *INT8, "latency"}
+
+
+@pytest.mark.parametrize(
+    "change, shown",
+    [
+        ({"random_seed: 7": "random_seed: 8"}, "random_seed was 7, is 8"),
+        (
+            {"batch_size_per_gpu: 4": "batch_size_per_gpu: 2"},
+            "training_config.batch_size_per_gpu was 4, is 2",
+        ),
+        ({"num_layers: 10": "num_layers: 18"}, "model_config.num_layers was 10, is 18"),
+        (
+            {"validation_fold: 0": "validation_fold: 1"},
+            "dataset_config.validation_fold was 0, is 1",
+        ),
+        (
+            {"contrast_scale_max: 0.1": "contrast_scale_max: 0.2 hue_rotation_max: 5"},
+            "augmentation_config.color_augmentation.hue_rotation_max was not set, is 5;"
+            " augmentation_config.color_augmentation.contrast_scale_max was 0.1, is 0.2",
+        ),
+    ],
+)
+def test_the_folder_of_another_spec_is_refused(done, change, shown):
+    done.write(change=change)
+    before = sorted(path.read_bytes() for path in done.folder.rglob("*") if path.is_file())
+    with pytest.raises(UsageError) as found:
+        done.run()
+    assert str(found.value) == (
+        f"{done.folder} holds the run of another spec ({shown}): use another -r, or --from train to do it again"
+    )
+    assert before == sorted(path.read_bytes() for path in done.folder.rglob("*") if path.is_file())
+    assert done.run(first="train") == ALL[1:]
+
+
+def test_many_changes_are_counted(done):
+    rectangle = "crop_left: 1 crop_top: 1 crop_right: 90 crop_bottom: 60"
+    done.write(change={"output_image_channel: 3": f"output_image_channel: 3 {rectangle}"})
+    with pytest.raises(UsageError, match=r"crop_right was not set, is 90; .* and 1 more\)|and 1 more\)"):
+        done.plan()
+
+
+def test_changed_labels_are_refused_after_a_training(done):
+    (done.labels / "0.txt").write_text("bar 0 0 0 1 1 9 9 0 0 0 0 0 0 0\n")
+    with pytest.raises(UsageError) as found:
+        done.plan()
+    assert str(found.value) == (
+        f"{done.folder}/train was trained before {done.labels} changed: use another -r, or --from convert to do it again"
+    )
+    assert done.run(first="convert") == ALL
+
+
+def test_changed_records_are_refused_after_a_training(fake):
+    fake.write("train", "prune")
+    fake._convert(None)
+    assert fake.run() == ["train", "evaluate_float", *PRUNED, "latency"]
+    shard = next((fake.root / "records").iterdir())
+    shard.write_text("others")
+    with pytest.raises(UsageError) as found:
+        fake.run()
+    assert str(found.value) == (
+        f"{fake.folder}/train was trained before {fake.root}/records/tiny-fold-* changed: use another -r, or --from train"
+        " to do it again"
+    )
+
+
+def test_changed_images_are_refused_after_a_training(done):
+    (done.images / "0.png").write_text("other pixels")
+    with pytest.raises(UsageError, match="was trained before .* changed"):
+        done.plan()
+
+
+def test_a_training_without_anything_to_lose_begins_anew(fake):
+    """What made it fail was mended: no model and no state is there yet."""
+    fake.fails["train"] = DataError("0.png is broken")
+    with pytest.raises(DataError):
+        fake.run()
+    assert fake.state("train")["status"] == "failed" and fake.state("train")["error"] == "0.png is broken"
+    (fake.images / "0.png").write_text("whole")
+    fake.fails.clear()
+    assert fake.run() == ALL  # the conversion has read the size of the picture
+    assert fake.state("train")["restarts"] == 0
+
+
+def test_a_stage_that_failed_is_gone_on_with(fake):
+    fake.fails["prune"] = ModelError("no filter is left")
+    with pytest.raises(ModelError):
+        fake.run()
+    assert fake.done == [*FLOAT, "prune"] and fake.state("prune")["error"] == "no filter is left"
+    assert (of(fake, "prune").action, of(fake, "prune").why) == (Action.GO_ON, "failed")
+    fake.fails.clear()
+    assert fake.run() == ALL[3:]
+    assert fake.state("prune")["error"] is None and fake.state("prune")["restarts"] == 1
+
+
+def test_a_stage_that_was_cut_is_gone_on_with(done):
+    for name in ("train", "export"):
+        done.change_state(name, status="begun", wall_seconds=5.0)
+    assert of(done, "train").why == "was cut" and of(done, "export").action == Action.AFTER
+    assert done.run() == ["train", "export"]  # what follows reads the same as before
+    assert 5 <= done.state("train")["wall_seconds"] < 15
+
+
+@pytest.mark.parametrize(
+    "name", ["convert", "train", "evaluate_float", "retrain", "calibrate", "export", "latency"]
+)
+def test_what_was_deleted_is_made_again(done, name):
+    state = done.state(name)
+    path = state["writes"][-1]
+    for file in Path(path).parent.glob(Path(path).name):
+        file.unlink()
+    assert of(done, name).why == f"{path} is missing"
+    assert done.run() == [name]
+    assert done.run() == []
+
+
+def test_a_deleted_stage_is_begun(done):
+    shutil.rmtree(done.folder / "calibrate")
+    assert of(done, "calibrate").action == Action.BEGIN
+    assert done.run() == ["calibrate"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"name": 1}'])
+def test_a_broken_state_is_of_no_run_but_of_no_other_either(done, text):
+    (done.folder / "calibrate" / "stage.json").write_text(text)
+    assert done.run() == ["calibrate"]
+
+
+def test_files_of_another_are_left_alone(fake):
+    (fake.folder / "prune").mkdir(parents=True)
+    (fake.folder / "prune" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError) as found:
+        fake.run()
+    assert str(found.value) == (
+        f"{fake.folder}/prune holds files that no run has made: use another -r, or move them away"
+    )
+    assert [path.name for path in fake.folder.iterdir()] == ["prune"]
+
+
+def test_a_file_in_the_place_of_a_folder_is_left_alone(fake):
+    fake.folder.mkdir()
+    (fake.folder / "prune").write_text("years of work")
+    with pytest.raises(UsageError, match="holds files that no run has made"):
+        fake.run()
+
+
+def test_a_state_that_was_being_written_when_all_ended_is_no_file_of_another(fake):
+    (fake.folder / "convert").mkdir(parents=True)
+    left = fake.folder / "convert" / ".stage.json.77.tmp"
+    left.write_text('{"na')
+    assert fake.run() == ALL
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("name", ["spec.txt", "spec_retrain.txt"])
+def test_a_spec_of_ones_own_is_not_overwritten(fake, name):
+    fake.folder.mkdir()
+    (fake.folder / name).write_text("# years of work\n" + fake.spec.read_text())
+    with pytest.raises(UsageError, match=f"{name} is of no run, and a run would overwrite it"):
+        fake.run()
+    assert (fake.folder / name).read_text().startswith("# years")
+
+
+def test_the_spec_of_a_run_that_cannot_be_read(done):
+    (done.folder / "spec.txt").write_text("random_seed: yes")
+    with pytest.raises(UsageError, match="spec.txt cannot be read as the spec of a run: use another -r"):
+        done.run()
+    assert done.run(first="train") == ALL[1:]
+
+
+def test_the_run_goes_on_by_its_own_spec(done):
+    done.spec = done.folder / "spec.txt"
+    assert done.run() == []
+
+
+# --from and --until
+
+
+@pytest.mark.parametrize(
+    "first, last, expected",
+    [
+        (None, "convert", ["convert"]),
+        (None, "train", FLOAT),
+        (None, "prune", [*FLOAT, "prune", "evaluate_pruned"]),
+        (None, "evaluate_float", FLOAT),
+        (None, "export", ALL),
+        ("prune", None, ALL[3:]),
+        ("latency", None, ["latency"]),
+        ("retrain", "retrain", ["retrain", "evaluate_retrained"]),
+        ("evaluate_float", "train", ["evaluate_float"]),
+    ],
+)
+def test_a_part_of_the_run(fake, first, last, expected):
+    if first:
+        fake.run()
+    assert fake.run(first, last) == expected
+
+
+def test_until_goes_on_later(fake):
+    assert fake.run(last="train") == FLOAT
+    assert fake.run() == ALL[3:]
+
+
+def test_from_keeps_what_is_before_and_clears_what_is_after(done):
+    before = done.state("train")
+    (done.folder / "retrain" / "left.txt").write_text("left")
+    (done.folder / "prune" / "left.txt").write_text("left")
+    steps = {step.stage.name: step.action for step in done.plan(first="prune")}
+    assert [name for name in ALL if steps[name] == Action.NOTHING] == FLOAT
+    assert {steps[name] for name in ALL[3:]} == {Action.AGAIN}
+    assert done.run("prune", "prune") == ["prune", "evaluate_pruned"]
+    assert not list(done.folder.rglob("left.txt")) and done.state("train") == before
+    assert not (done.folder / "retrain").exists()
+    assert done.run() == ALL[5:]
+
+
+@pytest.mark.parametrize(
+    "first, last, message",
+    [
+        ("pruning", None, f"--from pruning: there is no such stage; the stages are {', '.join(ALL)}"),
+        (None, "qat", f"--until qat: the spec has no section for it; the stages are {', '.join(ALL)}"),
+        ("prune", "train", "--from prune comes after --until train"),
+    ],
+)
+def test_stages_that_cannot_be(fake, first, last, message):
+    with pytest.raises(UsageError) as found:
+        fake.plan(first, last)
+    assert str(found.value) == message
+
+
+# Specs with fewer and other sections
+
+
+def test_names_are_distinct_and_every_stage_is_wanted_by_some_spec():
+    known = [stage.name for stage in STAGES]
+    assert len(set(known)) == len(known)
+
+
+@pytest.mark.parametrize(
+    "sections, more, expected",
+    [
+        (["train"], "", [*FLOAT[1:], "latency"]),
+        (["convert", "train"], "", [*FLOAT, "latency"]),
+        (["train", "prune"], "", [*FLOAT[1:], *PRUNED, "latency"]),
+        (["train", "calibrate", "export"], "", [*FLOAT[1:], *INT8, "latency"]),
+        (["train", "prune", "calibrate"], "", [*FLOAT[1:], *PRUNED, "calibrate", "latency"]),
+        (["train"], "export_config { data_type: FP16 }", [*FLOAT[1:], "export", "evaluate_fp16", "latency"]),
+        (["train"], "export_config { }", [*FLOAT[1:], "export", "evaluate_fp32", "latency"]),
+        (
+            ["train"],
+            "calibration_config { quantization_aware_training { num_epochs: 1 } } export_config { data_type: INT8 }",
+            [*FLOAT[1:], "qat", "evaluate_qat", *INT8, "latency"],
+        ),
+        (
+            ["train"],
+            "pruning_config { target_params: 0.5 iterations: 2 }",
+            [*FLOAT[1:], "prune", "evaluate_pruned", "latency"],
+        ),
+    ],
+)
+def test_a_spec_runs_what_it_has_sections_for(fake, sections, more, expected):
+    fake._convert(None)
+    fake.write(*sections, more=more)
+    assert fake.run() == expected
+    assert fake.run() == []
+
+
+def without_training(fake):
+    """The spec starts from a model of its own."""
+    model = fake.root / "mine.safetensors"
+    model.write_text("weights")
+    text = fake.spec.read_text()
+    begin = text.index("training_config")
+    text = text[:begin] + text[text.index("evaluation_config") :]
+    fake.spec.write_text(text.replace("model_config {", f'model_config {{ pretrained_model_file: "{model}"'))
+    return model
+
+
+def test_evaluation_alone(fake):
+    fake._convert(None)
+    fake.write("train")
+    model = without_training(fake)
+    assert fake.run() == ["evaluate_float", "latency"]
+    assert fake.state("evaluate_float")["commands"][0][3:5] == ["-m", str(model)]
+    model.write_text("other weights")
+    assert of(fake, "evaluate_float").why == f"{model} changed"
+    assert fake.run() == ["evaluate_float", "latency"]
+
+
+def test_a_model_is_pruned_calibrated_and_exported_without_training(fake):
+    fake._convert(None)
+    fake.write("train", "calibrate", "export", more="pruning_config { target_params: 0.5 }")
+    without_training(fake)
+    assert fake.run() == ["evaluate_float", "prune", "evaluate_pruned", *INT8, "latency"]
+    pruned = str(fake.folder / "prune" / "pruned.safetensors")
+    assert fake.state("calibrate")["commands"][0][3:5] == ["-m", pruned]
+
+
+def test_without_validation_images_nothing_is_measured(fake):
+    fake.write("convert", "train", change={"validation_fold: 0": ""})
+    assert fake.run() == ["convert", "train", "latency"]
+
+
+def test_without_a_best_model_the_last_one_counts(fake):
+    fake.write("convert", "train")
+    fake.run()
+    (fake.folder / "train" / "weights" / "model-best.safetensors").unlink()
+    assert fake.run() == ["evaluate_float", "latency"]
+    assert fake.state("evaluate_float")["commands"][0][4].endswith("train/weights/model.safetensors")
+
+
+def test_pruning_in_turns_hangs_on_the_training(fake):
+    """It trains itself, so the data and the epochs count."""
+    fake._convert(None)
+    prune = "pruning_config { target_params: 0.5 iterations: 2 retraining { num_epochs: 1 } }"
+    fake.write("train", more=prune)
+    fake.run()
+    fake.write("train", more=prune.replace("num_epochs: 1", "num_epochs: 2"))
+    assert fake.run() == ["prune", "evaluate_pruned", "latency"]
+    assert len(fake.state("prune")["reads"]) == 3
+
+
+# Engines
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """What the machine has; nothing at first."""
+    has = {"gpu": False, "tensorrt": True}
+    monkeypatch.setattr(stages, "has_gpu", lambda: has["gpu"])
+    monkeypatch.setattr(stages, "has_tensorrt", lambda: has["tensorrt"])
+    return has
+
+
+ENGINE = "export_config { data_type: INT8 runtime: RUNTIME engine_config { } }"
+ENGINE_STAGES = [*FLOAT, *INT8, "engine", "latency"]
+
+
+@pytest.mark.parametrize(
+    "runtime, source, exports",
+    [("TENSORRT", "model_int8.onnx", 2), ("ONNXRUNTIME", "model_int8_tensorrt.onnx", 3)],
+)
+def test_an_engine_is_built_of_what_tensorrt_runs(fake, machine, runtime, source, exports):
+    fake.write("convert", "train", "calibrate", more=ENGINE.replace("RUNTIME", runtime))
+    assert fake.run() == ENGINE_STAGES
+    assert len(fake.state("export")["commands"]) == exports
+    assert fake.state("engine")["commands"][0][3:5] == ["-m", str(fake.folder / "export" / source)]
+    assert fake.run() == []
+
+
+def test_what_a_machine_cannot_do_is_skipped_until_it_can(fake, machine):
+    fake.write("convert", "train", "calibrate", more=ENGINE.replace("RUNTIME", "TENSORRT"))
+    fake.run()
+    state = fake.state("evaluate_engine")
+    assert (state["status"], state["error"]) == ("skipped", "an engine runs on a GPU, and there is none here")
+    assert not any("engine" in path for path in fake.state("latency")["reads"])
+    assert fake.actions() == {}
+    machine["gpu"] = True
+    assert fake.actions() == {"evaluate_engine": "to do", "latency": "again"}
+    assert fake.run() == ["evaluate_engine", "latency"]
+    assert fake.state("evaluate_engine")["status"] == "done" and fake.run() == []
+
+
+def test_without_tensorrt_the_rest_is_done(fake, machine):
+    machine["tensorrt"] = False
+    fake.write("convert", "train", "calibrate", more=ENGINE.replace("RUNTIME", "TENSORRT"))
+    assert fake.run() == [name for name in ENGINE_STAGES if name != "engine"]
+    assert "TensorRT is not installed" in fake.state("engine")["error"]
+    assert fake.run() == []
+    machine["tensorrt"] = True
+    assert fake.run() == ["engine"]
+
+
+def test_an_engine_config_that_is_added_builds_an_engine(fake, machine):
+    plain = ENGINE.replace("engine_config { }", "").replace("RUNTIME", "TENSORRT")
+    fake.write("convert", "train", "calibrate", more=plain)
+    fake.run()
+    fake.write("convert", "train", "calibrate", more=ENGINE.replace("RUNTIME", "TENSORRT"))
+    assert fake.run()[-3:] == ["evaluate_int8", "engine", "latency"]

@@ -1,0 +1,93 @@
+"""Charts in SVG."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+from detectkit.report import charts
+from detectkit.report.charts import Histogram, Line, Point
+
+
+def texts(svg):
+    """The texts of a chart, after a look at whether it is well formed and has none of matplotlib's own colours."""
+    root = ElementTree.fromstring(svg.replace("xlink:href", "href"))
+    assert not re.search("#f0[0-9a-f]{2}0f|http|#000000|font-family", svg)
+    return ["".join(item.itertext()).strip() for item in root.iter("text")]
+
+
+def test_lines_are_named_at_their_ends_in_their_colours():
+    series = [
+        Line("float", "s0", [1, 2, 3], [0.5, 0.2, 0.1]),
+        Line("pruned", "s1", [1, 2, 3], [0.5, 0.3, 0.11]),
+    ]
+    svg = charts.lines(series, title="Cost", alt='the "cost" <falls>', x_label="epoch", logarithmic=True)
+    assert {"Cost", "epoch", "float", "pruned", "1", "2", "3", "0.1", "0.2", "0.5"} <= set(texts(svg))
+    assert svg.count("var(--s0)") >= 2 and svg.count("var(--s1)") >= 2  # the line, and its name
+    assert 'aria-label="the &quot;cost&quot; &lt;falls&gt;"' in svg
+    heights = {name: float(y) for y, name in re.findall(r'<text[^>]* y="([\d.]+)"[^>]*>(float|pruned)<', svg)}
+    assert abs(heights["float"] - heights["pruned"]) > 9  # units: the names do not touch
+
+
+def test_a_key_has_every_name():
+    series = [Line(f"model {at}", "s2", [0, 1], [1, 0.5], "--") for at in range(3)]
+    svg = charts.lines(
+        series, title="PR", alt="a", x_label="recall", x_limits=(0, 1), y_limits=(0, 1), key=True
+    )
+    assert [text for text in texts(svg) if text.startswith("model")] == ["model 0", "model 1", "model 2"]
+
+
+def test_one_point_and_a_faint_line():
+    series = [Line("a", "s0", [1], [0.5], faint=True), Line("b", "s0", [1], [0.5])]
+    assert "1" in texts(charts.lines(series, title="t", alt="a", x_label="epoch", logarithmic=True))
+
+
+def test_points_have_their_names():
+    points = [
+        Point("float", "s0", 60.0, 86.4),
+        Point("INT8", "s4", 5.0, 87.1),
+        Point("same", "s1", 5.0, 87.1),
+    ]
+    svg = charts.scatter(points, title="mAP", alt="a", x_label="ms")
+    assert {"float", "INT8", "same"} <= set(texts(svg))
+    heights = [float(y) for y, _ in re.findall(r'<text[^>]* y="([\d.]+)"[^>]*>(INT8|same)<', svg)]
+    assert abs(heights[0] - heights[1]) > 9
+
+
+def test_bars_tell_their_counts():
+    svg = charts.bars(
+        ["car", "dog"], [("training", "s7", [3348, 0]), ("validation", "ink", [5, 1])], title="t", alt="a"
+    )
+    assert {"car", "dog", "3,348 training", "5 validation", "0", "1"} <= set(texts(svg))
+
+
+def test_histograms_share_their_axis_and_take_empty_sets():
+    rows = [
+        Histogram("car", np.array([10.0, 20, 40]), np.array([15.0])),
+        Histogram("dog", np.zeros(0), np.zeros(0)),
+    ]
+    groups = (("training", "s7"), ("validation", "ink"))
+    svg = charts.histograms(rows, groups=groups, mark=(16, "cell"), title="t", alt="a", x_label="px")
+    assert {"car", "dog", "cell", "training", "validation", "px", "20"} <= set(texts(svg))
+    charts.histograms(rows[1:], groups=groups, mark=(16, "cell"), title="t", alt="a", x_label="px")
+
+
+def test_dots_leave_out_what_is_not_known():
+    svg = charts.dots(["car", "dog"], [("float", "s0", [80.0, None])], title="t", alt="a")
+    assert {"car", "dog", "float"} <= set(texts(svg))
+
+
+@pytest.mark.parametrize(
+    "heights, wanted",
+    [
+        ([], []),
+        ([0.5], [0.5]),
+        ([0.5, 0.5], [0.5, 0.6]),  # the second moves up
+        ([0.1, 0.9], [0.1, 0.9]),  # far enough
+        ([1.0, 1.0, 0.95], [0.9, 1.0, 0.8]),  # no room above
+        ([2.0, float("nan")], [0.9, 1.0]),
+    ],
+)
+def test_names_are_spread(heights, wanted):
+    assert charts.spread(heights, 0.1) == pytest.approx(wanted)

@@ -1,0 +1,192 @@
+"""The report of one run: what it says of a whole one, and of any part of it."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from detectkit.errors import UsageError
+from detectkit.report import is_run, summary, write_report
+
+VERDICT = (
+    "mAP 100.0 → 87.5\u00a0% at 10.0\u00a0% of the parameters; INT8 100.0\u00a0%, 4.0x faster than float"
+)
+OF_A_STAGE = [
+    "convert",
+    "train",
+    "evaluate_float",
+    "prune",
+    "evaluate_pruned",
+    "retrain",
+    "evaluate_retrained",
+]
+OF_A_STAGE += ["calibrate", "export", "evaluate_int8", "engine", "evaluate_engine", "latency"]
+
+
+def sections(text):
+    """The content of each section by its title."""
+    parts = re.split(r'<h2 id="\w+">([^<]+)</h2>', text)
+    return dict(zip(parts[1::2], parts[2::2]))
+
+
+@pytest.fixture(scope="module")
+def text(whole_run, tmp_path_factory):
+    """The report of the whole run."""
+    run = shutil.copytree(whole_run, tmp_path_factory.mktemp("text") / "run")
+    path = write_report(run)
+    assert path == run / "report.html"
+    return path.read_text()
+
+
+def test_a_whole_run(text):
+    found = sections(text)
+    assert VERDICT in text
+    assert list(found) == [
+        *(
+            "Models",
+            "Precision and recall",
+            "Worst mistakes",
+            "Data",
+            "Training",
+            "8 bits",
+            "Files to deploy",
+        ),
+        *("Stages and commands", "Environment", "Spec"),
+    ]
+    assert len(text) < 400_000
+    assert "All 13 stages are done: 0:13:00 wall time, 0:26:00 CPU time." in text
+    assert "not measured: an engine runs on a GPU, and there is none here." in found["Models"]
+    assert found["Models"].count("<svg") == 2 and found["Precision and recall"].count("<svg") == 2
+    assert "18 images to train on, 6 for validation." in found["Data"]
+    assert found["Data"].count("<svg") == 2 and found["Data"].count("data:image/jpeg") == 6
+    # cost, learning rate, mAP, and the class that was measured
+    assert found["Training"].count("<svg") == 4
+    assert found["8 bits"].count("<tr>") == 1 + 10 and "1 of 12 hurt" in found["8 bits"]
+    assert "engine/model.engine" in found["Files to deploy"] and "1.0 MiB" in found["Files to deploy"]
+    assert "detectkit explain &#x27;a path/train&#x27;" in found["Stages and commands"]
+    assert "z80" in found["Environment"] and "dataset_config" in found["Spec"]
+
+
+def test_the_page_needs_nothing_else(text):
+    links = re.findall(r'(?:src|href)="([^"]{0,40})', text)
+    assert all(link.startswith(("#", "data:")) for link in links)
+    assert "<script" not in text and "@import" not in text and "url(http" not in text
+    assert all(f'id="{link[1:]}"' in text for link in links if link[0] == "#" and link[1] not in "mpDh")
+
+
+def test_every_picture_says_what_it_shows(text):
+    assert all(alt for alt in re.findall(r'<img [^>]*alt="([^"]*)"', text))
+    assert len(re.findall(r"<img [^>]*alt=", text)) == text.count("<img ")
+    assert len(re.findall(r'<svg [^>]*aria-label="[^"]+"', text)) == text.count("<svg ")
+
+
+def test_the_table_for_the_terminal(run):
+    headers, rows = summary(run)
+    assert headers == [
+        *("model", "mAP %", "square %", "bar %", "parameters", "GMACs", "MiB", "ms", "faster", "agree %")
+    ]
+    assert rows[0] == [
+        "float",
+        "100.0",
+        "100.0",
+        "100.0",
+        "1,000,000",
+        "0.50",
+        "1.0",
+        "40.0",
+        "1.0x",
+        "100.0",
+    ]
+    assert rows[1][:2] + rows[1][4:9] == ["pruned", "25.0", "100,000", "0.50", "1.0", "20.0", "2.0x"]
+    assert [row[0] for row in rows] == ["float", "pruned", "retrained", "INT8", "engine"]
+    assert rows[3][4:] == ["100,000", "0.50", "1.0", "10.0", "4.0x", "100.0"]  # the network is the retrained one
+    assert rows[4] == ["engine", "-", "-", "-", "-", "-", "1.0", "-", "-", "-"]
+
+
+def test_the_table_is_kept_as_data_until_something_is_newer(run, monkeypatch):
+    write_report(run)
+    content = json.loads((run / "report.json").read_text())
+    assert content["verdict"] == VERDICT and content["models"][0]["parameters"] == 1_000_000
+    before = summary(run)
+    monkeypatch.setattr("detectkit.report.single.models", None)  # what takes seconds is not called
+    assert summary(run) == before
+    monkeypatch.undo()
+    path = run / "evaluate_retrained" / "results.json"
+    path.write_text(path.read_text().replace('_precision": 0.875', '_precision": 0.5'))
+    assert summary(run)[1][2][1] == "50.0"
+
+
+@pytest.mark.parametrize("count", [1, 6, 12])
+def test_every_beginning_of_a_run_has_a_report(run, count):
+    for name in OF_A_STAGE[count:]:
+        shutil.rmtree(run / name)
+    path = run / OF_A_STAGE[count - 1] / "stage.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "begun"}))
+    text = write_report(run).read_text()
+    assert f"{count - 1} of 13 stages done; {OF_A_STAGE[count - 1]} under way, or cut off" in text
+    measured = sum(name.startswith("evaluate") for name in OF_A_STAGE[:count])
+    assert ("No model has been measured yet." in text) == (measured == 0)
+
+
+def test_a_failed_stage_is_told_first(run):
+    path = run / "retrain" / "stage.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"status": "failed", "error": "no space <left>"})
+    )
+    text = write_report(run).read_text()
+    assert text.index("Failed in retrain: ") < text.index(VERDICT)
+    assert "no space &lt;left&gt;" in text and "<left>" not in text
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", '{"a": NaN', "\x00", '{"models": 3}', '{"layers": 3}']
+)
+def test_damaged_files_break_nothing(run, content):
+    for path in sorted(run.rglob("*")):
+        if path.suffix in (".json", ".jsonl", ".npz", ".txt"):
+            path.write_text(content)
+    text = write_report(run).read_text()
+    assert "No model has been measured yet." in text
+    (run / "spec.txt").unlink()
+    (run / "spec.txt").mkdir()
+    assert "spec.txt cannot be read" in write_report(run).read_text()
+
+
+def test_values_of_other_kinds_break_nothing(run):
+    paths = [*run.glob("*/*.json"), run / "run.json"]
+    for value in ("text", -1, {"a": [1]}, [None, {"model": 3, "sqnr": 1, "a": {}}]):
+        for path in paths:
+            path.write_text(json.dumps({name: value for name in json.loads(path.read_text())}))
+        for name in ("train", "retrain"):
+            line = {"epoch": 1, "graphical": value, "kpi": value, "categorical": value}
+            (run / name / "status.jsonl").write_text(f"{json.dumps(value)}\n{json.dumps(line)}\n{{")
+        assert "No model has been measured yet." in write_report(run).read_text()
+
+
+def test_images_that_are_gone(run, tiny_root):
+    """The records name a folder that is not there: no sample images, and the curves stay."""
+    text = (run / "spec.txt").read_text()
+    (run / "spec.txt").write_text(text.replace(f"{tiny_root}/kitti", "/gone"))
+    found = sections(write_report(run).read_text())
+    assert "The data cannot be read: 18 of 18 images are missing" in found["Data"]
+    assert found["Precision and recall"].count("<svg") == 2
+
+
+def test_a_run_that_only_evaluates(run):
+    for name in OF_A_STAGE:
+        if name != "evaluate_float":
+            shutil.rmtree(run / name)
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(info | {"stages": [["evaluate_float", "accuracy"]]}))
+    text = write_report(run).read_text()
+    assert '<p class="lead">mAP 100.0\u00a0%</p>' in text
+    assert "All 1 stages are done" not in text and "The one stage is done" in text
+
+
+def test_no_run(tmp_path):
+    assert not is_run(tmp_path) and not is_run(tmp_path / "none")
+    for call in (write_report, summary):
+        with pytest.raises(UsageError, match="is not the folder of a run"):
+            call(tmp_path)
+    assert list(tmp_path.iterdir()) == []

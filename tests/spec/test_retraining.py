@@ -1,0 +1,81 @@
+"""The specs that train a trained network again."""
+
+from pathlib import Path
+
+from google.protobuf import text_format
+
+from detectkit import spec
+from detectkit.spec import qat_spec, retraining_spec
+
+
+def test_the_retraining_spec_starts_from_the_pruned_model_with_nothing_frozen(tiny):
+    frozen = spec.Experiment()
+    frozen.CopyFrom(tiny)
+    frozen.model_config.pretrained_model_file = "first.safetensors"
+    frozen.model_config.freeze_pretrained_layers = True
+    frozen.model_config.freeze_blocks[:] = [0, 1]
+    frozen.model_config.freeze_bn = True
+    found = retraining_spec(frozen, Path("pruned.safetensors")).model_config
+    assert found.pretrained_model_file == "pruned.safetensors" and found.load_graph
+    assert not found.freeze_pretrained_layers and not found.freeze_blocks
+    assert found.freeze_bn  # batch normalisation, as before
+    assert list(frozen.model_config.freeze_blocks) == [0, 1] and not frozen.model_config.load_graph
+    for name in ("training_config", "dataset_config", "cost_function_config"):
+        kept = retraining_spec(frozen, Path("pruned.safetensors"))
+        assert getattr(kept, name) == getattr(tiny, name)
+
+
+def test_the_retraining_spec_does_again_nothing_that_was_before(tiny):
+    """What comes after the training is still to be done."""
+    whole = spec.Experiment()
+    whole.CopyFrom(tiny)
+    whole.pruning_config.target_params = 0.5
+    whole.dataset_export_config.add().output_filename = "records"
+    whole.calibration_config.batches, whole.export_config.nms = 2, True
+    whole.training_config.first_stage.num_epochs = 3
+    found = retraining_spec(whole, Path("pruned.safetensors"))
+    assert not found.dataset_export_config and not found.HasField("pruning_config")
+    assert not found.training_config.HasField("first_stage")
+    assert found.calibration_config.batches == 2 and found.export_config.nms
+    assert whole.HasField("pruning_config") and whole.training_config.HasField("first_stage")
+
+
+RETRAINING = """
+num_epochs: 3
+learning_rate {
+  soft_start_annealing_schedule { min_learning_rate: 1e-6 max_learning_rate: 1e-5 soft_start: 0.2 annealing: 0.5 }
+}
+"""
+
+
+def test_a_retraining_says_what_differs(tiny):
+    retraining = text_format.Parse(RETRAINING, spec.Retraining())
+    found = retraining_spec(tiny, Path("a.safetensors"), retraining).training_config
+    assert found.num_epochs == 3 and found.learning_rate == retraining.learning_rate
+    for rest in (spec.Retraining(num_epochs=3), spec.Retraining(learning_rate=retraining.learning_rate)):
+        found = retraining_spec(tiny, Path("a.safetensors"), rest).training_config
+        whole = spec.TrainingConfig()
+        whole.CopyFrom(tiny.training_config)
+        whole.MergeFrom(spec.TrainingConfig(num_epochs=rest.num_epochs or whole.num_epochs))
+        if rest.HasField("learning_rate"):
+            whole.learning_rate.CopyFrom(rest.learning_rate)
+        assert found == whole
+    for nothing in (spec.Retraining(), spec.Retraining(num_epochs=0), None):
+        assert retraining_spec(tiny, Path("a"), nothing).training_config == tiny.training_config
+
+
+def test_the_spec_of_training_in_8_bits(tiny):
+    whole = spec.Experiment()
+    whole.CopyFrom(tiny)
+    whole.calibration_config.tensorrt_version = "8.6.1"
+    retraining = text_format.Parse(RETRAINING, spec.Retraining())
+    whole.calibration_config.quantization_aware_training.CopyFrom(retraining)
+    found = spec.loads(spec.dumps(qat_spec(whole, Path("pruned.safetensors"))))  # it breaks no rule
+    assert (found.model_config.pretrained_model_file, found.model_config.load_graph) == (
+        "pruned.safetensors",
+        True,
+    )
+    assert found.training_config.enable_qat and found.training_config.num_epochs == 3
+    assert found.training_config.learning_rate == retraining.learning_rate
+    assert found.calibration_config == spec.CalibrationConfig(tensorrt_version="8.6.1")  # nothing to do twice
+    assert not whole.training_config.enable_qat  # stays as it is
