@@ -70,5 +70,6 @@ run-in-docker:
 image-check:
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTHON) docker/check.py --build-arg TORCH_INDEX= $(IMAGE_ARGS)
 
+# Not results: hours of training may be in there.
 clean:
-	rm -rf $(VENV) build *.egg-info results
+	rm -rf $(VENV) build *.egg-info

@@ -36,7 +36,7 @@ a { color: var(--s0); }
 .lead { font-size: 1.3rem; font-weight: 600; line-height: 1.35; margin: .75rem 0; max-width: 52rem; }
 .note { color: var(--muted); font-size: .9rem; }
 .bad { color: var(--bad); } .good { color: var(--good); }
-.state { white-space: nowrap; }
+.name { font-weight: 600; }
 .wide { margin: .75rem 0; overflow-x: auto; }
 table { border-collapse: collapse; font-size: .95rem; font-variant-numeric: tabular-nums; }
 th, td { border-bottom: 1px solid var(--line); padding: .35rem .7rem; text-align: right; white-space: nowrap; }
@@ -178,7 +178,7 @@ def lines(*parts: str) -> Html:
 
 
 def marked(text: str, style: str) -> Html:
-    """Text of a class of the page: bad, good, note."""
+    """Text of a class of the page: bad, good, name, note."""
     return Html(f"<span{_class(style)}>{_text(text)}</span>")
 
 

@@ -16,14 +16,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from google.protobuf import text_format
 from PIL import Image, ImageDraw
 
 from detectkit import spec
 from detectkit.cli import main
-from detectkit.commands.tree import ALIASES, COMMANDS, parse
+from detectkit.commands.completion import _actions
+from detectkit.commands.tree import ALIASES, COMMANDS, parse, whole
 from detectkit.data.sample import make_sample_data
 from detectkit.deploy.latency import latencies
+from detectkit.ops.decode import decode
 from detectkit.spec.explain import places
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +38,12 @@ SPECS_OF_THE_READER = {"specs/mine.txt"}
 TABLE = re.compile(r"^\| `([^`]+)` \|", re.MULTILINE)
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$|^ {4}(detectkit [^\n]+)$", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"`([^`\n]+)`")  # in a sentence
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+MAKE = re.compile(r"^make ([a-z][a-z-]*)", re.MULTILINE)
+OF_OTHER_TOOLS = re.compile(r"docker|pip|make|trtexec|--(build-arg|shm-size|user)\b")  # how such code begins
+PLACEHOLDERS = {"COMMAND", "FIELD", "PATH"}
 IN_CONTAINER = re.compile(r"(?<!\S)detectkit (\w.*)$")
 ASSIGNED = re.compile(r"^(\w+=(\$\([^)]*\)|\S)+ )+")  # environment variables before a command
 FIELD = re.compile(r"`([a-z0-9]+(?:_[a-z0-9]+)+)(?:(?::| \{) [^`]*)?`")
@@ -134,6 +143,46 @@ def test_a_line_of_the_table_is_understood(line: str, monkeypatch: pytest.Monkey
     understood: list[Any] = []
     monkeypatch.setattr(module, "run", understood.append)
     assert main(arguments) == 0 and len(understood) == 1
+
+
+# What the pages say between their blocks
+
+
+def code_of(page: Path) -> list[str]:
+    """The pieces of code in its sentences and tables."""
+    return CODE.findall(FENCED.sub("", page.read_text()))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_in_sentences_are_understood(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for code in code_of(page):
+        program, *words = code.split()
+        if program != "detectkit" or not words or words[0] in PLACEHOLDERS:
+            continue
+        assert words[0] in (*COMMANDS, *ALIASES, "--version"), code
+        if words[0] == "explain" and words[-1] not in PLACEHOLDERS:
+            assert main(words) == 0, code
+        elif len(words) > 1 and words[-1] != "--help":  # a name alone is only named
+            assert parse(words), code
+
+
+@pytest.fixture(scope="module")
+def options() -> set[str]:
+    """All that detectkit's commands take, those of TLT that do nothing included."""
+    return {name for action in _actions(whole()) for name in action.option_strings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_options_that_a_page_names_are_there(page: Path, options: set[str]) -> None:
+    own = [code for code in code_of(page) if not OF_OTHER_TOOLS.match(code)]
+    assert [name for code in own for name in OPTION.findall(code) if name not in options] == []
+
+
+def test_what_make_is_asked_for_is_in_the_makefile() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    shown = [line for page in PAGES for line in (*code_of(page), *page.read_text().splitlines())]
+    asked = {name for line in shown for name in MAKE.findall(line)}
+    assert {"demo", "setup", "check", "docs", "image"} <= asked and asked - targets == set()
 
 
 # What the pages run on
@@ -302,6 +351,53 @@ def test_a_page_runs(page: Path, place: Path, capsys: pytest.CaptureFixture[str]
         for line in piece.lines() if piece.language == "sh" else ():
             if reason_not_to_run(line) is None:
                 run(line, capsys)
+
+
+def sections(page: Path) -> list[spec.Experiment]:
+    """What a page shows of specs."""
+    found = [piece.text for piece in pieces(page) if piece.language == "protobuf"]
+    return [text_format.Parse(text, spec.Experiment()) for text in found]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_sections_that_a_page_shows_keep_the_rules(page: Path) -> None:
+    """Put into a spec in the place of its own; classes would have to be changed everywhere."""
+    for part in sections(page):
+        experiment = spec.load_experiment(ROOT / "specs" / "demo.txt")
+        for field, _ in part.ListFields():
+            experiment.ClearField(field.name)
+        experiment.MergeFrom(part)
+        broken = [str(violation) for violation in spec.check(experiment)]
+        assert part.HasField("dataset_config") or broken == []
+
+
+@pytest.mark.parametrize(("number", "kind"), [(0, "kitti_config"), (1, "coco_config"), (2, "voc_config")])
+def test_the_conversions_of_the_data_page_work(
+    number: int, kind: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs = [config for part in sections(INDEX.parent / "data.md") for config in part.dataset_export_config]
+    assert configs[number].WhichOneof("convert_config_type") == kind and len(configs) == 3
+    (tmp_path / "convert.txt").write_text(text_format.MessageToString(configs[number]))
+    run(f"detectkit convert -d {tmp_path}/convert.txt -o {tmp_path}/records/x", capsys)
+    assert list((tmp_path / "records").glob("x-fold-000*")) and not list(tmp_path.rglob("*_warning.json"))
+
+
+def test_onnx_runtime_alone_gives_the_boxes_of_detectkit(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page's few lines decode as `detectkit` does, but for the cut at the border."""
+    [text] = [piece.text for piece in pieces(INDEX.parent / "deploying.md") if piece.language == "python"]
+    run("detectkit run -e specs/mine.txt", capsys)
+    model = "results/mine/train/weights/model-best.safetensors"
+    run(f"detectkit export -m {model} -o results/mine/model.onnx", capsys)
+    names: dict[str, Any] = {}
+    exec(text.replace("> 0.3", ">= 0"), names)  # all cells
+    maps = torch.from_numpy(names["bbox"]).unflatten(1, (-1, 4))
+    width, height = names["width"], names["height"]
+    expected = decode(maps, stride=names["stride"], scale=35.0, offset=0.5, width=width, height=height)
+    found = names["boxes"].clip(0, [width, height, width, height])
+    assert len(found) == (width // 16) * (height // 16) and np.ptp(found[:, 2]) > 16
+    np.testing.assert_allclose(found, expected[0, 0].flatten(0, 1), atol=1e-3)
 
 
 def lines_not_run() -> list[str]:

@@ -17,7 +17,7 @@ ROOMS = [
     {"tune", "train"},
     {"compress", "deploy"},
     {"pipeline"},
-    {"report"},
+    {"report", "doctor"},
     {"commands"},
     {"cli"},
 ]

@@ -61,14 +61,14 @@ def run(args: argparse.Namespace) -> None:
         return
     match message:
         case spec.Experiment():
-            _check_data(message)
-            say(f"next: detectkit train -e {path} -r RESULTS_DIR")
+            _check_chain(message)
+            say(f"next: detectkit {'run' if _is_chain(message) else 'train'} -e {path} -r RESULTS_DIR")
         case spec.Inference():
             _check_model(message)
             say(f"next: detectkit infer -e {path} -i IMAGES -r RESULTS_DIR")
         case spec.DatasetExportConfig():
             _check_folders(message)
-            say(f"next: detectkit convert -d {path} -o PREFIX")
+            say(f"next: detectkit convert -d {path}" + ("" if message.output_filename else " -o PREFIX"))
 
 
 def _say_differences(message: spec.Spec) -> None:
@@ -81,6 +81,27 @@ def _say_differences(message: spec.Spec) -> None:
     for difference in differences:
         say(f"- {difference}")
     say("docs/from-tlt.md lists the differences that no field shows")
+
+
+def _is_chain(experiment: spec.Experiment) -> bool:
+    """Whether a spec asks for more than a training."""
+    sections = ("pruning_config", "calibration_config", "export_config")
+    return bool(experiment.dataset_export_config) or any(map(experiment.HasField, sections))
+
+
+def _check_chain(experiment: spec.Experiment) -> None:
+    """What the conversions of a spec read, and its records, if they are made already."""
+    from detectkit.data.tfrecord import find_shards
+
+    for config in experiment.dataset_export_config:
+        _check_folders(config)
+    sources = [*experiment.dataset_config.data_sources, experiment.dataset_config.validation_data_source]
+    patterns = [source.tfrecords_path for source in sources if source.tfrecords_path]
+    missing = [pattern for pattern in patterns if not find_shards(pattern)]
+    if experiment.dataset_export_config and missing:
+        say(f"{missing[0]}: not there yet, so boxes are not counted; detectkit convert -d and run make them")
+    else:
+        _check_data(experiment)
 
 
 def _check_data(experiment: spec.Experiment) -> None:

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     table(
         ["model", "runtime", "ms an image", "faster", "parameters", "GMACs", "MiB"],
         rows,
-        title=f"the networks alone, {args.batch_size} images at once, on {machine}, {threads} threads",
+        title=f"the networks alone, {_count(args.batch_size, 'image')} at once, on {machine}, {_count(threads, 'thread')}",
     )
     if args.results_dir:
         content = {
@@ -82,6 +82,10 @@ def run(args: argparse.Namespace) -> None:
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         say(f"wrote {folder / JSON}")
     say(f"next: detectkit compare -e SPEC {' '.join(map(str, args.models))}, for what each of them finds")
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def _time(args: argparse.Namespace, device: Any) -> list[Timed]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     start = time.monotonic()
-    experiment = spec.load_experiment(args.experiment_spec)
+    experiment = _without_key(spec.load_experiment(args.experiment_spec))
     folder = _named_alike(args.results_dir or Path("results", args.experiment_spec.stem))
     chain = Chain(experiment, folder)
     if args.dry_run:
@@ -55,10 +54,9 @@ def run(args: argparse.Namespace) -> None:
         )
         return
     with locked(folder):
-        runner = Runner(chain, _execute, _report, _about(args))
+        runner = Runner(chain, _execute, _report, _about(args, folder))
         steps = plan(chain, runner.prints, first=args.first, last=args.last)
         _print_plan(steps)
-        _pass_on_key(experiment)
         count = runner.run(steps)
     _print_results(folder)
     took = time.monotonic() - start
@@ -83,29 +81,46 @@ def _execute(command: list[str]) -> None:
 
 
 def _report(folder: Path) -> None:
-    """A report that cannot be made is no reason to lose an hour of training."""
-    from detectkit.report import write_report  # torch and matplotlib take seconds: not before
-
+    """A report that cannot be made, for whatever reason, is no reason to lose an hour of training."""
     try:
+        from detectkit.report import write_report  # torch and matplotlib take seconds: not before
+
         write_report(folder)
-    except DetectkitError as error:
-        log.warning(f"no report: {error}")
+    except Exception as error:
+        _warn_of_report(error)
 
 
-def _about(args: argparse.Namespace) -> dict[str, object]:
+def _warn_of_report(error: Exception) -> None:
+    kind = "" if isinstance(error, DetectkitError) else f"{type(error).__name__}: "
+    log.warning(f"no report: {kind}{error}")
+    log.debug("why there is no report", exc_info=error)
+
+
+def _about(args: argparse.Namespace, folder: Path) -> dict[str, object]:
     return {
         "spec": str(args.experiment_spec),
-        "command": sys.argv[1:],
+        "command": [
+            "run",
+            "-e",
+            str(args.experiment_spec),
+            "-r",
+            str(folder),
+        ],  # without -k: a key is kept nowhere
         "versions": versions(),
         "machine": {"processor": processor(), "cores": os.cpu_count()},
     }
 
 
-def _pass_on_key(experiment: spec.Experiment) -> None:
-    """To the stages, whose specs are written without it."""
+def _without_key(experiment: spec.Experiment) -> spec.Experiment:
+    """The spec that may be written and shown; the stages have the key of the account from the environment."""
     key = experiment.training_config.visualizer.wandb_config.key
-    if key:
-        os.environ.setdefault("WANDB_API_KEY", key)
+    if not key:
+        return experiment
+    os.environ.setdefault("WANDB_API_KEY", key)
+
+    from detectkit.trackers import without_key  # with numpy, which a run with nothing to do does without
+
+    return without_key(experiment)
 
 
 def _print_plan(steps: Sequence[Step]) -> None:
@@ -116,9 +131,13 @@ def _print_plan(steps: Sequence[Step]) -> None:
 
 
 def _print_results(folder: Path) -> None:
-    from detectkit.report import summary
+    try:
+        from detectkit.report import summary
 
-    headers, rows = summary(folder)
+        headers, rows = summary(folder)
+    except Exception as error:
+        _warn_of_report(error)
+        return
     if rows:
         table(headers, rows)
         say("")

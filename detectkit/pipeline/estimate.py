@@ -20,7 +20,7 @@ from detectkit.errors import DataError
 from detectkit.pipeline import state as states
 from detectkit.pipeline.fingerprints import IMAGES
 from detectkit.pipeline.plan import TRAINED_WITH, Action, Step
-from detectkit.pipeline.stages import Chain
+from detectkit.pipeline.stages import Chain, has_gpu
 from detectkit.spec import DatasetExportConfig, Experiment, PruningConfig, TrainingConfig, batch_size
 
 MIB = 2**20
@@ -30,7 +30,8 @@ SAMPLE_IMAGES, SAMPLE_VALIDATION = 1000, 0.2  # of `sample_config`
 # Seconds
 PER_LABEL, PER_DRAWING = 0.003, 0.008  # of converting; of drawing a picture of `sample_config`
 PER_DETECTED = 0.003  # clustering and matching in one image
-EVALUATION, TRAINING, PLOT, TIMING, EXPORT, ENGINE = 1.0, 1.5, 0.7, 0.7, 0.6, 60.0  # fixed parts
+EVALUATION, TRAINING, PLOT, TIMING, EXPORT = 1.0, 1.5, 0.7, 0.7, 0.6  # fixed parts
+ENGINE, ENGINE_AHEAD = 60.0, 5.0  # of building with kernels tried on a GPU, and ahead of time without one
 WRITTEN = 1 / 300  # a MiB
 FINDING_RANGES = 4.0  # forward passes an image of a calibration
 EIGHT_BITS = 2.0  # forward passes that one in 8-bit rounding takes
@@ -223,7 +224,7 @@ def _computed(chain: Chain, step: Step, basis: Basis) -> Estimate:
         "prune": _pruning,
         "calibrate": _calibration,
         "export": _export,
-        "engine": lambda chain, basis: Estimate(ENGINE, 2 * _network_mib(chain, basis)),
+        "engine": _engine,
         "latency": _latency,
     }
     return of[name](chain, basis) if name in of else Estimate(0.0, 0.0)
@@ -326,6 +327,10 @@ def _export(chain: Chain, basis: Basis) -> Estimate:
     if chain.data_type == "int8" and chain.experiment.export_config.max_drop:
         seconds += LAYERS * basis.measuring * _share(chain)
     return Estimate(seconds, mib)
+
+
+def _engine(chain: Chain, basis: Basis) -> Estimate:
+    return Estimate(ENGINE if has_gpu() else ENGINE_AHEAD, _network_mib(chain, basis))
 
 
 def _latency(chain: Chain, basis: Basis) -> Estimate:

@@ -14,6 +14,7 @@ from pathlib import Path
 from detectkit.errors import DataError
 from detectkit.files import atomic_write
 
+RESULTS = {"run.json", "stage.json", "status.jsonl"}  # files in folders that detectkit has written: no data
 IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 SETTLED = 2 * 10**9  # nanoseconds; a file changed later than that may change again without its time telling
 Key = tuple[int, int]  # size and time of the last change
@@ -33,19 +34,39 @@ class Fingerprints:
             content = json.loads(cache.read_text(encoding="utf-8"))
             self._known = {path: ((size, when), text) for path, (size, when, text) in content.items()}
         self._changed = False
+        self._told: dict[str, str | None] | None = None  # by source, see `standing_still`
+
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Inside, every source is looked at once only: nothing is written meanwhile, and a folder may hold many images."""
+        self._told = {}
+        try:
+            yield
+        finally:
+            self._told = None
 
     def of(self, source: str) -> str | None:
         """The fingerprint of a file, of the files of a pattern, or of the images in a folder; None: there are none.
 
         `source` may be an address such as s3://bucket/part-*; then sizes and what the store tells of the content count.
         """
+        if self._told is None:
+            return self._look(source)
+        if source not in self._told:
+            self._told[source] = self._look(source)
+        return self._told[source]
+
+    def _look(self, source: str) -> str | None:
         if "://" in source:
             return _remote(source)
         expanded = os.path.expanduser(source)
         if os.path.isfile(expanded):
             return self._file(expanded)
-        found = _images(expanded) if os.path.isdir(expanded) else _matches(expanded)
-        lines = [f"{os.path.relpath(path, expanded)} {self._file(path)}" for path in found]
+        if os.path.isdir(expanded):
+            root = os.path.join(expanded, "")
+            lines = [f"{path.removeprefix(root)} {self._file(path)}" for path in _images(root)]
+        else:
+            lines = [f"{os.path.relpath(path, expanded)} {self._file(path)}" for path in _matches(expanded)]
         return _digest("\n".join(lines)) if lines else None
 
     def save(self) -> None:
@@ -86,8 +107,14 @@ def _matches(pattern: str) -> list[str]:
 
 
 def _images(folder: str) -> Iterator[str]:
-    """The image files below a folder, in an order that does not hang on the file system."""
-    for place, folders, names in os.walk(folder):
+    """The image files below a folder, in an order that does not hang on the file system. Pictures of results are none."""
+    seen = set()  # links may lead back
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen or (place != folder and RESULTS.intersection(names)):
+            folders.clear()
+            continue
+        seen.add(real)
         folders.sort()
         for name in sorted(names):
             if os.path.splitext(name)[1].lower() in IMAGES:

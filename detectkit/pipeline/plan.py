@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 import hashlib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,12 +19,14 @@ from detectkit.pipeline.fingerprints import Fingerprints
 from detectkit.pipeline.stages import SPEC, STAGES, Chain, Stage, only
 from detectkit.pipeline.state import State
 from detectkit.spec import Experiment
+from detectkit.versions import versions
 
 RUN_FILE = "run.json"  # in the folder of a run, from its beginning
 TRAINED_WITH = "experiment_spec.txt"  # in the folder of a training
 TRAINED = ("resume.pt", "weights/*.safetensors")  # there too, as soon as there is something to lose
-# Fields of training_config that change nothing of what is learned, or only how much of it.
-HARMLESS = ("num_epochs", "checkpoint_interval", "visualizer", "workers")
+SHOWN = 3  # changed fields in a message
+# Fields of training_config that change nothing of what is learned; what is finished is not touched for them.
+UNLEARNED = ("checkpoint_interval", "visualizer", "workers")
 
 
 class Action(enum.Enum):
@@ -69,10 +72,11 @@ def plan(
     if first is not None and begin >= len(stages):
         raise UsageError(f"--from {first} comes after --until {last}")
     forced = {stage.name for stage in stages[begin:]} if first is not None else set()
-    _check_same_spec(chain, stages, forced)
+    _check_same_spec(chain, forced)
     steps: list[Step] = []
-    for stage in stages:
-        steps.append(look(chain, stage, prints, forced=stage.name in forced, before=steps))
+    with prints.standing_still():
+        for stage in stages:
+            steps.append(look(chain, stage, prints, forced=stage.name in forced, before=steps))
     return steps
 
 
@@ -122,10 +126,12 @@ def look(
     step = step._replace(reads=_reads(chain, stage, prints))
     if state is None:
         return step._replace(why=stage.impossible(chain) or "")
-    changes = _changes(state, step)
+    changes = _changes(chain, state, step)
     if not changes:
         return _unchanged(chain, step, state, prints)
-    goes_on = stage.trains and state.reads == step.reads and _may_go_on(chain, step, state)
+    goes_on = (
+        stage.trains and not _different(_here(chain, state), step.reads) and _may_go_on(chain, step, state)
+    )
     step = step._replace(action=Action.GO_ON if goes_on else Action.AGAIN, why=", ".join(changes))
     if not goes_on:
         _check_kept(chain, step, [step])
@@ -146,21 +152,49 @@ def _unchanged(chain: Chain, step: Step, state: State, prints: Fingerprints) -> 
     return step._replace(action=Action.NOTHING)
 
 
-def _changes(state: State, step: Step) -> list[str]:
-    """The sections and files whose content is another one than when the stage was begun."""
-    parts = []
-    for before, now in ((state.spec, step.spec), (state.reads, step.reads)):
-        names = dict.fromkeys([*now, *before])
-        parts += [name for name in names if before.get(name) != now.get(name)]
-    return [f"{name.removesuffix('/**')} changed" for name in parts]
+def _changes(chain: Chain, state: State, step: Step) -> list[str]:
+    """The fields and files whose content is another one than when the stage was begun, in words."""
+    sections = _different(state.spec, step.spec)
+    files = [
+        f"{name.removesuffix('/**')} {'changed' if step.reads.get(name, True) else 'is not there'}"
+        for name in _different(_here(chain, state), step.reads)
+    ]
+    return (
+        [_told(_field_changes(chain, sections)) or f"{', '.join(sections)} changed"] if sections else []
+    ) + files
+
+
+def _different(before: Mapping[str, str | None], now: Mapping[str, str | None]) -> list[str]:
+    return [name for name in dict.fromkeys([*now, *before]) if before.get(name) != now.get(name)]
+
+
+def _field_changes(chain: Chain, sections: Collection[str]) -> list[tuple[str, str, str]]:
+    """What differs in these sections from the spec that the run was last given."""
+    before = _read_spec(chain.folder / SPEC)
+    changes = spec.field_changes(before, chain.experiment) if before else []
+    return [change for change in changes if re.split(r"[.\[]", change[0])[0] in sections]
+
+
+def _told(changes: Sequence[tuple[str, str, str]]) -> str:
+    """The first of them in words."""
+    told = [f"{name} was {old or 'not set'}, is {new or 'not set'}" for name, old, new in changes[:SHOWN]]
+    return "; ".join(told) + (f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else "")
+
+
+def _read_spec(path: Path) -> Experiment | None:
+    """A spec as a run or a training has written it; None where there is none, or none that can be read."""
+    message = Experiment()
+    try:
+        text_format.Parse(path.read_text(encoding="utf-8"), message)
+    except (OSError, ValueError, text_format.ParseError):
+        return None
+    return message
 
 
 def _may_go_on(chain: Chain, step: Step, state: State) -> bool:
     """Whether a training can take up the spec as it is now where it was; what is finished only learns by more epochs."""
-    before = Experiment()
-    try:
-        text_format.Parse((step.folder / TRAINED_WITH).read_text(encoding="utf-8"), before)
-    except (OSError, text_format.ParseError):
+    before = _read_spec(step.folder / TRAINED_WITH)
+    if before is None:
         return False
     now = step.stage.spec(chain)
     if spec.another_training(before, now):
@@ -170,41 +204,33 @@ def _may_go_on(chain: Chain, step: Step, state: State) -> bool:
     parts = [Experiment(), Experiment()]
     for part, message in zip(parts, (before, now), strict=True):
         part.training_config.CopyFrom(message.training_config)
-        for name in HARMLESS:
+        for name in (*UNLEARNED, "num_epochs"):
             part.training_config.ClearField(name)
-    return not spec.changed_sections(*parts)
+    is_longer = now.training_config.num_epochs >= before.training_config.num_epochs
+    return is_longer and not spec.changed_sections(*parts)
 
 
-def _check_same_spec(chain: Chain, stages: Sequence[Stage], forced: set[str]) -> None:
+def _check_same_spec(chain: Chain, forced: set[str]) -> None:
     """Refuse the folder of another experiment, unless everything in it is to be done again."""
-    path = chain.folder / SPEC
-    if not (chain.folder / RUN_FILE).exists():
-        foreign = [name for name in chain.specs if (chain.folder / name).exists()]
+    folder = chain.folder
+    if not (folder / RUN_FILE).exists():
+        foreign = [name for name in chain.specs if (folder / name).exists()]
         if foreign:
             raise UsageError(
-                f"{chain.folder / foreign[0]} is of no run, and a run would overwrite it: use another -r, or move it away"
+                f"{folder / foreign[0]} is of no run, and a run would overwrite it: use another -r, or move it away"
             )
-    if not path.exists() or _main(stages).name in forced:
+    main = _main(wanted(chain))
+    has_nothing = main.is_kept and not _has_trained(folder / main.name)
+    if not (folder / SPEC).exists() or main.name in forced or has_nothing:
         return
-    before = Experiment()
-    try:
-        text_format.Parse(path.read_text(encoding="utf-8"), before)
-    except (OSError, text_format.ParseError) as error:
-        raise UsageError(f"{path} cannot be read as the spec of a run: use another -r") from error
-    if spec.another_training(before, chain.experiment):
-        ways = set(spec.another_training(before, chain.experiment))
-        changes = [
-            change
-            for change in spec.field_changes(before, chain.experiment)
-            if change[0].split(".")[0].split("[")[0] in ways
-        ]
-        shown = "; ".join(
-            f"{name} was {old or 'not set'}, is {new or 'not set'}" for name, old, new in changes[:3]
-        )
-        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+    before = _read_spec(folder / SPEC)
+    if before is None:
+        raise UsageError(f"{folder / SPEC} cannot be read as the spec of a run: use another -r")
+    other = spec.another_training(before, chain.experiment)
+    if other:
         raise UsageError(
-            f"{chain.folder} holds the run of another spec ({shown}{more}): use another -r, or --from"
-            f" {_main(stages).name} to do it again"
+            f"{folder} holds the run of another spec ({_told(_field_changes(chain, other))}): use another -r, or --from"
+            f" {main.name} to do it again"
         )
 
 
@@ -215,21 +241,55 @@ def _main(stages: Sequence[Stage]) -> Stage:
 
 def _check_kept(chain: Chain, step: Step, changed: Sequence[Step]) -> None:
     """A training is long: it is not thrown away because a file or a field has changed, unless asked for."""
-    if step.stage.is_kept and changed and any(any(step.folder.glob(name)) for name in TRAINED):
+    if step.stage.is_kept and changed and _has_trained(step.folder):
         raise UsageError(
-            f"{step.folder} was trained before {changed[0].why}: use another -r, or --from"
+            f"{step.folder} was not trained on this ({changed[0].why}): use another -r, or --from"
             f" {changed[0].stage.name} to do it again"
         )
 
 
+def _has_trained(folder: Path) -> bool:
+    """Whether there is something to lose."""
+    return any(any(folder.glob(name)) for name in TRAINED)
+
+
 def _follows(chain: Chain, stage: Stage, other: Step) -> bool:
     """Whether a stage reads what another one writes."""
-    written = [f"{other.folder}{os.sep}", *(path.rstrip("*") for path in other.stage.writes(chain))]
-    return any(source.startswith(start) for source in stage.reads(chain) for start in written)
+    written = [_start(path) for path in (f"{other.folder}{os.sep}", *other.stage.writes(chain))]
+    for source in stage.reads(chain):
+        start = _start(source)
+        if any(start.startswith(place) for place in written):
+            return True
+        if start != _absolute(source) and any(place.startswith(start) for place in written):
+            return True  # records/* for what is written to records/name-fold-*
+    return False
+
+
+def _start(pattern: str) -> str:
+    """What all paths of a pattern begin with."""
+    return re.split(r"[*?[]", _absolute(pattern), maxsplit=1)[0]
+
+
+def _absolute(path: str) -> str:
+    """One spelling of a path; a folder's keeps its last separator."""
+    if "://" in path:
+        return path
+    return os.path.abspath(os.path.expanduser(path)) + os.sep * path.endswith(os.sep)
 
 
 def _reads(chain: Chain, stage: Stage, prints: Fingerprints) -> dict[str, str | None]:
-    return {source: prints.of(source) for source in stage.reads(chain)}
+    found = {_name(chain, source): prints.of(source) for source in stage.reads(chain)}
+    return found | {name: versions()[name] for name in stage.tools}
+
+
+def _here(chain: Chain, state: State) -> dict[str, str | None]:
+    """What a stage has read, named as now."""
+    return {_name(chain, source): text for source, text in state.reads.items()}
+
+
+def _name(chain: Chain, source: str) -> str:
+    """Below the folder of the run from there on: it is the same run from another current folder, or where it was moved."""
+    return source.removeprefix(os.path.join(chain.folder, ""))
 
 
 def _sections(experiment: Experiment) -> dict[str, str]:

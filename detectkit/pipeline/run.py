@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import json
 import os
@@ -20,10 +21,10 @@ from detectkit.files import atomic_write, make_directory
 from detectkit.pipeline import state as states
 from detectkit.pipeline.fingerprints import Fingerprints
 from detectkit.pipeline.plan import RUN_FILE, Action, Step, look, wanted
-from detectkit.pipeline.stages import Chain
+from detectkit.pipeline.stages import SPEC, Chain
 from detectkit.pipeline.state import State
 
-LOCK, FINGERPRINTS, OUTPUT = ".lock", ".fingerprints.json", "output.txt"
+LOCK, FINGERPRINTS, OUTPUT, REPORT = ".lock", ".fingerprints.json", "output.txt", "report.html"
 REPORT_SHARE = 0.1  # of the time, at most, goes into making the report while the run is under way
 
 Execute = Callable[[list[str]], None]
@@ -53,8 +54,12 @@ class Runner:
         Raises:
             DetectkitError: of the stage that failed; what is done so far is kept, the same run goes on with it.
         """
-        if all(step.action == Action.NOTHING for step in steps):
+        if all(step.action == Action.NOTHING for step in steps) and self._is_told():
             return 0
+        states.clear_half_written(self.chain.folder, below=False)
+        stages = [[stage.name, stage.title] for stage in wanted(self.chain)]
+        # First: a folder with specs and without it is not one of a run, see `plan`.
+        _write(self.chain.folder / RUN_FILE, json.dumps(self.about | {"stages": stages}, indent=2) + "\n")
         self._write_specs()
         count = 0
         for step in steps:
@@ -62,13 +67,13 @@ class Runner:
             now = look(self.chain, step.stage, self.prints, forced=again)
             if now.action == Action.NOTHING:
                 continue
-            self._do(now)
-            count += 1
+            count += self._do(now)
         self._write_report(now=True)
         self.prints.save()
         return count
 
-    def _do(self, step: Step) -> None:
+    def _do(self, step: Step) -> bool:
+        """Do a stage; gives whether it was possible."""
         chain, stage = self.chain, step.stage
         if step.action == Action.AGAIN:
             self._clear(step)
@@ -92,14 +97,15 @@ class Runner:
             state.status, state.error = states.SKIPPED, reason
             states.write(step.folder, state)
             log.warning(f"{stage.name}: skipped: {reason}")
-            return
+            return False
         states.write(step.folder, state)
+        self._write_specs()  # which model is the best, a later one may name, is known only now
         self.prints.save()
         log.info(f"{stage.name}: {stage.title}" + (f" ({step.why})" if step.why else ""))
         # What the commands print is kept; log lines and progress bars stay on the terminal.
-        with self._timed(step.folder, state), _opened(
-            step.folder / OUTPUT
-        ) as file, contextlib.redirect_stdout(file):
+        with self._timed(step.folder, state), _kept(step.folder / OUTPUT) as file, contextlib.redirect_stdout(
+            file
+        ):
             for command in state.commands:
                 self.execute(command)
         # A pattern's files, and which of two models is the best, are known only now.
@@ -108,16 +114,18 @@ class Runner:
         told = stage.tells(chain)
         log.info(f"{stage.name}: done in {duration(state.wall_seconds)}" + (f", {told}" if told else ""))
         self._write_report()
+        return True
 
-    def _clear(self, step: Step) -> None:
-        """Remove what a stage has made, and what was made from that."""
-        log.info(f"{step.stage.name} is done again" + (f": {step.why}" if step.why else ""))
-        own = [step.stage.name]
+    def _clear(self, step: Step, *, own: bool = True) -> None:
+        """Remove what was made from what a stage makes, and its `own`."""
+        if own:
+            log.info(f"{step.stage.name} is done again" + (f": {step.why}" if step.why else ""))
+        names = [step.stage.name]
         for stage in wanted(self.chain):
-            folders = [str(self.chain.folder / name) + os.sep for name in own]
+            folders = [str(self.chain.folder / name) + os.sep for name in names]
             if any(source.startswith(folder) for source in stage.reads(self.chain) for folder in folders):
-                own.append(stage.name)
-        for name in reversed(own):
+                names.append(stage.name)
+        for name in reversed(names if own else names[1:]):
             states.clear(self.chain.folder / name)
 
     @contextlib.contextmanager
@@ -130,25 +138,34 @@ class Runner:
         except BaseException as error:
             state.wall_seconds = before[0] + time.monotonic() - wall
             state.cpu_seconds = before[1] + _cpu_seconds() - cpu
-            if isinstance(error, DetectkitError) and not isinstance(error, Interrupted):
-                state.status, state.error = states.FAILED, str(error)
+            failed = isinstance(error, Exception) and not isinstance(error, Interrupted)
+            if failed:
+                kind = "" if isinstance(error, DetectkitError) else f"{type(error).__name__}: "
+                state.status, state.error = states.FAILED, f"{kind}{error}"
             with contextlib.suppress(OutputError):  # the disk may be what failed
                 states.write(folder, state)
                 self.prints.save()
-                self._write_report(now=True)
+                if failed:  # who has stopped it waits for the end: a container for ten seconds
+                    self._write_report(now=True)
             raise
         state.wall_seconds = before[0] + time.monotonic() - wall
         state.cpu_seconds = before[1] + _cpu_seconds() - cpu
 
     def _write_specs(self) -> None:
-        """The specs of the stages, and what is known of the run before it begins."""
-        from detectkit.trackers import without_key  # it imports numpy, which nothing needs where nothing is to do
-
-        stages = [[stage.name, stage.title] for stage in wanted(self.chain)]
-        # First: a folder with specs and without it is not one of a run, see `plan`.
-        _write(self.chain.folder / RUN_FILE, json.dumps(self.about | {"stages": stages}, indent=2) + "\n")
+        """The specs of the stages, which have no key of an account: see `commands.run`."""
         for name, experiment in self.chain.specs.items():
-            _write(self.chain.folder / name, spec.dumps(without_key(experiment)))
+            _write(self.chain.folder / name, spec.dumps(experiment))
+
+    def _is_told(self) -> bool:
+        """Whether the folder has this very spec, and a report of all that is done."""
+        folder = self.chain.folder
+        try:
+            told = (folder / REPORT).stat().st_mtime_ns
+            done = [path.stat().st_mtime_ns for path in folder.glob(f"*/{states.STAGE_FILE}")]
+        except OSError:
+            return False
+        text = spec.dumps(self.chain.experiment)
+        return told >= max(done, default=0) and _holds(folder / SPEC, text)
 
     def _write_report(self, *, now: bool = False) -> None:
         """Make the report, if the last one is long ago beside what it took, or `now`."""
@@ -172,7 +189,21 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UsageError(f"{folder}: another detectkit run is at work there") from error
-        yield
+        _held.add(file)
+        try:
+            yield
+        finally:
+            _held.discard(file)
+
+
+def _let_go() -> None:
+    """In a process that this one has forked, such as a loader of images: it may outlive this one for some seconds."""
+    for file in _held:
+        file.close()
+
+
+_held: set[TextIO] = set()
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _opened(path: Path) -> TextIO:
@@ -182,8 +213,24 @@ def _opened(path: Path) -> TextIO:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+@contextlib.contextmanager
+def _kept(path: Path) -> Iterator[TextIO]:
+    """A file for what is printed; a full disk is told with its name."""
+    try:
+        with _opened(path) as file:
+            yield file
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise  # of what is done meanwhile
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_bytes() == text.encode()
+
+
 def _write(path: Path, text: str) -> None:
-    if path.exists() and path.read_text(encoding="utf-8") == text:
+    if _holds(path, text):
         return
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

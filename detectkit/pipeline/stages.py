@@ -52,9 +52,14 @@ class Chain(NamedTuple):
         return self.experiment.HasField("pruning_config")
 
     @property
+    def prunes_in_turns(self) -> bool:
+        """Whether the pruning itself trains again, after each of its turns."""
+        return self.prunes and self.experiment.pruning_config.iterations > 1
+
+    @property
     def retrains(self) -> bool:
-        """Whether the pruned network is trained again by a stage of its own, not by the pruning itself."""
-        return self.prunes and self.trains and self.experiment.pruning_config.iterations == 1
+        """Whether the pruned network is trained again by a stage of its own."""
+        return self.prunes and self.trains and not self.prunes_in_turns
 
     @property
     def calibrates(self) -> bool:
@@ -98,7 +103,8 @@ class Chain(NamedTuple):
 
     @property
     def float_model(self) -> str:
-        return self._best("train") if self.trains else self.experiment.model_config.pretrained_model_file
+        given = self.experiment.model_config.pretrained_model_file
+        return self._best("train") if self.trains else os.path.expanduser(given)
 
     @property
     def pruned(self) -> str:
@@ -167,9 +173,12 @@ class Chain(NamedTuple):
 
 def has_tensorrt() -> bool:
     """Whether one of its Python packages is installed, without loading it."""
-    return any(
-        importlib.util.find_spec(name) for name in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
-    )
+    return importlib.util.find_spec("tensorrt") is not None or builds_ahead()
+
+
+def builds_ahead() -> bool:
+    """Whether the TensorRT is there that builds engines without a GPU: TensorRT for RTX."""
+    return any(importlib.util.find_spec(name) for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"))
 
 
 def has_gpu() -> bool:
@@ -205,9 +214,14 @@ def _qat_data(chain: Chain) -> list[str]:
 
 
 def _pruning_data(chain: Chain) -> list[str]:
-    looks = chain.experiment.pruning_config.criterion == PruningConfig.TAYLOR
-    data = _sources(chain, training=True, validation=False) if looks or not chain.retrains else []
+    data = _sources(chain, training=True, validation=chain.prunes_in_turns) if _looks(chain) else []
     return [*data, chain.float_model]
+
+
+def _looks(chain: Chain) -> bool:
+    """Whether pruning looks at images: to judge the filters, or because it trains in turns."""
+    by_images = chain.experiment.pruning_config.criterion == PruningConfig.TAYLOR
+    return by_images or chain.prunes_in_turns
 
 
 def _calibration_data(chain: Chain) -> list[str]:
@@ -215,7 +229,13 @@ def _calibration_data(chain: Chain) -> list[str]:
 
 
 def _exported(chain: Chain) -> list[str]:
-    return [chain.deployed] + ([chain.scales] if chain.data_type == "int8" and chain.calibrates else [])
+    found = list(dict.fromkeys([chain.deployed, chain.final]))
+    if chain.data_type != "int8":
+        return found
+    # Which layers stay in float is found on images.
+    tries = chain.experiment.export_config.HasField("max_drop")
+    found += _sources(chain, training=True, validation=True) if tries else []
+    return found + ([chain.scales] if chain.calibrates else [])
 
 
 def _labels(chain: Chain) -> list[str]:
@@ -241,12 +261,20 @@ def only(experiment: Experiment, names: Iterable[str]) -> Experiment:
     return kept
 
 
+def _conversion(chain: Chain) -> Experiment:
+    """The validation fold counts where the other folds are changed."""
+    kept = only(chain.experiment, ("dataset_export_config",))
+    config = chain.experiment.dataset_config
+    modifies = any(part.HasField("sample_modifier_config") for part in kept.dataset_export_config)
+    if modifies and config.HasField("validation_fold"):
+        kept.dataset_config.validation_fold = config.validation_fold
+    return kept
+
+
 def _pruning_spec(chain: Chain) -> Experiment:
-    """Without what comes after it; data and training only where pruning looks at images, or trains in turns."""
-    looks = chain.experiment.pruning_config.criterion == PruningConfig.TAYLOR
-    in_turns = chain.experiment.pruning_config.iterations > 1
-    kept = only(chain.experiment, ("pruning_config", *(TRAINING if looks or in_turns else ())))
-    if not in_turns:
+    """Without what comes after it; data and training only where pruning looks at images."""
+    kept = only(chain.experiment, ("pruning_config", *(TRAINING if _looks(chain) else ())))
+    if not chain.prunes_in_turns:
         kept.pruning_config.ClearField("retraining")
     return kept
 
@@ -262,6 +290,19 @@ def _training_in_8_bits(chain: Chain) -> Experiment:
 def _calibration_spec(chain: Chain) -> Experiment:
     kept = only(chain.experiment, (*DATA, "calibration_config"))
     kept.calibration_config.ClearField("quantization_aware_training")
+    return kept
+
+
+def _export_spec(chain: Chain) -> Experiment:
+    """Clustering and data are in the files too, for what deploys them; what the engine is like is not."""
+    kept = only(chain.experiment, (*DATA, *MEASURING, "export_config"))
+    kept.export_config.ClearField("engine_config")
+    return kept
+
+
+def _engine_spec(chain: Chain) -> Experiment:
+    kept = Experiment()
+    kept.export_config.engine_config.CopyFrom(chain.experiment.export_config.engine_config)
     return kept
 
 
@@ -343,9 +384,11 @@ def _nothing(chain: Chain) -> None:
 
 
 def _builds_engines(chain: Chain) -> str | None:
-    return (
-        None if has_tensorrt() else "TensorRT is not installed: pip install 'detectkit[tensorrt]' mends that"
-    )
+    if not has_tensorrt():
+        return "TensorRT is not installed: pip install 'detectkit[tensorrt]' mends that"
+    if not has_gpu() and not builds_ahead():
+        return "this TensorRT builds engines on a GPU, and there is none here; TensorRT for RTX builds them anywhere"
+    return None
 
 
 def _runs_engines(chain: Chain) -> str | None:
@@ -375,6 +418,7 @@ class Stage(NamedTuple):
     reads: Callable[[Chain], list[str]]  # files, patterns of files, folders of images
     writes: Callable[[Chain], list[str]]  # files and patterns without which it has to be done again
     impossible: Callable[[Chain], str | None] = _nothing  # why it cannot be done on this machine
+    tools: tuple[str, ...] = ()  # of `versions`; another version is a reason to do it again
     trains: bool = False  # goes on where it was, also after changes that a training allows
     is_kept: bool = False  # never begun anew unasked
     tells: Callable[[Chain], str | None] = _nothing  # its outcome in a few words
@@ -409,7 +453,7 @@ STAGES = (
         "labels to records",
         lambda chain: bool(chain.experiment.dataset_export_config),
         _convert,
-        _sections("dataset_export_config"),
+        _conversion,
         _labels,
         _records,
     ),
@@ -471,7 +515,7 @@ STAGES = (
         "ONNX files",
         lambda chain: chain.exports,
         _export,
-        _sections(*DATA, *MEASURING, "export_config"),
+        _export_spec,
         _exported,
         _exports,
     ),
@@ -488,10 +532,11 @@ STAGES = (
         "TensorRT engine",
         lambda chain: chain.builds_engine,
         _engine,
-        _sections("export_config"),
+        _engine_spec,
         lambda chain: [chain.engine_source],
         lambda chain: [chain.engine],
         _builds_engines,
+        tools=("TensorRT",),
     ),
     _evaluation("engine", lambda chain: chain.builds_engine, lambda chain: chain.engine, _runs_engines),
     Stage(

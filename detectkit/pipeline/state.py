@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from detectkit.errors import OutputError
 from detectkit.files import atomic_write, make_directory
 
 STAGE_FILE = "stage.json"
-HALF_WRITTEN = ".*.tmp"  # the names that `atomic_write` writes under
+HALF_WRITTEN = ".*.tmp"  # the names that `atomic_write` writes under, and `clear` removes under
 BEGUN, DONE, FAILED, SKIPPED = "begun", "done", "failed", "skipped"
 
 
@@ -52,18 +53,21 @@ def write(folder: Path, state: State) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove the folder of a stage; its state goes last, so that a removal that was cut is gone on with.
+    """Remove the folder of a stage: at once for who looks for it, so that a removal that is cut leaves no half of it.
 
     Raises:
-        OutputError: something in it cannot be removed.
+        OutputError: it cannot be removed.
     """
+    gone = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        for path in sorted(folder.glob("*"), key=lambda path: path.name == STAGE_FILE):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         if folder.exists():
-            folder.rmdir()
+            target = folder.resolve()
+            folder.rename(gone)
+            _remove(gone)
+            if target.exists():  # the folder was a link to it
+                shutil.rmtree(target)
     except OSError as error:
-        raise OutputError(f"cannot remove {error.filename or folder}: {error.strerror or error}") from error
+        raise OutputError(f"cannot remove {folder}: {error.strerror or error}") from error
 
 
 def is_foreign(folder: Path) -> bool:
@@ -74,8 +78,12 @@ def is_foreign(folder: Path) -> bool:
     return not folder.is_dir() or any(not path.match(HALF_WRITTEN) for path in folder.iterdir())
 
 
-def clear_half_written(folder: Path) -> None:
-    """Remove what writing was cut in, below a folder; a file that cannot be removed stays."""
-    for path in folder.rglob(HALF_WRITTEN):
+def clear_half_written(folder: Path, *, below: bool = True) -> None:
+    """Remove what writing and removing were cut in, in a folder and `below` it; what cannot be removed stays."""
+    for path in list(folder.rglob(HALF_WRITTEN) if below else folder.glob(HALF_WRITTEN)):
         with contextlib.suppress(OSError):
-            path.unlink()
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

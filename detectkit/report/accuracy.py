@@ -10,12 +10,16 @@ from detectkit.errors import DetectkitError
 from detectkit.page import Html
 from detectkit.report import charts
 from detectkit.report.folder import EVALUATE, Run
-from detectkit.report.models import Model, class_names, deployed, final_float, percent
+from detectkit.report.models import MOST_CLASSES, Model, class_names, deployed, final_float, percent
 
 if TYPE_CHECKING:
     from detectkit.evaluation.details import Details
 
-MOST = 12  # classes with a chart of their own
+# What the average precision and the curves of a protocol are of.
+COUNTED = {
+    "KITTI": "its moderate objects",
+    "COCO": "average precision over the IoUs from 0.5 to 0.95, curves at 0.5",
+}
 
 
 def read_details(run: Run, key: str) -> Details | None:
@@ -38,9 +42,14 @@ def curves(run: Run, found: Sequence[Model]) -> str:
     if not lines:
         return page.paragraph(_nothing(bool(kept)), style="note")
     names = class_names(found)
-    drawn = [(_chart(name, lines), "") for name in names[:MOST]]
-    more = [] if len(names) <= MOST else [page.paragraph(f"{len(names) - MOST} more classes are not drawn.")]
-    return "\n".join((_counted(run), page.drawings(drawn), *more))
+    drawn = page.drawings((_of_class(name, lines), "") for name in names[:MOST_CLASSES])
+    return "\n".join((_counted(run), drawn, not_drawn(len(names))))
+
+
+def not_drawn(count: int) -> str:
+    """That of so many classes the last have no chart; "" where all have."""
+    rest = count - MOST_CLASSES
+    return page.paragraph(f"{rest} more classes are not drawn.", style="note") if rest > 0 else ""
 
 
 def _nothing(is_measured: bool) -> str:
@@ -54,13 +63,12 @@ def _nothing(is_measured: bool) -> str:
 def _counted(run: Run) -> str:
     """How many images, and by which protocol."""
     first = next(iter(run.results.values()))
-    return page.paragraph(
-        f"{first.images} validation images, counted as {first.protocol} does; average precision in %.",
-        style="note",
-    )
+    kind = f": {COUNTED[first.protocol]}" if first.protocol in COUNTED else ""
+    told = f"{first.images:,} validation images, counted as {first.protocol} does{kind}. Behind the names average precision, %."
+    return page.paragraph(told, style="note")
 
 
-def _chart(name: str, lines: Sequence[tuple[Model, Details]]) -> Html:
+def _of_class(name: str, lines: Sequence[tuple[Model, Details]]) -> Html:
     drawn = []
     for model, details in lines:
         if name in details.class_names:
@@ -69,10 +77,15 @@ def _chart(name: str, lines: Sequence[tuple[Model, Details]]) -> Html:
             drawn.append(
                 charts.Line(title, model.kind.color, curve.recall, curve.precision, model.kind.dashes)
             )
+    return chart(name, drawn)
+
+
+def chart(name: str, drawn: Sequence[charts.Line]) -> Html:
+    """Precision over recall of a class, a line for each model."""
     return charts.lines(
         drawn,
         title=f"{name}: precision over recall",
-        alt=f"Precision over recall of {name}. Average precision in %: {', '.join(line.name for line in drawn)}.",
+        alt=f"Precision over recall of {name}, average precision in %: {', '.join(line.name for line in drawn)}.",
         x_label="recall",
         x_limits=(0, 1),
         y_limits=(0, 1.02),
@@ -102,16 +115,21 @@ def _of_model(model: Model, details: Details) -> list[str]:
     parts = [page.heading(f"{model.kind.title}: false positives", level=3)]
     parts += _pictures(
         own.figures(details, worst.false_positives),
-        f"{worst.false_positive_count} detections are no labelled object of their class, at any score; those of the"
-        " highest scores, with their score.",
+        f"At any score: {worst.false_positive_count:,}. Those that come first in their class, as they cost most of its"
+        " average precision, with their score; in blue all labels, of whatever class.",
     )
     parts += [page.heading(f"{model.kind.title}: misses", level=3)]
     parts += _pictures(
         own.figures(details, worst.misses),
-        f"{worst.miss_count} labels have no detection at any score; the largest, with their size in pixels, and detections that"
-        " come near.",
+        f"Without a detection of their class at any score: {worst.miss_count:,}. The largest, with their size in pixels; in"
+        " orange the strongest detections near them, of whatever class.",
     )
-    return parts
+    return parts + _left_out(details.left_out)
+
+
+def _left_out(count: int) -> list[str]:
+    told = f"{count:,} detections, the weakest of images with hundreds of them, are not kept and count as not made."
+    return [page.paragraph(told, style="note")] if count else []
 
 
 def _pictures(figures: list[Html], told: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +26,7 @@ FEW = 15  # values of a line that still get a dot each
 GAP = 0.075  # between direct labels, of the height of the axes
 FONT, TITLE, TICKS = 10.5, 11.5, 9.5  # units
 EARLY = 0.7  # of the axes: a line that ends before is named where it ends
+LONG, LONG_TITLE = 26, 52  # letters that there is room for beside a chart, and above it
 
 
 class Line(NamedTuple):
@@ -73,7 +75,7 @@ def lines(
         axes.plot(
             line.x,
             line.y,
-            label="_" if line.faint else line.name,
+            label="_" if line.faint else _label(line.name, LONG_TITLE),
             color=color,
             linestyle=line.dashes,
             linewidth=0.9 if line.faint else 1.8,
@@ -85,10 +87,11 @@ def lines(
         axes.set_xlim(x_limits)
     if y_limits is not None:
         axes.set_ylim(y_limits)
-    if logarithmic:
+    if logarithmic and any(value > 0 for line in series for value in line.y):
         _logarithmic(axes, "y")
     else:
         axes.locator_params(axis="y", nbins=5)
+        _no_negatives(axes, series)
     _whole_ticks(axes, [value for line in series for value in line.x], limited=x_limits is not None)
     named = [line for line in series if not line.faint and len(line.x)]
     if key and series:
@@ -123,7 +126,7 @@ def scatter(points: Sequence[Point], *, title: str, alt: str, x_label: str) -> H
     heights = _beside(places)
     for point, place, height in zip(points, places, heights, strict=True):
         axes.text(
-            *(place[0] + 0.025, height, point.name),
+            *(place[0] + 0.025, height, _label(point.name)),
             transform=axes.transAxes,
             va="center",
             color=INKS[point.color],
@@ -145,7 +148,7 @@ def bars(
         for place, count in zip(at, counts, strict=True):
             named = f"{count:,} {group}" if place == at[0] else f"{count:,}"
             axes.text(count + longest * 0.012, place, named, va="center", color=INKS[color], fontsize=FONT)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [_label(name) for name in names])
     axes.tick_params(axis="y", labelcolor=INKS["ink"], labelsize=FONT)
     axes.set_xlim(0, longest * 1.3)
     axes.invert_yaxis()
@@ -175,7 +178,7 @@ def dots(
             markersize=5.5,
             label=group,
         )
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [_label(name) for name in names])
     axes.tick_params(axis="y", labelcolor=INKS["ink"], labelsize=FONT)
     axes.set_ylim(len(names) - 0.45, -0.55)
     axes.margins(x=0.04)
@@ -217,7 +220,7 @@ def histograms(
     for number, (axes, row) in enumerate(zip(all_axes, rows, strict=True)):
         _style(axes)
         _spread(axes, row, edges, (groups[0][1], groups[1][1]))
-        axes.set_title(row.name, loc="left", fontsize=FONT, color=INKS["ink"], pad=-2, y=0.88)
+        axes.set_title(_label(row.name), loc="left", fontsize=FONT, color=INKS["ink"], pad=-2, y=0.88)
         axes.axvline(mark[0], color=INKS["muted"], linewidth=0.8, linestyle=":")
         if number == 0:
             axes.text(
@@ -249,7 +252,10 @@ def svg(figure: Figure, alt: str) -> Html:
     import matplotlib
 
     content = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "detectkit", "path.simplify": True}):
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "detectkit", "path.simplify": True}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        # The browser has a font for the letters that matplotlib's own has not.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
     return Html(_inline(content.getvalue(), alt))
 
@@ -272,6 +278,14 @@ def _inline(text: str, alt: str) -> str:
     return head + text
 
 
+def _label(text: str, most: int = LONG) -> str:
+    """A name of others as matplotlib writes it letter for letter, without its middle where it is long."""
+    if len(text) > most:
+        text = f"{text[: most // 2]}…{text[most // 2 + 1 - most :]}"
+    # Between two $ it would read a formula, and a name with _ in front would not be in a key.
+    return ("\u200b" if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
 def _figure(size: tuple[float, float]) -> Figure:
     from matplotlib.backends.backend_svg import FigureCanvasSVG  # heavy, and only needed here
     from matplotlib.figure import Figure
@@ -285,7 +299,9 @@ def _axes(title: str, x_label: str, *, height: float = SIZE[1]) -> tuple[Figure,
     figure = _figure((SIZE[0], height))
     axes = figure.subplots()
     _style(axes)
-    axes.set_title(title, loc="left", fontsize=TITLE, fontweight="bold", color=INKS["ink"], pad=8)
+    axes.set_title(
+        _label(title, LONG_TITLE), loc="left", fontsize=TITLE, fontweight="bold", color=INKS["ink"], pad=8
+    )
     axes.set_xlabel(x_label)
     return figure, axes
 
@@ -312,6 +328,13 @@ def _logarithmic(axes: Axes, name: str) -> None:
     axis.set_minor_locator(NullLocator())
 
 
+def _no_negatives(axes: Axes, series: Sequence[Line]) -> None:
+    """No room for values below 0 where there are none."""
+    low, high = axes.get_ylim()
+    if low < 0 and all(value >= 0 for line in series for value in line.y):
+        axes.set_ylim(bottom=-0.03 * high)
+
+
 def _whole_ticks(axes: Axes, values: Sequence[float], *, limited: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
@@ -335,7 +358,11 @@ def _name_ends(axes: Axes, named: Sequence[Line]) -> None:
     for line, (x, y), is_early in zip(named, ends, early, strict=True):
         place = (float(x) + 0.025, float(y)) if is_early else (1.02, next(late))
         axes.text(
-            *(*place, line.name), transform=axes.transAxes, va="center", color=INKS[line.color], fontsize=FONT
+            *(*place, _label(line.name)),
+            transform=axes.transAxes,
+            va="center",
+            color=INKS[line.color],
+            fontsize=FONT,
         )
 
 

@@ -13,6 +13,7 @@ from detectkit import draw
 from detectkit.data.dataset import DONTCARE
 from detectkit.errors import DataError
 from detectkit.evaluation.details import Details, errors, read_image
+from detectkit.evaluation.voc import Found
 from detectkit.ops.boxes import pairwise_iou
 from detectkit.page import Html, lines, picture
 
@@ -39,7 +40,7 @@ class Mistake(NamedTuple):
 class Mistakes(NamedTuple):
     """The worst ones, at most FROM_ONE_IMAGE of a kind from an image, and how many there are in all."""
 
-    false_positives: list[Mistake]  # by falling score
+    false_positives: list[Mistake]  # those first that come first in their class, see `_ranks`
     misses: list[Mistake]  # by falling area
     false_positive_count: int
     miss_count: int
@@ -48,6 +49,8 @@ class Mistakes(NamedTuple):
 def mistakes(details: Details) -> Mistakes:
     """The worst mistakes of a model on the images that it was evaluated on."""
     found, missed = errors(details)
+    order = _ranks(found, details).argsort(stable=True)  # of equal ones the higher score
+    found = Found(*(column[order] for column in found))
     scores: list[float] = found.scores.tolist()
     wrong = zip(found.images.tolist(), found.boxes.tolist(), found.classes.tolist(), scores, strict=True)
     lost = zip(missed.images.tolist(), missed.boxes.tolist(), missed.classes.tolist(), strict=True)
@@ -68,6 +71,22 @@ def figures(details: Details, found: Sequence[Mistake]) -> list[Html]:
         except DataError:
             continue
     return shown
+
+
+def _ranks(found: Found, details: Details) -> torch.Tensor:
+    """How many detections of its class have a higher score than each of N detections, for each label of the class: [N].
+
+    Scores of two classes cannot be compared: as the spec clusters them, some are at most 1 and some are sums. What comes
+    early in the precision-recall curve of its class costs most of its average precision.
+    """
+    ranks = torch.zeros(len(found.scores))
+    for number in found.classes.unique().tolist():
+        rows = found.classes == number
+        own = details.found.scores[(details.found.classes == number) & details.found_counts].sort().values
+        higher = len(own) - torch.searchsorted(own, found.scores[rows], right=True)
+        labels = int(((details.truths.classes == number) & details.truths_count).sum())
+        ranks[rows] = higher / max(labels, 1)
+    return ranks
 
 
 def _chosen(found: Iterable[Mistake]) -> list[Mistake]:

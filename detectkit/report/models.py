@@ -13,6 +13,7 @@ from detectkit.report.folder import EVALUATE, Results, Run, Stage, find, number,
 
 TABLE = "report.json"
 SPACE = "\u00a0"  # before %, where no line may break
+MOST_CLASSES = 12  # that have a column and charts of their own
 LATENCY = Path("latency", "latency.json")
 
 
@@ -51,6 +52,7 @@ class Model(NamedTuple):
     mebibytes: float | None = None
     seconds: float | None = None  # for an image
     agreement: float | None = None  # share of the detections that are those of the float model, 0 to 1
+    runtime: str = ""  # what it was timed in, and whether on a CPU or a GPU
     why: str = ""  # something is missing
     is_passing: bool = False  # pruned, and trained again by a later stage: no result to compare with
 
@@ -101,8 +103,11 @@ def class_names(all_models: Sequence[Model]) -> list[str]:
 
 
 def rows(all_models: Sequence[Model]) -> tuple[list[str], list[list[str]]]:
-    """The table as text: headers, and a row for each model; "-" for what is not known."""
-    names = class_names(all_models)
+    """The table as text: headers, and a row for each model; "-" for what is not known.
+
+    More than MOST_CLASSES are not in it, see `class_rows`.
+    """
+    names = class_names(all_models) if has_few_classes(all_models) else []
     headers = [
         "model",
         "mAP %",
@@ -130,6 +135,18 @@ def rows(all_models: Sequence[Model]) -> tuple[list[str], list[list[str]]]:
     return [*headers, "agree %"], found
 
 
+def class_rows(titled: Sequence[tuple[str, Model]]) -> tuple[list[str], list[list[str]]]:
+    """Average precision as text: headers, a row for each class, a column for each model (its title, and itself)."""
+    measured = [(title, model) for title, model in titled if model.mean is not None]
+    names = class_names([model for _, model in measured])
+    cells = [[name, *(percent(model.by_class.get(name)) for _, model in measured)] for name in names]
+    return ["class", *(f"{title} %" for title, _ in measured)], cells
+
+
+def has_few_classes(all_models: Sequence[Model]) -> bool:
+    return len(class_names(all_models)) <= MOST_CLASSES
+
+
 def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
@@ -145,7 +162,8 @@ def verdict(all_models: Sequence[Model]) -> str:
         return ""
     parts = [f"mAP {percent(first.mean)}{SPACE}%"]
     if last is not None and last != first:
-        parts = [f"mAP {percent(first.mean)} → {percent(last.mean)}{SPACE}%{_smaller(first, last)}"]
+        after = f"{percent(last.mean)}{SPACE}% {last.kind.title}{_smaller(first, last)}"
+        parts = [f"mAP {percent(first.mean)}{SPACE}% float → {after}"]
     elif "pruned" in measured:
         parts.append(f"pruned, before retraining, {percent(measured['pruned'].mean)}{SPACE}%")
     if shipped is not None:
@@ -190,7 +208,7 @@ def _text(value: float | None, form: str, after: str = "") -> str:
 def _smaller(first: Model, last: Model) -> str:
     if not first.parameters or last.parameters is None:
         return ""
-    return f" at {100 * last.parameters / first.parameters:.1f}{SPACE}% of the parameters"
+    return f" with {100 * last.parameters / first.parameters:.1f}{SPACE}% of the parameters"
 
 
 def _first(all_models: Sequence[Model], keys: Sequence[str]) -> Model | None:
@@ -225,6 +243,7 @@ def _model(
         mebibytes=size,
         seconds=number(timed.get("seconds_per_image")),
         agreement=agreement,
+        runtime=str(timed.get("runtime") or ""),
         why=_why(run, key, stage, results) or _not_timed(file, times),
         is_passing=key == "pruned" and run.stage("retrain") is not None,
     )
@@ -266,11 +285,8 @@ def _why(run: Run, key: str, stage: Stage | None, results: Results | None) -> st
 
 def _not_timed(file: Path | None, times: dict[Path, dict[str, Any]]) -> str:
     """Of two files of one network one is timed."""
-    return (
-        "not timed; of two files of one network, one is"
-        if times and file and file.resolve() not in times
-        else ""
-    )
+    is_left_out = times and file and file.resolve() not in times
+    return "not timed: another row has the same network" if is_left_out else ""
 
 
 def _times(run: Run) -> dict[Path, dict[str, Any]]:
@@ -284,7 +300,7 @@ def _times(run: Run) -> dict[Path, dict[str, Any]]:
 def _agreements(run: Run) -> dict[str, float]:
     """The agreement of each model with the float one, as far as both have kept what they found."""
     paths = {key: run.folder / f"{EVALUATE}{key}" / "details.npz" for key in run.results}
-    if not all(paths.get(key, Path()).is_file() for key in ("float",)) or len(paths) < 2:
+    if len(paths) < 2 or not ("float" in paths and paths["float"].is_file()):
         return {}
     from detectkit.evaluation import details  # imports torch, and is only needed here
     from detectkit.evaluation.agreement import agreement

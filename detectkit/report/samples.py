@@ -87,7 +87,7 @@ def sizes(data: Data) -> Html:
         rows,
         groups=(TRAINING, VALIDATION),
         mark=(data.stride, f"grid cell, {data.stride} px"),
-        title="Sizes of the boxes",
+        title="Sizes of the boxes, as shares of them",
         alt=f"Histograms of the square root of the boxes' area in network pixels; medians: {medians}.",
         x_label="√area, pixels of the network",
     )
@@ -130,10 +130,10 @@ def _scale(size: tuple[int, int] | None, experiment: spec.Experiment) -> float:
 
 def _samples(dataset: Dataset, names: list[str]) -> list[Html]:
     """Evenly spaced images with their boxes; those that cannot be read are left out."""
-    count = min(IMAGES, len(dataset))
+    most = min(IMAGES, len(dataset))
     colors = draw.class_colors(len(names))
     figures = []
-    for index in (np.arange(count) * len(dataset) // max(count, 1)).tolist():
+    for index in (np.arange(most) * len(dataset) // max(most, 1)).tolist():
         try:
             sample = dataset.sample(index, channels=3)
         except DataError:
@@ -146,11 +146,12 @@ def _samples(dataset: Dataset, names: list[str]) -> list[Html]:
         annotated = draw.annotate(
             shown, moved, labels=[""] * len(boxes), colors=[colors[number] for number in classes]
         )
+        count = f"{len(boxes)} {'box' if len(boxes) == 1 else 'boxes'}"
         figures.append(
             picture(
                 draw.jpeg(annotated, quality=QUALITY),
-                f"{sample.frame_id} · {len(boxes)} boxes",
-                alt=f"Training image {sample.frame_id} with {len(boxes)} labelled boxes",
+                f"{sample.frame_id} · {count}",
+                alt=f"Training image {sample.frame_id}, labelled: {count}",
             )
         )
     return figures

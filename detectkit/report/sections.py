@@ -9,10 +9,18 @@ from typing import Any
 from detectkit import page, spec
 from detectkit.console import duration
 from detectkit.errors import DetectkitError
-from detectkit.page import Html
 from detectkit.report import charts
 from detectkit.report.folder import Run, Stage, number, read_json, shown
-from detectkit.report.models import LATENCY, Model, class_names, kind, rows
+from detectkit.report.models import (
+    LATENCY,
+    MOST_CLASSES,
+    Model,
+    class_names,
+    class_rows,
+    has_few_classes,
+    kind,
+    rows,
+)
 from detectkit.report.training import Epoch, history
 
 TRAININGS = {"train": "float", "retrain": "retrained", "qat": "qat"}  # stage, and the model that it gives
@@ -31,56 +39,80 @@ def table(run: Run, found: Sequence[Model]) -> str:
         [page.joined(page.swatch(model.kind.color), row[0]), *row[1:]]
         for model, row in zip(found, cells, strict=True)
     ]
-    parts = [page.table(headers, lines), page.paragraph(_legend(run), style="note")]
+    parts = [page.table(headers, lines), *by_class([(model.kind.title, model) for model in found])]
+    parts += [page.paragraph(_legend(run, found), style="note")]
     parts += [
         page.paragraph(f"{model.kind.title}: {model.why}.", style="note") for model in found if model.why
     ]
-    return "\n".join((*parts, *_scatter(found)))
+    over = over_time([(model.kind.title, model.kind.color, model) for model in found])
+    charted = [(chart, "") for chart in (over, _dots(found)) if chart]
+    return "\n".join((*parts, page.drawings(charted))) if charted else "\n".join(parts)
 
 
-def _legend(run: Run) -> str:
-    content = read_json(run.folder / LATENCY, []) or {}
-    machine = f" on {content['machine']}" if content.get("machine") else ""
-    threads = f", {content['threads']} threads" if content.get("threads") else ""
-    entries = content.get("models")
-    runtimes = {str(item["runtime"]) for item in _dicts(entries) if item.get("runtime")}
-    machine += f", {runtimes.pop()}" if len(runtimes) == 1 else ""
-    batch = number(content.get("batch_size"))
-    images = f", {int(batch)} images at a time" if batch and batch > 1 else ""
+def by_class(titled: Sequence[tuple[str, Model]]) -> list[str]:
+    """The average precision of many classes, which have no column in the table of models."""
+    if has_few_classes([model for _, model in titled]):
+        return []
+    headers, cells = class_rows(titled)
+    return [page.folded(f"Average precision of {len(cells)} classes", page.table(headers, cells))]
+
+
+def _legend(run: Run, found: Sequence[Model]) -> str:
+    where = timed_where(run)
+    protocols = {results.protocol for results in run.results.values()} - {"VOC"}
+    mean = f"mAP: as {', '.join(sorted(protocols))} counts; " if protocols else ""
     told = (
-        f"ms: the network alone on one image{machine}{threads}{images}; faster: times, than the float model; agree:"
-        " detections that are the float model's, at IoU 0.5."
+        f"{mean}ms: an image through the network alone{f', on {where}' if where else ''}{_runtimes(found)}; faster: times, than"
+        " the float model; agree: detections that are the float model's, at IoU 0.5."
     )
     return (
-        told
-        if content
-        else f"{told} Times, parameters and multiplications are measured by the stage latency."
+        told if where else f"{told} Times, parameters and multiplications are measured by the stage latency."
     )
 
 
-def _scatter(found: Sequence[Model]) -> list[str]:
+def _runtimes(found: Sequence[Model]) -> str:
+    """What the times were measured in, of which models where it is not the same for all."""
+    titles: dict[str, list[str]] = {}
+    for model in found:
+        if model.runtime:
+            titles.setdefault(model.runtime, []).append(model.kind.title)
+    if len(titles) < 2:
+        return "".join(f", in {runtime}" for runtime in titles)
+    return "".join(f", {' and '.join(of)} in {runtime}" for runtime, of in titles.items())
+
+
+def timed_where(run: Run) -> str:
+    """The machine that the times of a run are of; "" where there are none."""
+    content = read_json(run.folder / LATENCY, []) or {}
+    threads, batch = number(content.get("threads")), number(content.get("batch_size"))
+    parts = [str(content.get("machine") or "an unknown machine")] if content else []
+    parts += [f"{threads:.0f} {'thread' if threads == 1 else 'threads'}"] if threads else []
+    parts += [f"{batch:.0f} images at a time"] if batch and batch > 1 else []
+    return ", ".join(parts)
+
+
+def over_time(titled: Sequence[tuple[str, str, Model]]) -> str:
+    """Accuracy over time of models (title, colour, itself) as a chart; "" for fewer than two."""
     points = [
-        charts.Point(model.kind.title, model.kind.color, 1000 * model.seconds, 100 * model.mean)
-        for model in found
+        charts.Point(title, color, 1000 * model.seconds, 100 * model.mean)
+        for title, color, model in titled
         if model.seconds and model.mean is not None and not model.is_passing
     ]
     if len(points) < 2:
-        return []
+        return ""
     told = ", ".join(f"{point.name} {point.y:.1f} % in {point.x:.1f} ms" for point in points)
-    chart = charts.scatter(
+    return charts.scatter(
         points, title="mAP %, over the time for an image", alt=f"mAP over time: {told}.", x_label="ms"
     )
-    bars = _by_class(found)
-    return [page.drawings([(chart, ""), *bars])]
 
 
-def _by_class(found: Sequence[Model]) -> list[tuple[Html, str]]:
-    """What becomes of each class from model to model."""
+def _dots(found: Sequence[Model]) -> str:
+    """What becomes of each class from model to model, as a chart; "" for one model or one class."""
     measured = [model for model in found if model.by_class and not model.is_passing]
     names = class_names(measured)
-    if len(measured) < 2 or not 1 < len(names) <= 12:
-        return []
-    chart = charts.dots(
+    if len(measured) < 2 or not 1 < len(names) <= MOST_CLASSES:
+        return ""
+    return charts.dots(
         names,
         [
             (model.kind.title, model.kind.color, [_hundred(model.by_class.get(name)) for name in names])
@@ -89,7 +121,6 @@ def _by_class(found: Sequence[Model]) -> list[tuple[Html, str]]:
         title="AP % by class",
         alt="Average precision of each class and model, as in the table above.",
     )
-    return [(chart, "")]
 
 
 def _hundred(value: float | None) -> float | None:
@@ -145,7 +176,7 @@ def training_charts(courses: Sequence[tuple[str, str, list[Epoch]]]) -> str:
     note = ""
     if max(len(_values(epochs, "mean")[0]) for *_, epochs in courses) > 1:
         drawn.append(_course(courses, "mean", "Validation mAP %", scale=100, logarithmic=False))
-        drawn += [_class_course(courses, name) for name in names[:12] if len(names) > 1]
+        drawn += [_class_course(courses, name) for name in names[:MOST_CLASSES] if len(names) > 1]
     else:
         note = page.paragraph(
             "Validated once at most: there is no course of the average precision.", style="note"
@@ -163,7 +194,9 @@ def _cost(courses: Sequence[tuple[str, str, list[Epoch]]]) -> str:
         if measured:
             lines.append(charts.Line(title, color, at, measured, "--" if len(measured) > 1 else "-"))
         told.append(f"{title} from {y[0]:.2g} to {y[-1]:.2g}" if y else title)
-    title = "Cost: training thin, validation dashed" if any(line.faint for line in lines) else "Training cost"
+    validation = "dashed" if any(line.dashes == "--" for line in lines) else "a dot"
+    is_validated = any(line.faint for line in lines)
+    title = f"Cost: training thin, validation {validation}" if is_validated else "Training cost"
     return charts.lines(
         lines,
         title=title,
@@ -269,6 +302,12 @@ def _size(count: int) -> str:
 
 def _purpose(name: str) -> str:
     known = {
+        "model.onnx": "ONNX, 32 bits",
+        "model_fp16.onnx": "ONNX, 16 bits",
+        "model_int8.onnx": "ONNX, 8 bits",
+        "model_int8_tensorrt.onnx": "ONNX, 8 bits, as TensorRT builds an engine of it",
+        "model.engine": "TensorRT",
+        "model.engine.json": "what the engine was built with, for detectkit",
         "labels.txt": "DeepStream: the classes",
         "nvinfer_config.txt": "DeepStream: the configuration of nvinfer",
         "calibration.cache": "TensorRT 10: the ranges",

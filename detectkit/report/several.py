@@ -9,12 +9,21 @@ from typing import NamedTuple
 from detectkit import page, spec
 from detectkit.errors import UsageError
 from detectkit.files import atomic_write, short_names
-from detectkit.page import Html, Section
-from detectkit.report import charts
-from detectkit.report.accuracy import MOST, read_details
+from detectkit.page import Section
+from detectkit.report import accuracy, charts
 from detectkit.report.folder import Run, read
-from detectkit.report.models import Model, class_names, deployed, final_float, models, rows, verdict
-from detectkit.report.sections import training_charts
+from detectkit.report.models import (
+    MOST_CLASSES,
+    Model,
+    class_names,
+    deployed,
+    final_float,
+    models,
+    percent,
+    rows,
+    verdict,
+)
+from detectkit.report.sections import by_class, over_time, timed_where, training_charts
 from detectkit.report.training import history
 
 DASHES = ("-", "--", "-.", ":")
@@ -96,25 +105,27 @@ def _table(compared: Sequence[Compared]) -> str:
         own = [model._replace(by_class={**names, **model.by_class}) for model in item.models]
         headers, found = rows(own) if own else (headers, [])
         cells += [[page.joined(page.swatch(item.color), item.name), *row] for row in found]
-    told = "ms: the network alone on one image; faster: times, than the float model of its run; agree: with that one."
-    parts = [page.table(["run", *headers], cells), page.paragraph(told, style="note")]
-    return "\n".join((*parts, *_scatter(compared)))
-
-
-def _scatter(compared: Sequence[Compared]) -> list[str]:
-    points = [
-        charts.Point(f"{item.name}, {model.kind.title}", item.color, 1000 * model.seconds, 100 * model.mean)
-        for item in compared
-        for model in item.models
-        if model.seconds and model.mean is not None and not model.is_passing
+    titled = [
+        (f"{item.name}, {model.kind.title}", item.color, model) for item in compared for model in item.models
     ]
-    if len(points) < 2:
-        return []
-    told = ", ".join(f"{point.name} {point.y:.1f} % in {point.x:.1f} ms" for point in points)
-    chart = charts.scatter(
-        points, title="mAP %, over the time for an image", alt=f"mAP over time: {told}.", x_label="ms"
-    )
-    return [page.drawings([(chart, "")])]
+    chart = over_time(titled)
+    parts = [
+        page.table(["run", *headers], cells),
+        *by_class([(title, model) for title, _, model in titled]),
+        page.paragraph(_legend(compared), style="note"),
+        *([page.drawings([(chart, "")])] if chart else []),
+    ]
+    return "\n".join(parts)
+
+
+def _legend(compared: Sequence[Compared]) -> str:
+    told = "ms: an image through the network alone; faster: times, than the float model of its run; agree: with that one."
+    places = {item.name: timed_where(item.run) for item in compared}
+    timed = {name: place for name, place in places.items() if place}
+    if len(set(timed.values())) > 1:
+        each = "; ".join(f"{name} on {place}" for name, place in timed.items())
+        return f"{told} The times are of different machines or settings: {each}."
+    return f"{told} Times on {next(iter(timed.values()))}, of each run by itself." if timed else told
 
 
 def _differences(compared: Sequence[Compared]) -> str:
@@ -144,30 +155,19 @@ def _curves(compared: Sequence[Compared]) -> str:
     """A chart for each class, a line for the last model of each run."""
     drawn: dict[str, list[charts.Line]] = {}
     for item in compared:
-        details = read_details(item.run, item.last.key) if item.last else None
+        details = accuracy.read_details(item.run, item.last.key) if item.last else None
         if details is None or item.last is None:
             continue
         for name, curve in zip(details.class_names, details.curves, strict=True):
-            title = f"{item.name}, {item.last.kind.title}"
+            title = f"{item.name}, {item.last.kind.title} {percent(item.last.by_class.get(name))}"
             line = charts.Line(title, item.color, curve.recall, curve.precision, item.dashes)
             drawn.setdefault(name, []).append(line)
-    return (
-        page.drawings((_chart(name, lines), "") for name, lines in list(drawn.items())[:MOST])
-        if drawn
-        else ""
-    )
-
-
-def _chart(name: str, lines: Sequence[charts.Line]) -> Html:
-    return charts.lines(
-        lines,
-        title=f"{name}: precision over recall",
-        alt=f"Precision over recall of {name}: {', '.join(line.name for line in lines)}.",
-        x_label="recall",
-        x_limits=(0, 1),
-        y_limits=(0, 1.02),
-        key=True,
-    )
+    if not drawn:
+        return ""
+    shown = list(drawn.items())[:MOST_CLASSES]
+    told = page.paragraph("Behind the names average precision, %.", style="note")
+    made = page.drawings((accuracy.chart(name, lines), "") for name, lines in shown)
+    return "\n".join((told, made, accuracy.not_drawn(len(drawn))))
 
 
 def _training(compared: Sequence[Compared]) -> str:

@@ -63,16 +63,18 @@ def _head(run: Run, found: Sequence[Model]) -> Iterator[str]:
 
 
 def _progress(stages: Sequence[Stage]) -> str:
-    over = [stage for stage in stages if stage.status in ("done", "skipped")]
+    done = sum(stage.status == "done" for stage in stages)
     seconds = sum(stage.wall_seconds or 0 for stage in stages)
     cpu = sum(stage.cpu_seconds or 0 for stage in stages)
     times = f"{duration(seconds)} wall time, {duration(cpu)} CPU time"
-    if stages and len(over) == len(stages):
-        told = "The one stage is" if len(stages) == 1 else f"All {len(stages)} stages are"
+    if stages and done == len(stages):
+        told = "The one stage is" if done == 1 else f"All {done} stages are"
         return f"{told} done: {times}."
-    at = ", ".join(stage.name for stage in stages if stage.status == "begun")
-    under_way = f"; {at} under way, or cut off" if at else ""
-    return f"{len(over)} of {len(stages)} stages done{under_way}: {times}."
+    told = f"{done} of {len(stages)} stages done"
+    for status, state in (("skipped", "skipped"), ("begun", "under way, or cut off")):
+        names = ", ".join(stage.name for stage in stages if stage.status == status)
+        told += f"; {names} {state}" if names else ""
+    return f"{told}: {times}."
 
 
 def _sections(run: Run, found: Sequence[Model]) -> Iterator[Section]:

@@ -144,6 +144,27 @@ def test_conversion_folders(tmp_path, capsys):
     assert "1 .png files" in capsys.readouterr().out
 
 
+def test_a_spec_that_makes_its_records_is_judged_before_they_are_there(training_spec, tmp_path, capsys):
+    export = f'kitti_config {{ root_directory_path: "{tmp_path}" image_dir_name: "data/image_2" label_dir_name: "labels" }}'
+    text = (
+        training_spec.read_text()
+        + f'dataset_export_config {{ {export} output_filename: "{tmp_path}/data/t" }}'
+    )
+    training_spec.write_text(text)
+    write_data(tmp_path / "data", {"a": ["car"]})
+    for shard in (tmp_path / "data").glob("t-*"):
+        shard.unlink()
+    assert cli.main(["check", "-e", str(training_spec)]) == 4
+    assert "label_dir_name: there is no folder" in capsys.readouterr().err
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("car 0 0 0 4 4 20 30 0 0 0 0 0 0 0\n")
+    assert cli.main(["check", "-e", str(training_spec)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{tmp_path}/data/image_2: 1 .png files\n{tmp_path}/labels: 1 .txt files\n" in printed
+    assert f"{tmp_path}/data/t-*: not there yet, so boxes are not counted" in printed
+    assert f"next: detectkit run -e {training_spec}" in printed
+
+
 def test_a_broken_spec_is_refused(tmp_path, capsys):
     (tmp_path / "spec.txt").write_text("training_config { num_epoch: 3 }")
     assert cli.main(["check", "-e", str(tmp_path / "spec.txt")]) == 3

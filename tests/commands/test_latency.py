@@ -37,7 +37,7 @@ def test_a_model_its_onnx_file_and_a_larger_one(run, tiny, learn, learnt, learnt
         latency, "latencies", lambda runs: [0.002 * (number + 1) for number in range(len(runs))]
     )
     code, out, _ = run(learnt, learnt_onnx, larger, "--batch_size", 4, "-r", tmp_path / "out")
-    assert code == 0 and f"4 images at once, on {versions.processor()}, 1 threads" in out
+    assert code == 0 and f"4 images at once, on {versions.processor()}, 1 thread" in out
     assert f"wrote {tmp_path}/out/latency.json" in out
     assert f"next: detectkit compare -e SPEC {learnt} {learnt_onnx} {larger}" in out
     content = json.loads((tmp_path / "out/latency.json").read_text())

@@ -5,6 +5,7 @@ import pytest
 from detectkit import report
 from detectkit.cli import main
 from detectkit.commands import run as command
+from detectkit.errors import DataError
 from detectkit.pipeline import speed
 from detectkit.pipeline.speed import Speed
 
@@ -91,7 +92,7 @@ def test_a_dry_run_tells_times_and_sizes_and_writes_nothing(place, executed, cap
     assert files(place) == before and executed == []
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["stage", "what", "state", "about", "MiB", "why"]
-    rows = {line.split()[0]: line.split() for line in lines[2:]}
+    rows = {line.split()[0]: line.split() for line in lines[2:-2]}
     # 2 epochs of 18 images in batches of 4 at a second an image, and 2 validations of 6 images at 0.1 s
     assert rows["train"][-2] == "0:00:44" and rows["train"][-1] == "6.2"
     assert lines[-3].startswith("in all") and "GiB are free at results/tiny" in lines[-1]
@@ -100,7 +101,7 @@ def test_a_dry_run_tells_times_and_sizes_and_writes_nothing(place, executed, cap
 def test_a_dry_run_warns_of_a_full_disk(place, monkeypatch, capsys):
     monkeypatch.setattr(command, "_free_mib", lambda folder: 5.0)
     assert main(["run", "-e", "tiny.txt", "--dry-run"]) == 0
-    assert "WARNING: results/tiny: the run may need 7 MiB, and 5 are free" in capsys.readouterr().err
+    assert "WARNING: results/tiny: the run may need 6 MiB, and 5 are free" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,6 @@ def test_a_dry_run_warns_of_a_full_disk(place, monkeypatch, capsys):
             ["--until", "x"],
             "--until x: there is no such stage; the stages are train, evaluate_float, latency",
         ),
-        (["--from", "latency", "--until", "train"], "--from latency comes after --until train"),
     ],
 )
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
@@ -132,11 +132,8 @@ def test_a_broken_spec_makes_no_folder(place, capsys):
 
 def test_a_report_that_cannot_be_made_loses_nothing(place, executed, monkeypatch, capsys):
     def fail(folder):
-        raise report_error
+        raise DataError("the pictures are gone")
 
-    from detectkit.errors import DataError
-
-    report_error = DataError("the pictures are gone")
     monkeypatch.setattr(report, "write_report", fail)
     assert main(["run", "-e", "tiny.txt"]) == 0
     assert "WARNING: no report: the pictures are gone" in capsys.readouterr().err

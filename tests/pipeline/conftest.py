@@ -67,13 +67,14 @@ class FakePlace(Place):
             (self.images / f"{number}.png").write_text(f"pixels {number}")
             (self.labels / f"{number}.txt").write_text("square 0 0 0 1 1 9 9 0 0 0 0 0 0 0\n")
         self.done: list[str] = []
+        self.count = 0
         self.fails: dict[str, Exception] = {}
 
     def run(self, first: str | None = None, last: str | None = None) -> list[str]:
         """Run the stages that are to be done; gives the names of their folders."""
         self.done = []
         runner = Runner(self.chain, self._execute, lambda folder: None, {})
-        runner.run(plan(self.chain, runner.prints, first=first, last=last))
+        self.count = runner.run(plan(self.chain, runner.prints, first=first, last=last))
         return list(dict.fromkeys(self.done))
 
     def plan(self, first: str | None = None, last: str | None = None) -> list[Step]:

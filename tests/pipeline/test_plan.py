@@ -1,6 +1,7 @@
 """What is done, stale or cut, on commands that need no network: see `FakePlace`."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def test_what_is_unchanged_in_the_end_is_left(done):
 def test_a_training_goes_on_after_what_it_may(done, change):
     done.write(change=change)
     assert done.actions()["train"] == "goes on"
-    assert of(done, "train").why == "training_config changed"
+    assert re.match(r"training_config\.\S+ was .+, is .+", of(done, "train").why)
     started = done.state("train")["started"]
     assert "train" in done.run()
     assert done.state("train")["restarts"] == 1 and done.state("train")["started"] == started
@@ -118,7 +119,8 @@ def test_another_rate_after_the_training_is_refused(done):
     with pytest.raises(UsageError) as found:
         done.plan()
     assert str(found.value) == (
-        f"{done.folder}/train was trained before training_config changed: use another -r, or --from train to do it again"
+        f"{done.folder}/train was not trained on this (training_config.learning_rate.soft_start_annealing_schedule"
+        ".max_learning_rate was 0.001, is 0.002): use another -r, or --from train to do it again"
     )
     assert done.run(first="train") == ALL[1:]
 
@@ -183,9 +185,23 @@ def test_changed_labels_are_refused_after_a_training(done):
     with pytest.raises(UsageError) as found:
         done.plan()
     assert str(found.value) == (
-        f"{done.folder}/train was trained before {done.labels} changed: use another -r, or --from convert to do it again"
+        f"{done.folder}/train was not trained on this ({done.labels} changed): use another -r, or --from convert to do it"
+        " again"
     )
     assert done.run(first="convert") == ALL
+
+
+@pytest.mark.parametrize("pattern", ["ROOT/records/*", "ROOT/./records//tiny*", "ROOT/records/t?ny-fold-*"])
+def test_records_are_those_of_the_conversion_however_they_are_named(fake, pattern):
+    """Known before the conversion is done again, which would write over those that were trained on."""
+    fake.write(change={"ROOT/records/tiny-fold-*": pattern})
+    assert fake.run() == ALL
+    record = next((fake.root / "records").iterdir())
+    before = record.read_bytes()
+    (fake.labels / "0.txt").write_text("bar 0 0 0 1 1 9 9 0 0 0 0 0 0 0\n")
+    with pytest.raises(UsageError, match=f"train was not trained on this .{fake.labels} changed"):
+        fake.run()
+    assert record.read_bytes() == before
 
 
 def test_changed_records_are_refused_after_a_training(fake):
@@ -197,14 +213,14 @@ def test_changed_records_are_refused_after_a_training(fake):
     with pytest.raises(UsageError) as found:
         fake.run()
     assert str(found.value) == (
-        f"{fake.folder}/train was trained before {fake.root}/records/tiny-fold-* changed: use another -r, or --from train"
-        " to do it again"
+        f"{fake.folder}/train was not trained on this ({fake.root}/records/tiny-fold-* changed): use another -r, or"
+        " --from train to do it again"
     )
 
 
 def test_changed_images_are_refused_after_a_training(done):
     (done.images / "0.png").write_text("other pixels")
-    with pytest.raises(UsageError, match="was trained before .* changed"):
+    with pytest.raises(UsageError, match="was not trained on this .* changed"):
         done.plan()
 
 
@@ -503,7 +519,9 @@ def test_without_tensorrt_the_rest_is_done(fake, machine):
     machine["tensorrt"] = False
     fake.write("convert", "train", "calibrate", more=ENGINE.replace("RUNTIME", "TENSORRT"))
     assert fake.run() == [name for name in ENGINE_STAGES if name != "engine"]
-    assert "TensorRT is not installed" in fake.state("engine")["error"]
+    assert (
+        "TensorRT is not installed" in fake.state("engine")["error"] and fake.count == len(ENGINE_STAGES) - 1
+    )
     assert fake.run() == []
     machine["tensorrt"] = True
     assert fake.run() == ["engine"]

@@ -78,6 +78,44 @@ def test_dots_leave_out_what_is_not_known():
     assert {"car", "dog", "float"} <= set(texts(svg))
 
 
+@pytest.mark.parametrize("name", ["a$b$c", r"$\frac{$", "_hidden", "行人", "a<b>&c", "x" * 200])
+def test_names_of_others_are_written_letter_for_letter(name):
+    """No formulas, no warnings; what is too long loses its middle."""
+    line, point = Line(name, "s0", [0, 1], [1, 0.5]), Point(name, "s0", 1.0, 2.0)
+    drawn = [
+        charts.bars([name, "b"], [("training", "s7", [1, 2])], title=name, alt="a"),
+        charts.dots([name, "b"], [("float", "s0", [1.0, 2.0])], title="t", alt="a"),
+        charts.lines([line, line], title=name, alt="a", x_label="x"),
+        charts.lines([line], title=name, alt="a", x_label="x", key=True),
+        charts.scatter([point, point], title="t", alt="a", x_label="x"),
+        charts.histograms(
+            [Histogram(name, np.ones(1), np.ones(1))],
+            groups=(("training", "s7"), ("validation", "ink")),
+            mark=(16, "cell"),
+            title="t",
+            alt="a",
+            x_label="x",
+        ),
+    ]
+    for svg in drawn:
+        written = [text.lstrip("\u200b") for text in texts(svg)]
+        assert (name if len(name) < 99 else f"{'x' * 13}…{'x' * 12}") in written or (
+            f"{'x' * 26}…{'x' * 25}" in written
+        )
+
+
+def test_shares_have_no_room_below_zero():
+    zero = [Line("float", "s0", [1, 2], [0.0, 0.0])]
+    assert not [text for text in texts(charts.lines(zero, title="t", alt="a", x_label="x")) if "−" in text]
+    falls = [Line("float", "s0", [1, 2], [-1.0, 1.0])]
+    assert "−1.0" in texts(charts.lines(falls, title="t", alt="a", x_label="x"))
+
+
+def test_only_positive_values_are_on_a_logarithmic_scale():
+    zero = [Line("float", "s0", [1, 2], [0.0, 0.0])]
+    assert "0.00" in texts(charts.lines(zero, title="t", alt="a", x_label="x", logarithmic=True))
+
+
 @pytest.mark.parametrize(
     "heights, wanted",
     [

@@ -67,6 +67,24 @@ def test_the_worst_come_first(details):
     assert (found.false_positive_count, found.miss_count) == (3, 2)
 
 
+def test_scores_of_two_classes_are_not_compared(details):
+    """Those of dogs are sums, far above 1: what counts is how many detections of its class are above it, for each label."""
+    scores = torch.tensor([0.7, 0.8, 31.0, 7.0])  # cars: right, wrong; dogs: both wrong
+    classes = torch.tensor([0, 0, 1, 1])
+    found = details.found._replace(scores=scores, classes=classes)
+    truths = details.truths._replace(classes=torch.tensor([0, 0, 1]))
+    worst = own.mistakes(
+        details._replace(
+            class_names=["car", "dog"],
+            overlaps=[0.5, 0.5],
+            curves=[Curve([], [])] * 2,
+            found=found,
+            truths=truths,
+        )
+    )
+    assert [round(item.score, 2) for item in worst.false_positives] == [31.0, 0.8, 7.0]
+
+
 def test_a_strange_image_does_not_hide_the_others(details):
     many = 5
     found = Found(*(torch.cat([column] + [column[1:2]] * many) for column in details.found))

@@ -25,13 +25,25 @@ def test_two_runs(run, tmp_path):
     text = page.read_text()
     found = sections(text)
     assert list(found) == ["Models", "Specs", "Precision and recall", "Training"]
-    assert "run: mAP 100.0 → 87.5" in re.sub("<[^>]+>", "", text)
-    assert "other: mAP 100.0 → 50.0" in re.sub("<[^>]+>", "", text)
+    assert "run: mAP 100.0\u00a0% float → 87.5" in re.sub("<[^>]+>", "", text)
+    assert "other: mAP 100.0\u00a0% float → 50.0" in re.sub("<[^>]+>", "", text)
     assert found["Models"].count("<tr>") == 1 + 2 * 5 and found["Models"].count("<svg") == 1
     assert "<td>training_config.num_epochs</td><td>2</td><td>9</td>" in found["Specs"]
     assert "contrast_scale_max" in found["Specs"] and "batch_size_per_gpu" not in found["Specs"]
     assert found["Precision and recall"].count("<svg") == 2
     assert found["Training"].count("<svg") == 2 * 4  # train and retrain: cost, learning rate, mAP, a class
+
+
+def test_times_of_different_machines_are_told(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+    page = tmp_path / "page.html"
+    assert (
+        "Times on z80, 2 threads, of each run by itself." in compare_reports([run, other], page).read_text()
+    )
+    path = other / "latency" / "latency.json"
+    path.write_text(path.read_text().replace("z80", "6502"))
+    text = compare_reports([run, other], page).read_text()
+    assert "different machines or settings: run on z80, 2 threads; other on 6502, 2 threads." in text
 
 
 def test_runs_of_the_same_spec_with_little_in_them(run, tmp_path):

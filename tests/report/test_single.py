@@ -7,10 +7,12 @@ import shutil
 import pytest
 
 from detectkit.errors import UsageError
+from detectkit.evaluation import details
 from detectkit.report import is_run, summary, write_report
 
 VERDICT = (
-    "mAP 100.0 → 87.5\u00a0% at 10.0\u00a0% of the parameters; INT8 100.0\u00a0%, 4.0x faster than float"
+    "mAP 100.0\u00a0% float → 87.5\u00a0% retrained with 10.0\u00a0% of the parameters;"
+    " INT8 100.0\u00a0%, 4.0x faster than float"
 )
 OF_A_STAGE = [
     "convert",
@@ -55,7 +57,8 @@ def test_a_whole_run(text):
         *("Stages and commands", "Environment", "Spec"),
     ]
     assert len(text) < 400_000
-    assert "All 13 stages are done: 0:13:00 wall time, 0:26:00 CPU time." in text
+    assert "12 of 13 stages done; evaluate_engine skipped: 0:13:00 wall time, 0:26:00 CPU time." in text
+    assert ", on z80, 2 threads;" in found["Models"]
     assert "not measured: an engine runs on a GPU, and there is none here." in found["Models"]
     assert found["Models"].count("<svg") == 2 and found["Precision and recall"].count("<svg") == 2
     assert "18 images to train on, 6 for validation." in found["Data"]
@@ -100,7 +103,14 @@ def test_the_table_for_the_terminal(run):
     ]
     assert rows[1][:2] + rows[1][4:9] == ["pruned", "25.0", "100,000", "0.50", "1.0", "20.0", "2.0x"]
     assert [row[0] for row in rows] == ["float", "pruned", "retrained", "INT8", "engine"]
-    assert rows[3][4:] == ["100,000", "0.50", "1.0", "10.0", "4.0x", "100.0"]  # the network is the retrained one
+    assert rows[3][4:] == [
+        "100,000",
+        "0.50",
+        "1.0",
+        "10.0",
+        "4.0x",
+        "100.0",
+    ]  # the network is the retrained one
     assert rows[4] == ["engine", "-", "-", "-", "-", "-", "1.0", "-", "-", "-"]
 
 
@@ -127,6 +137,56 @@ def test_every_beginning_of_a_run_has_a_report(run, count):
     assert f"{count - 1} of 13 stages done; {OF_A_STAGE[count - 1]} under way, or cut off" in text
     measured = sum(name.startswith("evaluate") for name in OF_A_STAGE[:count])
     assert ("No model has been measured yet." in text) == (measured == 0)
+
+
+def test_classes_are_compared_before_anything_is_timed(run):
+    shutil.rmtree(run / "latency")
+    models = sections(write_report(run).read_text())["Models"]
+    assert models.count("<svg") == 1 and "AP % by class" in models and "by the stage latency" in models
+
+
+def test_many_classes_have_a_table_of_their_own(run):
+    """On a terminal and on a page 80 columns are none."""
+    classes = {f"class {at}": {"average_precision": at / 100} for at in range(80)}
+    for path in run.glob("evaluate_*/results.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"classes": classes}))
+    headers, rows = summary(run)
+    assert len(headers) == len(rows[0]) == 8
+    models = sections(write_report(run).read_text())["Models"]
+    assert "<summary>Average precision of 80 classes</summary>" in models
+    assert (
+        "<tr><th>class</th><th>float %</th><th>pruned %</th><th>retrained %</th><th>INT8 %</th></tr>"
+        in models
+    )
+    assert "<tr><td>class 79</td>" + 4 * "<td>79.0</td>" + "</tr>" in models
+
+
+def test_what_was_timed_in_what(run):
+    """A GPU for the one and a CPU for the other is no comparison of networks: it is told."""
+    path = run / "latency" / "latency.json"
+    content = json.loads(path.read_text())
+    for item in content["models"]:
+        item["runtime"] = "ONNX Runtime 1 (CPU)"
+    path.write_text(json.dumps(content | {"threads": 1}))
+    assert ", on z80, 1 thread, in ONNX Runtime 1 (CPU); faster" in write_report(run).read_text()
+    content["models"][0]["runtime"] = "PyTorch 2 (GPU)"
+    path.write_text(json.dumps(content))
+    text = write_report(run).read_text()
+    assert "float in PyTorch 2 (GPU), pruned and retrained and INT8 in ONNX Runtime 1 (CPU); faster" in text
+
+
+def test_what_the_evaluation_did_not_keep_is_told(run):
+    path = run / "evaluate_int8" / "details.npz"
+    details.save(path, details.load(path)._replace(left_out=1234))
+    assert sections(write_report(run).read_text())["Worst mistakes"].count("1,234 detections") == 1
+
+
+@pytest.mark.parametrize("protocol, told", [("KITTI", "moderate objects"), ("COCO", "curves at 0.5")])
+def test_the_protocol_is_told(run, protocol, told):
+    for path in run.glob("evaluate_*/results.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"protocol": protocol}))
+    found = sections(write_report(run).read_text())
+    assert f"mAP: as {protocol} counts" in found["Models"] and told in found["Precision and recall"]
 
 
 def test_a_failed_stage_is_told_first(run):
