@@ -181,7 +181,9 @@ def _export(args: argparse.Namespace, given: spec.Experiment | None, output: Pat
     from detectkit.model.detector import parameters
 
     source = _source(args, given)
-    section = given.export_config if given else spec.ExportConfig()  # that in the model was for another export
+    section = (
+        given.export_config if given else spec.ExportConfig()
+    )  # that in the model was for another export
     settings = Settings(args, section, "export_config", OPTIONS)
     target = _target(settings)
     _check_usage(args, settings, target)

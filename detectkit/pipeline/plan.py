@@ -295,6 +295,13 @@ def _name(chain: Chain, source: str) -> str:
 def _sections(experiment: Experiment) -> dict[str, str]:
     """The fingerprint of each section, whether its defaults are written out or not."""
     experiment = spec.reduced(experiment)
+    if experiment.HasField("model_config"):
+        experiment.model_config.ClearField(
+            "pretrained_model_file"
+        )  # a stage that starts from it reads the file
+    if experiment.HasField("training_config"):
+        for name in UNLEARNED:
+            experiment.training_config.ClearField(name)
     names = [field.name for field, _ in experiment.ListFields()]
     parts = {name: only(experiment, [name]).SerializeToString(deterministic=True) for name in names}
     return {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}

@@ -77,6 +77,8 @@ class Runner:
         chain, stage = self.chain, step.stage
         if step.action == Action.AGAIN:
             self._clear(step)
+        elif step.action == Action.GO_ON and step.state and step.state.spec != step.spec:
+            self._clear(step, own=False)  # more epochs: what follows will be of another model
         went_on = step.state if step.action == Action.GO_ON else None
         states.clear_half_written(step.folder)
         state = State(

@@ -115,8 +115,8 @@ def _of_model(model: Model, details: Details) -> list[str]:
     parts = [page.heading(f"{model.kind.title}: false positives", level=3)]
     parts += _pictures(
         own.figures(details, worst.false_positives),
-        f"At any score: {worst.false_positive_count:,}. Those that come first in their class, as they cost most of its"
-        " average precision, with their score; in blue all labels, of whatever class.",
+        f"At any score: {worst.false_positive_count:,}. Those of the highest scores in their class, class by class in turn,"
+        " with their score; in blue all labels, of whatever class.",
     )
     parts += [page.heading(f"{model.kind.title}: misses", level=3)]
     parts += _pictures(

@@ -252,8 +252,10 @@ def svg(figure: Figure, alt: str) -> Html:
     import matplotlib
 
     content = io.StringIO()
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "detectkit", "path.simplify": True}
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
+    with (
+        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "detectkit", "path.simplify": True}),
+        warnings.catch_warnings(),
+    ):
         # The browser has a font for the letters that matplotlib's own has not.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ ORDER = (
     "evaluate_engine",
     "latency",
 )  # of stages where run.json has none
-STAGE, INFO, SPEC = "stage.json", "run.json", "spec.txt"
+STAGE, INFO, SPEC, RESULTS = "stage.json", "run.json", "spec.txt", "results.json"
 EVALUATE = "evaluate_"
 
 
@@ -95,9 +96,12 @@ def read(folder: Path) -> Run:
     problems: list[str] = []
     info = read_json(folder / INFO, problems) or {}
     text, experiment = _spec(folder, problems)
-    found = {path.parent.name: _results(path, problems) for path in folder.glob(f"{EVALUATE}*/results.json")}
-    results = {item.key: item for item in found.values() if item is not None}
-    return Run(folder, info, _stages(folder, info, problems), text, experiment, results, tuple(problems))
+    planned = _planned(info)
+    names = sorted(planned or {path.name for path in folder.glob("*") if path.is_dir()})
+    stages = _stages(folder, planned, names, problems)
+    measured = (_results(folder / name / RESULTS, problems) for name in names if name.startswith(EVALUATE))
+    results = {item.key: item for item in measured if item is not None}
+    return Run(folder, info, stages, text, experiment, results, tuple(problems))
 
 
 def read_json(path: Path, problems: list[str]) -> dict[str, Any] | None:
@@ -161,19 +165,24 @@ def _spec(folder: Path, problems: list[str]) -> tuple[str, spec.Experiment | Non
     return text, message if isinstance(message, spec.Experiment) else None
 
 
-def _stages(folder: Path, info: dict[str, Any], problems: list[str]) -> tuple[Stage, ...]:
-    """In the order of run.json, then of ORDER, then of their begin."""
-    planned = [item for item in _list(info.get("stages")) if isinstance(item, list) and len(item) == 2]
-    names = {str(name): Stage(str(name), str(title), "waiting") for name, title in planned}
-    found: dict[str, Stage] = {}
-    for path in sorted(folder.glob(f"*/{STAGE}")):
-        content = read_json(path, problems)
+def _planned(info: dict[str, Any]) -> dict[str, str]:
+    """The titles of the stages that the spec has now, by name; a folder may hold others, of an earlier spec."""
+    pairs = [item for item in _list(info.get("stages")) if isinstance(item, list) and len(item) == 2]
+    return {str(name): str(title) for name, title in pairs}
+
+
+def _stages(
+    folder: Path, planned: dict[str, str], names: Iterable[str], problems: list[str]
+) -> tuple[Stage, ...]:
+    """In the order of run.json; where it has none, in that of ORDER, then of their begin."""
+    found = {name: Stage(name, title, "waiting") for name, title in planned.items()}
+    for name in names:
+        content = read_json(folder / name / STAGE, problems)
         if content is not None:
-            found[path.parent.name] = _stage(path.parent.name, content)
-    places = {name: at for at, name in enumerate((*names, *(name for name in ORDER if name not in names)))}
-    merged = names | found
+            found[name] = _stage(name, content)
+    places = {name: at for at, name in enumerate(planned or ORDER)}
     return tuple(
-        sorted(merged.values(), key=lambda stage: (places.get(stage.name, len(places)), stage.started))
+        sorted(found.values(), key=lambda stage: (places.get(stage.name, len(places)), stage.started))
     )
 
 

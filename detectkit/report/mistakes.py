@@ -40,7 +40,7 @@ class Mistake(NamedTuple):
 class Mistakes(NamedTuple):
     """The worst ones, at most FROM_ONE_IMAGE of a kind from an image, and how many there are in all."""
 
-    false_positives: list[Mistake]  # those first that come first in their class, see `_ranks`
+    false_positives: list[Mistake]  # the classes take turns, see `_ranks`
     misses: list[Mistake]  # by falling area
     false_positive_count: int
     miss_count: int
@@ -74,18 +74,17 @@ def figures(details: Details, found: Sequence[Mistake]) -> list[Html]:
 
 
 def _ranks(found: Found, details: Details) -> torch.Tensor:
-    """How many detections of its class have a higher score than each of N detections, for each label of the class: [N].
+    """Places [N] of false positives, which come by falling score: first the first of each class, then the second, ...
 
-    Scores of two classes cannot be compared: as the spec clusters them, some are at most 1 and some are sums. What comes
-    early in the precision-recall curve of its class costs most of its average precision.
+    Scores of two classes cannot be compared: as the spec clusters them, some are at most 1 and some are sums. Of those
+    that are equally far on in their classes, that comes first which has fewer of its class's detections above it.
     """
-    ranks = torch.zeros(len(found.scores))
-    for number in found.classes.unique().tolist():
+    ranks = torch.zeros(len(found.scores), dtype=torch.float64)
+    for number in set(found.classes.tolist()):
         rows = found.classes == number
         own = details.found.scores[(details.found.classes == number) & details.found_counts].sort().values
         higher = len(own) - torch.searchsorted(own, found.scores[rows], right=True)
-        labels = int(((details.truths.classes == number) & details.truths_count).sum())
-        ranks[rows] = higher / max(labels, 1)
+        ranks[rows] = torch.arange(len(higher)) + higher.double() / len(own)  # a share below 1
     return ranks
 
 

@@ -162,7 +162,7 @@ def _told(training: int, validation: int | None) -> str:
 
 def training(run: Run) -> str:
     """Cost, learning rate and average precision of each training, over its epochs."""
-    courses = {stage: history(run.folder / stage / "status.jsonl") for stage in TRAININGS}
+    courses = {stage: history(run.folder / stage / "status.jsonl") for stage in TRAININGS if run.stage(stage)}
     known = {TRAININGS[stage]: epochs for stage, epochs in courses.items() if epochs}
     return training_charts([(kind(key).title, kind(key).color, epochs) for key, epochs in known.items()])
 
@@ -249,7 +249,7 @@ def _values(epochs: Sequence[Epoch], field: str) -> tuple[list[float], list[floa
 
 def eight_bits(run: Run) -> str:
     """The layers that lose most in 8 bits."""
-    content = read_json(run.folder / "calibrate" / "layers.json", [])
+    content = read_json(run.folder / "calibrate" / "layers.json", []) if run.stage("calibrate") else None
     entries = content.get("layers") if content else None
     known = [item for item in _dicts(entries) if number(item.get("sqnr")) is not None]
     if not content or not known:
@@ -287,7 +287,7 @@ def _decibels(value: object) -> str:
 def files(run: Run) -> str:
     """What can be taken to another machine."""
     cells = []
-    for folder in DEPLOYED_FOLDERS:
+    for folder in filter(run.stage, DEPLOYED_FOLDERS):
         for path in sorted((run.folder / folder).glob("*")):
             if path.is_file() and path.name not in OF_THE_RUN and not path.name.startswith("."):
                 cells.append([shown(run, path), _size(path.stat().st_size), _purpose(path.name)])

@@ -137,3 +137,41 @@ def test_a_report_that_cannot_be_made_loses_nothing(place, executed, monkeypatch
     monkeypatch.setattr(report, "write_report", fail)
     assert main(["run", "-e", "tiny.txt"]) == 0
     assert "WARNING: no report: the pictures are gone" in capsys.readouterr().err
+
+
+def test_a_report_that_breaks_loses_nothing(place, executed, monkeypatch, capsys):
+    def fail(folder):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(report, "write_report", fail)
+    monkeypatch.setattr(report, "summary", fail)
+    assert main(["run", "-e", "tiny.txt"]) == 0 and len(executed) == 3
+    assert "WARNING: no report: KeyError: 'a bug'" in capsys.readouterr().err
+
+
+def test_a_report_that_a_kill_has_prevented_is_made(place, executed, monkeypatch):
+    main(["run", "-e", "tiny.txt"])
+    made = []
+    monkeypatch.setattr(report, "write_report", made.append)
+    assert main(["run", "-e", "tiny.txt"]) == 0 and len(executed) == 3 and len(made) == 1
+    (made[0] / "report.html").write_text("")
+    assert main(["run", "-e", "tiny.txt"]) == 0 and len(made) == 1
+
+
+def test_no_key_is_shown_or_kept(place, executed, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_API_KEY", "of the environment")
+    text = (place / "tiny.txt").read_text()
+    visualizer = 'training_config { visualizer { wandb_config { key: "s3cret" } }'
+    (place / "tiny.txt").write_text(text.replace("training_config {", visualizer))
+    assert main(["run", "-e", "tiny.txt", "-k", "s3cret"]) == 0
+    (place / "results" / "tiny" / "train" / "experiment_spec.txt").write_text(
+        (place / "results" / "tiny" / "spec.txt").read_text()
+    )
+    (place / "tiny.txt").write_text(
+        text.replace("training_config {", visualizer).replace("num_epochs: 2", "num_epochs: 3")
+    )
+    assert main(["run", "-e", "tiny.txt", "-k", "s3cret"]) == 0
+    out, err = capsys.readouterr()
+    assert "num_epochs was 2, is 3" in out and "s3cret" not in out + err
+    written = [path for path in (place / "results").rglob("*") if path.is_file()]
+    assert not any(b"s3cret" in path.read_bytes() for path in written)

@@ -142,6 +142,7 @@ def test_what_cannot_be_done_takes_nothing(fake, machine, monkeypatch):
 
     monkeypatch.setattr(stages, "has_gpu", lambda: False)
     monkeypatch.setattr(stages, "has_tensorrt", lambda: True)
+    monkeypatch.setattr(stages, "builds_ahead", lambda: True)
     fake.write("convert", "train", more="export_config { data_type: FP16 engine_config { } }")
     found = said(fake)
     assert found["evaluate_engine"].seconds == 0 and found["engine"].seconds > 1

@@ -140,6 +140,30 @@ def test_of_a_folder_only_images_count(prints, tmp_path):
     assert prints.of(str(folder)) != first
 
 
+def test_linked_folders_count_and_pictures_of_results_do_not(prints, tmp_path):
+    folder = tmp_path / "data"
+    write(tmp_path / "disk" / "a.png", "a")
+    folder.mkdir()
+    os.symlink(tmp_path / "disk", folder / "images")
+    os.symlink(folder, folder / "images" / "back")
+    first = prints.of(str(folder))
+    write(tmp_path / "disk" / "a.png", "other")
+    second = prints.of(str(folder))
+    assert None is not first != second
+    write(folder / "results" / "mine" / "stage.json", "")
+    write(folder / "results" / "mine" / "cost.png", "curve")
+    assert prints.of(str(folder)) == second
+
+
+def test_while_all_stands_still_it_is_looked_at_once(prints, tmp_path):
+    path = write(tmp_path / "a", "one")
+    with prints.standing_still():
+        first = prints.of(path)
+        write(tmp_path / "a", "three")
+        assert prints.of(path) == first
+    assert prints.of(path) != first
+
+
 def test_a_folder_may_be_moved(prints, tmp_path):
     write(tmp_path / "here" / "a.png", "a")
     first = prints.of(str(tmp_path / "here"))

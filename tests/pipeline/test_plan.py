@@ -1,15 +1,19 @@
 """What is done, stale or cut, on commands that need no network: see `FakePlace`."""
 
+import errno
 import json
-import re
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
-from detectkit.errors import DataError, ModelError, UsageError
-from detectkit.pipeline import stages
+from detectkit.errors import DataError, ModelError, OutputError, UsageError
+from detectkit.pipeline import plan as plans
+from detectkit.pipeline import stages, state as states
 from detectkit.pipeline.plan import Action
+from detectkit.pipeline.run import locked
 from detectkit.pipeline.stages import STAGES
 
 FLOAT = ["convert", "train", "evaluate_float"]
@@ -54,7 +58,7 @@ def test_stage_json(done):
     assert command == [
         *("prune", "-e", f"{folder}/spec.txt", "-m", model, "-o", pruned, "-r", f"{folder}/prune"),
     ]
-    assert list(state["reads"]) == [model] and state["writes"] == [pruned]
+    assert list(state["reads"]) == ["train/weights/model-best.safetensors"] and state["writes"] == [pruned]
     assert state["wall_seconds"] >= 0 and state["cpu_seconds"] >= 0 and len(state["started"]) == 19
 
 
@@ -96,17 +100,34 @@ def test_what_is_unchanged_in_the_end_is_left(done):
     [
         {"checkpoint_interval: 1": "checkpoint_interval: 5"},
         {"workers: 0": "workers: 1"},
-        {"num_epochs: 2": "num_epochs: 4"},
         {"checkpoint_interval: 1": "visualizer { enabled: true }"},
     ],
 )
-def test_a_training_goes_on_after_what_it_may(done, change):
+def test_what_changes_nothing_learned_leaves_a_training_alone(done, change):
     done.write(change=change)
+    assert done.actions() == {} and done.run() == []
+    new = next(iter(change.values())).split()[0].strip(":")
+    assert new in (done.folder / "spec.txt").read_text()
+
+
+def test_more_epochs_are_trained_on(done):
+    done.write(change={"num_epochs: 2": "num_epochs: 4"})
     assert done.actions()["train"] == "goes on"
-    assert re.match(r"training_config\.\S+ was .+, is .+", of(done, "train").why)
+    assert of(done, "train").why == "training_config.num_epochs was 2, is 4"
     started = done.state("train")["started"]
-    assert "train" in done.run()
+    assert done.run(last="train") == ["train", "evaluate_float"]
     assert done.state("train")["restarts"] == 1 and done.state("train")["started"] == started
+    assert not (done.folder / "prune").exists()  # of the model before: it would be shown beside the new one
+
+
+def test_fewer_epochs_are_another_training(done):
+    done.write(change={"num_epochs: 2": "num_epochs: 1"})
+    with pytest.raises(UsageError, match="was not trained on this .training_config.num_epochs was 2, is 1"):
+        done.run()
+    done.write(change={"retraining { num_epochs: 1": "retraining { num_epochs: 3"})
+    done.run()
+    done.write()
+    assert of(done, "retrain").action == Action.AGAIN
 
 
 def test_a_default_written_out_is_no_change(done):
@@ -480,9 +501,11 @@ def test_pruning_in_turns_hangs_on_the_training(fake):
 @pytest.fixture
 def machine(monkeypatch):
     """What the machine has; nothing at first."""
-    has = {"gpu": False, "tensorrt": True}
+    has = {"gpu": False, "tensorrt": True, "ahead": True, "version": "10.9"}
     monkeypatch.setattr(stages, "has_gpu", lambda: has["gpu"])
     monkeypatch.setattr(stages, "has_tensorrt", lambda: has["tensorrt"])
+    monkeypatch.setattr(stages, "builds_ahead", lambda: has["ahead"])
+    monkeypatch.setattr(plans, "versions", lambda: {"TensorRT": has["version"]})
     return has
 
 
@@ -532,4 +555,144 @@ def test_an_engine_config_that_is_added_builds_an_engine(fake, machine):
     fake.write("convert", "train", "calibrate", more=plain)
     fake.run()
     fake.write("convert", "train", "calibrate", more=ENGINE.replace("RUNTIME", "TENSORRT"))
-    assert fake.run()[-3:] == ["evaluate_int8", "engine", "latency"]
+    assert fake.run() == ["engine"]  # the ONNX file is the same
+
+
+def test_an_engine_alone_is_built_again_for_what_is_its_own(fake, machine):
+    spec = ENGINE.replace("RUNTIME", "TENSORRT")
+    fake.write("convert", "train", "calibrate", more=spec)
+    fake.run()
+    fake.write(
+        "convert",
+        "train",
+        "calibrate",
+        more=spec.replace("engine_config { }", "engine_config { max_batch_size: 4 }"),
+    )
+    assert fake.run() == ["engine"]
+    machine["version"] = "10.13"
+    assert of(fake, "engine").why == "TensorRT changed"
+    assert fake.run() == ["engine"]
+
+
+def test_a_tensorrt_that_needs_a_gpu_builds_nothing_without_one(fake, machine):
+    machine["ahead"] = False
+    fake.write("convert", "train", "calibrate", more=ENGINE.replace("RUNTIME", "TENSORRT"))
+    assert fake.run()[-1] == "latency"
+    assert "builds engines on a GPU" in fake.state("engine")["error"]
+
+
+# What stages read
+
+
+def test_the_layers_that_stay_in_float_hang_on_the_images(fake):
+    fake._convert(None)
+    fake.write("train", "calibrate", more="export_config { data_type: INT8 max_drop: 1 }")
+    fake.run()
+    assert str(fake.root / "kitti") in fake.state("export")["reads"]
+
+
+def test_pruning_by_weights_reads_no_images(fake):
+    fake._convert(None)
+    fake.write("train", more="pruning_config { target_params: 0.5 }")
+    without_training(fake)
+    fake.run()
+    assert list(fake.state("prune")["reads"]) == [str(fake.root / "mine.safetensors")]
+
+
+def test_a_conversion_hangs_on_the_validation_fold_where_it_changes_the_others(fake):
+    change = {'output_filename: "': 'sample_modifier_config { max_training_samples: 2 } output_filename: "'}
+    fake.write("convert", "train", change=change)
+    fake.run(last="convert")
+    fake.write("convert", "train", change=change | {"validation_fold: 0": "validation_fold: 1"})
+    assert fake.actions()["convert"] == "again"  # nothing is trained: no other spec's run is lost
+
+
+# Another place, another current folder
+
+
+def test_a_folder_that_was_moved_is_done(done):
+    done.folder = done.folder.rename(done.root / "moved")
+    assert done.actions() == {} and done.run() == []
+
+
+def test_from_another_current_folder_it_is_done(done, monkeypatch):
+    monkeypatch.chdir(done.root)
+    done.folder = Path("run")
+    assert done.actions() == {}
+    (done.root / "link").symlink_to(done.root / "run")
+    done.folder = Path("link")
+    assert done.actions() == {}
+
+
+# Cut between two lines
+
+
+def test_a_removal_that_is_cut_leaves_no_half(done, monkeypatch):
+    def cut(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(states, "_remove", cut)
+        with pytest.raises(KeyboardInterrupt):
+            done.run(first="latency")
+    assert not (done.folder / "latency").exists() and list(done.folder.glob(".latency.*.tmp"))
+    assert done.run() == ["latency"]
+    assert not list(done.folder.glob(".*.tmp"))
+
+
+def test_a_linked_folder_is_cleared_with_what_it_leads_to(done):
+    (done.folder / "latency").rename(done.root / "elsewhere")
+    (done.folder / "latency").symlink_to(done.root / "elsewhere")
+    assert done.run(first="latency") == ["latency"]
+    assert not (done.root / "elsewhere").exists() and not (done.folder / "latency").is_symlink()
+
+
+def test_the_spec_for_8_bits_names_the_best_model_that_there_is(fake):
+    """Before the training nobody knows whether a validation makes one."""
+    fake._convert(None)
+    fake.write("train", more="calibration_config { quantization_aware_training { num_epochs: 1 } }")
+    train = fake._train
+
+    def without_best(args):
+        train(args)
+        (args.results_dir / "weights" / "model-best.safetensors").unlink()
+
+    fake._train = without_best
+    fake.run()
+    assert "train/weights/model.safetensors" in (fake.folder / "spec_qat.txt").read_text()
+
+
+def test_the_spec_of_a_run_is_the_last_one_it_was_given(done):
+    before = (done.folder / "spec.txt").read_text()
+    (done.folder / "spec.txt").write_text(before.replace("epochs", "epochs ", 1) + "# cut")
+    assert done.run() == [] and (done.folder / "spec.txt").read_text() == before
+
+
+def test_a_bug_in_a_stage_is_told(fake):
+    fake.fails["prune"] = KeyError("layer1")
+    with pytest.raises(KeyError):
+        fake.run()
+    assert (fake.state("prune")["status"], fake.state("prune")["error"]) == ("failed", "KeyError: 'layer1'")
+
+
+def test_a_full_disk_under_what_is_printed(fake):
+    fake.fails["train"] = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OutputError, match="cannot write .*/train/output.txt: No space left on device"):
+        fake.run()
+
+
+def test_a_process_that_outlives_the_run_does_not_keep_the_folder(fake):
+    reader, writer = os.pipe()
+    with locked(fake.folder):
+        child = os.fork()
+        if not child:
+            os.write(writer, b"!")
+            signal.pause()
+            os._exit(0)
+        os.read(reader, 1)
+    try:
+        with locked(fake.folder):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

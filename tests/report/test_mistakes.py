@@ -68,8 +68,8 @@ def test_the_worst_come_first(details):
 
 
 def test_scores_of_two_classes_are_not_compared(details):
-    """Those of dogs are sums, far above 1: what counts is how many detections of its class are above it, for each label."""
-    scores = torch.tensor([0.7, 0.8, 31.0, 7.0])  # cars: right, wrong; dogs: both wrong
+    """Those of dogs are sums, far above 1: the classes take turns, and begin with the one that has fewer detections above its mistake."""
+    scores = torch.tensor([0.9, 0.8, 31.0, 7.0])  # cars: right, wrong; dogs: both wrong
     classes = torch.tensor([0, 0, 1, 1])
     found = details.found._replace(scores=scores, classes=classes)
     truths = details.truths._replace(classes=torch.tensor([0, 0, 1]))

@@ -139,6 +139,16 @@ def test_every_beginning_of_a_run_has_a_report(run, count):
     assert ("No model has been measured yet." in text) == (measured == 0)
 
 
+def test_stages_that_the_spec_no_longer_has_are_not_shown(run):
+    """Their folders stay, and are those of the run's earlier spec."""
+    info = json.loads((run / "run.json").read_text())
+    kept = [item for item in info["stages"] if item[0] not in ("calibrate", "evaluate_int8")]
+    (run / "run.json").write_text(json.dumps(info | {"stages": kept}))
+    found = sections(write_report(run).read_text())
+    assert "INT8" not in found["Models"] and "evaluate_int8" not in found["Stages and commands"]
+    assert "retrained" in found["Models"] and "8 bits" not in found
+
+
 def test_classes_are_compared_before_anything_is_timed(run):
     shutil.rmtree(run / "latency")
     models = sections(write_report(run).read_text())["Models"]
