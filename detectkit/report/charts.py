@@ -119,7 +119,7 @@ def scatter(points: Sequence[Point], *, title: str, alt: str, x_label: str) -> H
         axes.set_xlim(low / 1.6, high * 2.6)
     else:
         axes.set_xlim(0, high * 1.35)
-    axes.margins(y=0.2)
+    axes.margins(y=0.35)  # room for the names
     axes.locator_params(axis="y", nbins=5)
     transform = axes.transData + axes.transAxes.inverted()
     places = [transform.transform((point.x, point.y)) for point in points]
