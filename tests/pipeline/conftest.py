@@ -149,8 +149,9 @@ def read(path: str | Path) -> str:
 
 
 @pytest.fixture
-def fake(tmp_path: Path) -> FakePlace:
-    """The whole chain with commands that need no network."""
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePlace:
+    """The whole chain with commands that need no network; nothing of it has to last."""
+    monkeypatch.setattr("os.fsync", lambda file: None)
     return FakePlace(tmp_path)
 
 

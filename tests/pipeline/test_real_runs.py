@@ -297,6 +297,7 @@ def kill_in(place, start, name, seconds):
     return process.exitcode is None and kill(process) and under_way(place) == name
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(finished, start):
     before = models(finished.folder)
     shutil.rmtree(finished.folder)
