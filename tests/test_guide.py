@@ -327,7 +327,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path, tiny_text: 
         yield folder
 
 
-def run(line: str, captured: pytest.CaptureFixture[str]) -> None:
+def run(line: str, captured: pytest.CaptureFixture[str]) -> int:
     command, *arguments = shlex.split(line, comments=True)
     assert command == "detectkit", f"{line}: run it, or name it in NOT_RUN"
     captured.readouterr()
@@ -337,6 +337,7 @@ def run(line: str, captured: pytest.CaptureFixture[str]) -> None:
         code = int(left.code or 0)
     said = captured.readouterr()
     assert code == 0, f"{line}\n{said.out[-2000:]}\n{said.err[-2000:]}"
+    return code
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -352,7 +353,7 @@ def test_a_page_runs(page: Path, place: Path, capsys: pytest.CaptureFixture[str]
             text_format.Parse(piece.text, spec.Experiment())
         for line in piece.lines() if piece.language == "sh" else ():
             if reason_not_to_run(line) is None:
-                run(line, capsys)
+                assert run(line, capsys) == 0
 
 
 def sections(page: Path) -> list[spec.Experiment]:

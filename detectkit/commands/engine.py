@@ -59,6 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TYPE",
         help="fp32, fp16 or int8 (what the model holds)",
     )
+    _add_limits(parser)
+    parser.add_argument("-r", "--results_dir", type=Path, metavar="DIR", help="where status.jsonl goes")
+    _add_ignored(parser)
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    """What the builder has to keep to."""
     for name, meaning in (("min", "fewest"), ("opt", "usual number of"), ("max", "most")):
         parser.add_argument(
             OPTIONS[f"{name}_batch_size"], type=int, metavar="N", help=f"{meaning} images at once (1)"
@@ -98,8 +105,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="TensorRT 10, int8: the other layers stay in 32 bits",
     )
-    parser.add_argument("-r", "--results_dir", type=Path, metavar="DIR", help="where status.jsonl goes")
-    _add_ignored(parser)
 
 
 def _add_ignored(parser: argparse.ArgumentParser) -> None:

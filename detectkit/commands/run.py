@@ -97,15 +97,10 @@ def _warn_of_report(error: Exception) -> None:
 
 
 def _about(args: argparse.Namespace, folder: Path) -> dict[str, object]:
+    command = ["run", "-e", str(args.experiment_spec), "-r", str(folder)]  # without -k: a key is kept nowhere
     return {
         "spec": str(args.experiment_spec),
-        "command": [
-            "run",
-            "-e",
-            str(args.experiment_spec),
-            "-r",
-            str(folder),
-        ],  # without -k: a key is kept nowhere
+        "command": command,
         "versions": versions(),
         "machine": {"processor": processor(), "cores": os.cpu_count()},
     }

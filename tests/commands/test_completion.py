@@ -47,7 +47,8 @@ def completed(script: Path, folder: Path, *words: str) -> list[str]:
 
 
 def test_the_script_is_right_bash(script: Path) -> None:
-    subprocess.run(["bash", "-n", str(script)], check=True)
+    found = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

@@ -692,7 +692,7 @@ def test_a_process_that_outlives_the_run_does_not_keep_the_folder(fake):
         os.read(reader, 1)
     try:
         with locked(fake.folder):
-            pass
+            assert os.waitpid(child, os.WNOHANG) == (0, 0)  # it is still there
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
