@@ -235,7 +235,7 @@ def test_a_label_line_that_is_left_out(place: Place, capsys: Capture, line: str,
     file.write_text(LINE.format("1 2 30 40") + line)
     assert place.convert() == 0
     listing = place.results / "again_warning.json"
-    assert f"left out: 1 lines, labels or images; listed in {listing}" in capsys.readouterr().out
+    assert f"left out: 1 lines, labels or images; listed in {listing}" in capsys.readouterr().err
     assert json.loads(listing.read_text()) == [{"file": str(file), "line": 2, "reason": reason}]
 
 

@@ -132,7 +132,10 @@ def _convert(conversion: Conversion) -> Summary:
         for reject in summary.rejected:
             place = reject.file if reject.line is None else f"{reject.file}:{reject.line}"
             log.debug("%s: %s", place, reject.reason)
-        say(f"left out: {len(summary.rejected)} lines, labels or images; listed in {summary.warning_file}")
+        # A warning: `detectkit run` keeps what commands say in a file.
+        log.warning(
+            f"left out: {len(summary.rejected)} lines, labels or images; listed in {summary.warning_file}"
+        )
     shards = sum(len(fold.shards) for fold in summary.folds)
     say(f"wrote {shards} shards and their indexes: {prefix}*")
     return summary

@@ -113,7 +113,7 @@ def test_names_the_warning_file_and_lists_it_with_v(export_spec, tmp_path, capsy
     (tmp_path / "kitti" / "label_2" / "5.txt").write_text("Car 0 0 0 30 2 1 40 0 0 0 0 0 0 0\n")
     assert cli.main(["convert", "-d", str(export_spec), "-o", f"{tmp_path}/cars", "-v"]) == 0
     printed = capsys.readouterr()
-    assert f"left out: 2 lines, labels or images; listed in {tmp_path}/cars_warning.json" in printed.out
+    assert f"left out: 2 lines, labels or images; listed in {tmp_path}/cars_warning.json" in printed.err
     assert f"{tmp_path}/kitti/image_2/3.png: the file is empty" in printed.err
     assert f"{tmp_path}/kitti/label_2/5.txt:1: the box (30, 2, 1, 40) is reversed" in printed.err
 
