@@ -60,6 +60,7 @@ class GridHead:
         self.geometry = _geometry(experiment.bbox_rasterizer_config, self.class_names)
         costs = experiment.cost_function_config.target_classes
         self.foreground_weight = torch.tensor([target.coverage_foreground_weight for target in costs])
+        self.focal_gamma = experiment.cost_function_config.coverage_focal_gamma
         self.loss_mask = LossMask(experiment, self.class_names)
         if clustering is None:
             clustering = spec_clustering(experiment.postprocessing_config)
@@ -99,7 +100,9 @@ class GridHead:
         if self.giou_share:
             giou = giou_cost(boxes, targets.bbox, coverage_norm=targets.coverage_norm, mask=box_mask)
             box_cost = (1 - self.giou_share) * box_cost + self.giou_share * giou
-        cost = coverage_cost(coverage, targets.coverage, foreground_weight=weight, mask=mask)
+        cost = coverage_cost(
+            coverage, targets.coverage, foreground_weight=weight, focal_gamma=self.focal_gamma, mask=mask
+        )
         return torch.stack([cost, box_cost], dim=1)
 
     def candidates(self, outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

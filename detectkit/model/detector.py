@@ -6,6 +6,7 @@ B batch, C class, c image channels, H W pixels, h w grid cells.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -47,6 +48,7 @@ class Detector(nn.Module):
         freeze_bn: batch normalisation keeps its running mean and variance while training; its scale and shift are
             trained all the same (TLT DetectNet_v2).
         freeze_pretrained: `checkpoint.load_pretrained` shall freeze what it takes from a file.
+        coverage_prior: the coverage in (0, 1) that a fresh head gives every cell.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Detector(nn.Module):
         dropout: float = 0.0,
         freeze_bn: bool = False,
         freeze_pretrained: bool = False,
+        coverage_prior: float = 0.01,
     ) -> None:
         super().__init__()
         self.normalize = Normalize(channels)
@@ -69,6 +72,7 @@ class Detector(nn.Module):
         self.channels = channels
         self.freeze_bn = freeze_bn
         self.freeze_pretrained = freeze_pretrained
+        self.coverage_prior = coverage_prior
         # With quantisation-aware training: what makes `forward` round to 8 bits.
         self.ranges: Ranges | None = None
         self.frozen: frozenset[str] = frozenset()  # tensors that `freeze` holds
@@ -78,10 +82,11 @@ class Detector(nn.Module):
         self.reset_heads()
 
     def reset_heads(self) -> None:
-        """Glorot's uniform distribution and zero bias, as TLT DetectNet_v2."""
-        for head in (self.output_cov, self.output_bbox):
+        """Glorot's uniform distribution (TLT DetectNet_v2), and biases that give `coverage_prior` and no distance."""
+        log_odds = math.log(self.coverage_prior / (1 - self.coverage_prior))
+        for head, bias in ((self.output_cov, log_odds), (self.output_bbox, 0.0)):
             nn.init.xavier_uniform_(head.weight)
-            nn.init.zeros_(_bias(head))
+            nn.init.constant_(_bias(head), bias)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Run the network.
@@ -160,6 +165,7 @@ def build(model_config: ModelConfig, class_names: Sequence[str], channels: int) 
         dropout=model_config.dropout_rate,
         freeze_bn=model_config.freeze_bn,
         freeze_pretrained=model_config.freeze_pretrained_layers,
+        coverage_prior=model_config.objective_set.cov.prior,
     )
 
 

@@ -13,17 +13,26 @@ EPSILON = 1e-5
 
 
 def coverage_cost(
-    predicted: Tensor, target: Tensor, *, foreground_weight: Tensor, mask: Tensor | None = None
+    predicted: Tensor,
+    target: Tensor,
+    *,
+    foreground_weight: Tensor,
+    focal_gamma: float = 0.0,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Weighted binary cross entropy [C], mean over images and cells; computed in 32 bits or more.
 
     predicted and target [B, C, H, W] in [0, 1]; foreground_weight [C] weighs cells whose target is above 0.5 and
     1 - foreground_weight all others; mask broadcasts against [B, C, H, W] and multiplies the cost of each cell.
+    With a focal_gamma above 0 each cell's cost is also multiplied by |target - predicted| ** focal_gamma (quality focal
+    loss, Li et al. 2020).
     """
     predicted, target = _at_least_float32(predicted), _at_least_float32(target)
     entropy = -(target * (predicted + EPSILON).log() + (1 - target) * (1 - predicted + EPSILON).log())
     foreground = foreground_weight.to(entropy)[:, None, None]
     cost = entropy * torch.where(target > 0.5, foreground, 1 - foreground)
+    if focal_gamma:
+        cost = cost * (target - predicted).abs().clamp_min(EPSILON) ** focal_gamma
     return (cost if mask is None else cost * mask).mean((0, 2, 3))
 
 

@@ -339,8 +339,8 @@ TRAINING: tuple[Difference[Experiment], ...] = (
     ),
     Difference(
         "model_config.training_precision.backend_floatx",
-        "FLOAT16 keeps the weights in 32 bits and computes in 16 where that is safe: bfloat16 on a CPU, 32 bits on one "
-        "that lacks it; on a GPU the cost is then always scaled; the log says what ran",
+        "FLOAT16 keeps the weights in 32 bits and computes in 16 where that is safe: bfloat16 on a CPU with AMX "
+        "units, 32 bits on one that lacks them; on a GPU the cost is then always scaled; the log says what ran",
         lambda spec: spec.model_config.training_precision.backend_floatx == ModelConfig.TrainingPrecision.FLOAT16,
     ),
     Difference(
@@ -354,7 +354,23 @@ TRAINING: tuple[Difference[Experiment], ...] = (
         "is 0.5 where it is not set; TLT reads 0",
         lambda spec: not spec.model_config.objective_set.bbox.HasField("offset"),
     ),
+    Difference(
+        "model_config.objective_set.cov.prior",
+        "coverage starts at 0.01 in every cell; TLT's starts at 0.5, and where objects are few it may stay there: 0.5 turns "
+        "it back",
+        lambda spec: not spec.model_config.load_graph and not spec.model_config.objective_set.cov.HasField("prior"),
+    ),
     # cost and training
+    Difference(
+        "cost_function_config.enable_autoweighting",
+        "goes by the costs of the last 200 steps, where an epoch has less; TLT goes by the last epoch, however short",
+        lambda spec: spec.cost_function_config.enable_autoweighting,
+    ),
+    Difference(
+        "training_config.regularizer",
+        "leaves out the biases of the heads; TLT's count, and hold coverage at its start",
+        lambda spec: spec.training_config.regularizer.type != RegularizerConfig.NO_REG,
+    ),
     Difference(
         "cost_function_config.max_objective_weight",
         "is 1 where it is not set; TLT reads 0, which stops all learning after the first epoch",

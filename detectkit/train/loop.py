@@ -31,7 +31,7 @@ from detectkit.train import optim, state as states
 from detectkit.train.report import plot, report
 from detectkit.train.run import RESUME_FILE, Run
 from detectkit.train.stages import begin, stages
-from detectkit.train.weighting import ObjectiveWeights, validation_cost
+from detectkit.train.weighting import EPOCHS_TO_FALL, ObjectiveWeights, validation_cost
 
 CHECK_STEPS = 20  # the cost is looked at this often; looking waits for the GPU
 SAVE_SECONDS = 300  # the state is saved when the last time is longer ago
@@ -197,7 +197,14 @@ def end_epoch(run: Run) -> None:
     state = run.state
     _require_finite(run, state.cost_sum)
     entry = _entry(run)
-    state.weights.end_epoch()
+    for number, objective in state.weights.end_epoch():
+        log.warning(
+            "%s: its %s cost has hardly fallen in %d epochs, and auto-weighting gives it less than a hundredth of the class's"
+            " weight: set cost_function_config.min_objective_weight: 0.05, or a higher weight_target for it (docs/tuning.md)",
+            run.head.class_names[number],
+            objective,
+            EPOCHS_TO_FALL,
+        )
     state.epoch, state.step, state.cost_sum = state.epoch + 1, 0, torch.zeros(())
     result = validate(run) if run.validation is not None and validation_due(run) else None
     if result:

@@ -99,9 +99,16 @@ def step(optimizer: Optimizer, *, clip_norm: float, scale: CostScale | None) -> 
 
 
 def regularized_weights(network: nn.Module) -> list[Tensor]:
-    """Kernels and biases of all convolutions, heads included; batch normalisation is not regularised (TLT)."""
+    """Kernels of all convolutions, and biases of those of the backbone (TLT); batch normalisation is not regularised.
+
+    Neither are the biases of the heads, unlike TLT's: that of coverage has to reach the share of cells that are covered.
+    """
     return [
-        weight for layer in network.modules() if isinstance(layer, nn.Conv2d) for weight in layer.parameters()
+        weight
+        for layer_name, layer in network.named_modules()
+        if isinstance(layer, nn.Conv2d)
+        for name, weight in layer.named_parameters()
+        if name != "bias" or not layer_name.startswith("output_")
     ]
 
 

@@ -241,7 +241,7 @@ def _say_precision(dtype: torch.dtype, experiment: spec.Experiment, state: State
     """Log the number format and whether the cost is scaled."""
     asked = experiment.model_config.training_precision.backend_floatx
     emulated = asked == spec.ModelConfig.TrainingPrecision.FLOAT16 and dtype == torch.float32
-    why = " (this cpu has no bfloat16 units)" if emulated else ""
+    why = " (this cpu has no matrix units for bfloat16)" if emulated else ""
     scaling = f"scaled by 2^{float(state.scale.exponent):g}" if state.scale else "not scaled"
     log.info(f"training in {str(dtype).removeprefix('torch.')}{why}, the cost is {scaling}")
 

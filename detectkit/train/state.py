@@ -20,7 +20,7 @@ from detectkit.train.average import WeightAverage
 from detectkit.train.precision import CostScale
 from detectkit.train.weighting import ObjectiveWeights
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,13 +11,21 @@ from detectkit.heads import OBJECTIVES, GridHead
 from detectkit.predict import Predicted
 from detectkit.spec import CostFunctionConfig
 
+MEMORY = 200  # steps: costs summed over fewer are mostly noise
+STARVED = 0.01  # of the weight of its class: an objective that gets less may never learn
+EPOCHS_TO_FALL = (
+    5  # in which a cost that is being learnt has fallen below this part of that of the first epoch:
+)
+STANDING_STILL = 0.7
+
 
 class ObjectiveWeights:
     """Combines the costs [C, 2] of all classes and objectives into one.
 
     With `enable_autoweighting`, an objective's weight after an epoch is the share of its target over its summed cost:
     u = weight_target / sum, weight = clamp(u / Σu, min_objective_weight, max_objective_weight), for each class by
-    itself and not normalised again after the clamp.
+    itself and not normalised again after the clamp. Sums of an epoch of less than `MEMORY` steps are noise (TLT uses
+    them): what is left of the memory holds those of the epochs before.
     """
 
     def __init__(self, config: CostFunctionConfig):
@@ -24,7 +34,11 @@ class ObjectiveWeights:
         initial = self._by_objective(config, "initial_weight")
         self.weights = initial / initial.sum(dim=1, keepdim=True)  # [C, 2]
         self.targets = self._by_objective(config, "weight_target").double()
-        self.sums = torch.zeros_like(self.targets)
+        self.sums = torch.zeros_like(self.targets)  # of the epoch under way
+        self.steps = 0
+        self.past = torch.zeros_like(self.targets)  # of the epochs before, fading
+        self.first = torch.zeros_like(self.targets)  # mean costs of the first epoch
+        self.epochs = 0
         self._factors: Tensor | None = None  # class weight x objective weight, on the device of the costs
         self.adaptive = config.enable_autoweighting
         self.minimum, self.maximum = config.min_objective_weight, config.max_objective_weight
@@ -46,22 +60,39 @@ class ObjectiveWeights:
     def accumulate(self, costs: Tensor) -> None:
         """Add the unweighted costs [C, 2] of one step to the sums of the epoch, on their device (no waiting for it)."""
         self.sums = self.sums.to(costs.device) + costs.detach()
+        self.steps += 1
 
-    def end_epoch(self) -> None:
-        """Adapt the weights to the epoch's sums, and start new ones."""
+    def end_epoch(self) -> list[tuple[int, str]]:
+        """Adapt the weights to the costs of the last steps, and start the sums of a new epoch.
+
+        Returns:
+            class number and objective of what starves: its weight is below `STARVED`, and its cost stands still. Each is
+            looked for once, after `EPOCHS_TO_FALL` epochs.
+        """
         sums = self.sums.cpu()
+        mean = sums / max(self.steps, 1)
+        self.first = mean if self.epochs == 0 else self.first
+        self.past = self.past * max(1 - self.steps / MEMORY, 0.0) + sums
+        starved = (self.weights < STARVED) & (mean > STANDING_STILL * self.first)
         if self.adaptive:
-            shares = torch.where(sums > 0, self.targets / sums, 0.0)
+            shares = torch.where(self.past > 0, self.targets / self.past, 0.0)
             total = shares.sum(dim=1, keepdim=True)
             adapted = (shares / total).clamp(self.minimum, self.maximum).float()
             self.weights, self._factors = torch.where(total > 0, adapted, self.weights), None
-        self.sums = torch.zeros_like(sums)
+        self.sums, self.steps = torch.zeros_like(sums), 0
+        self.epochs += 1
+        if self.epochs != EPOCHS_TO_FALL:
+            return []
+        return [(row, OBJECTIVES[column]) for row, column in starved.nonzero().tolist()]
 
-    def state(self) -> dict[str, Tensor]:
-        return {"weights": self.weights, "sums": self.sums.cpu()}
+    def state(self) -> dict[str, Any]:
+        tensors = {"weights": self.weights, "sums": self.sums.cpu(), "past": self.past, "first": self.first}
+        return {**tensors, "steps": self.steps, "epochs": self.epochs}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         self.weights, self.sums, self._factors = state["weights"], state["sums"], None
+        self.past, self.first = state["past"], state["first"]
+        self.steps, self.epochs = state["steps"], state["epochs"]
 
 
 def validation_cost(weights: ObjectiveWeights, head: GridHead, predicted: Predicted) -> float:

@@ -71,12 +71,21 @@ def test_summary_leaves_the_detector_as_it_is() -> None:
     assert cost.parameters - cost.trainable == 64 * 3 * 7 * 7
 
 
-def test_heads_start_from_glorot_and_zero_bias() -> None:
+@pytest.mark.spec_field("ModelConfig.CovObjective.prior")
+def test_every_cell_starts_with_the_prior_of_coverage() -> None:
+    plain, of_tlt = detector(), detector(objective_set={"bbox": {}, "cov": {"prior": 0.5}})
+    assert plain.output_cov.bias.tolist() == pytest.approx([-4.59512] * 3)  # -ln(99)
+    assert not of_tlt.output_cov.bias.any()
+    features = torch.zeros(1, 512, 2, 2)
+    assert torch.sigmoid(plain.output_cov(features)).flatten().tolist() == pytest.approx([0.01] * 12)
+
+
+def test_heads_start_from_glorot_and_no_distance() -> None:
     network = detector()
     for head, outputs in ((network.output_cov, 3), (network.output_bbox, 12)):
         limit = (6 / (512 + outputs)) ** 0.5
         assert head.weight.abs().max() <= limit and head.weight.abs().max() > 0.98 * limit
-        assert not head.bias.any()
+    assert not network.output_bbox.bias.any()
 
 
 def test_images_pass_the_fresh_normalisation_unchanged() -> None:

@@ -50,6 +50,18 @@ def test_mask_multiplies_the_cost_of_images_classes_or_cells() -> None:
     assert torch.allclose(coverage_cost(predicted, target, foreground_weight=WEIGHTS, mask=first), alone)
 
 
+def test_focal_gamma_multiplies_by_a_power_of_the_error() -> None:
+    predicted, target = torch.tensor([[[[0.9, 0.2]]]]), torch.tensor([[[[0.5, 1.0]]]])
+    weight = torch.tensor([0.25])
+    cost = coverage_cost(predicted, target, foreground_weight=weight, focal_gamma=2)
+    soft = 0.75 * 0.4**2 * -(0.5 * math.log(0.9) + 0.5 * math.log(0.1))
+    missed = 0.25 * 0.8**2 * -math.log(0.2)
+    assert cost.item() == pytest.approx((soft + missed) / 2, rel=1e-3)
+    right = target.clone().requires_grad_()
+    coverage_cost(right, target, foreground_weight=weight, focal_gamma=0.5).sum().backward()  # type: ignore[no-untyped-call]
+    assert right.grad is not None and right.grad.isfinite().all()
+
+
 def test_bbox_cost_is_a_mean_over_all_cells_and_sides() -> None:
     predicted, target = torch.zeros(1, 2, 4, 2, 2), torch.zeros(1, 2, 4, 2, 2)
     predicted[0, 0, :, 0, 0] = torch.tensor([1.0, -2.0, 3.0, -4.0])

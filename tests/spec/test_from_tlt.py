@@ -16,7 +16,7 @@ EMPTY_MOVES = "zoom_min: 1 zoom_max: 1 translate_max_x: 0 translate_max_y: 0"
 PLAIN = """
 random_seed: 0
 dataset_config { data_sources { tfrecords_path: "/r" } target_class_mapping { key: "car" value: "car" } }
-model_config { objective_set { bbox { scale: 35 offset: 0.5 } } }
+model_config { objective_set { bbox { scale: 35 offset: 0.5 } cov { prior: 0.5 } } }
 cost_function_config { target_classes { name: "car" } }
 postprocessing_config { target_class_config { key: "car" value { clustering_config {
   coverage_threshold: 0.005 dbscan_eps: 0.1 dbscan_min_samples: 1 } } } }
@@ -65,8 +65,10 @@ EXAMPLES = [
     ('model_config { activation { activation_type: "elu" } }', "activation: replaces"),
     ("model_config { training_precision { backend_floatx: FLOAT16 } }", "backend_floatx: FLOAT16 keeps"),
     ("model_config { objective_set { bbox { scale: 20 } } }", "bbox.scale, offset: are used in inference"),
+    ("cost_function_config { enable_autoweighting: true }", "enable_autoweighting: goes by the costs"),
+    ("training_config { regularizer { type: L1 } }", "regularizer: leaves out the biases"),
     ("cost_function_config { enable_autoweighting: true }", "max_objective_weight: is 1 where"),
-    ("cost_function_config { enable_autoweighting: true max_objective_weight: 0.9 }", ""),
+    ("cost_function_config { max_objective_weight: 0.9 }", ""),
     ("training_config { cost_scaling { enabled: true } }", "cost_scaling.enabled: a step whose"),
     ("training_config { cost_scaling { initial_exponent: 20 } }", ""),
     ("training_config { enable_qat: true }", "enable_qat: keeps the activations"),
@@ -76,7 +78,7 @@ EXAMPLES = [
     ('training_config { visualizer { wandb_config { name: "a" } } }', ""),
     ("training_config { optimizer { adam { } } }", "adam.epsilon: is added"),
     ('training_config { regularizer { type: L1 } } model_config { arch: "mobilenet_v1" }', "regularizer: counts the depthwise"),
-    ("training_config { regularizer { type: L1 } }", ""),
+    ("training_config { regularizer { type: NO_REG } }", ""),
     ("training_config { learning_rate { early_stopping_annealing_schedule { } } }", "early_stopping_annealing_schedule: validation"),
     ("loss_mask_label_filter { objective_label_filter_configs { label_filter { source_class_label_filter { } } } }", "loss_mask_label_filter: source_class"),
     ("loss_mask_label_filter { objective_label_filter_configs { label_filter { bbox_crop_label_filter { crop_left: 4 } } } }", "loss_mask_label_filter: an edge of 0"),
@@ -115,6 +117,7 @@ def test_unset_fields_that_tlt_reads_as_0():
     assert [sentence.split(";")[0] for sentence in found] == [
         "random_seed: is 42 where it is not set",
         "model_config.objective_set.bbox.offset: is 0.5 where it is not set",
+        "model_config.objective_set.cov.prior: coverage starts at 0.01 in every cell",
     ]
 
 
@@ -166,7 +169,7 @@ def test_what_a_conversion_spec_does_differently(text, expected):
 
 def test_every_difference_has_an_example():
     starts = [expected for _, expected in EXAMPLES + OTHERS + CONVERSIONS if expected]
-    unset = ["random_seed: is 42", "bbox.offset: is 0.5"]
+    unset = ["random_seed: is 42", "bbox.offset: is 0.5", "cov.prior: coverage starts at 0.01"]
     lines = [str(entry) for entry in (*TRAINING, *INFERENCE, *CONVERSION)]
     assert [line for line in lines if not any(start in line for start in starts + unset)] == []
 

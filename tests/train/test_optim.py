@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from detectkit.model.detector import build
 from detectkit.spec import CostScalingConfig, LearningRateConfig, OptimizerConfig, RegularizerConfig
 from detectkit.train import loop, optim
 from detectkit.train.precision import CostScale
@@ -182,3 +183,10 @@ def test_regularisation_of_kernels_and_biases_not_of_batch_norm(kind, expected):
     config = RegularizerConfig(type=kind, weight=0.5)
     cost = optim.regularization_cost(optim.regularized_weights(network), config)
     assert cost.item() == pytest.approx(expected)
+
+
+def test_biases_of_heads_are_not_regularised(tiny):
+    network = build(tiny.model_config, ["square", "bar"], 3)
+    found = {id(weight) for weight in optim.regularized_weights(network)}
+    assert {id(network.output_cov.weight), id(network.output_bbox.weight)} <= found
+    assert not {id(network.output_cov.bias), id(network.output_bbox.bias)} & found

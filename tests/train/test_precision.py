@@ -74,7 +74,7 @@ def test_gradients_that_are_never_finite_end_the_run(small, tmp_path):
 def test_what_float16_stands_for(small, tmp_path, monkeypatch):
     assert number_format(ModelConfig.TrainingPrecision(), GPU) == torch.float32
     assert number_format(FLOAT16, GPU) == torch.float16
-    for found, name in (({"avx512_bf16": True}, "bfloat16"), ({"avx2": True}, "float32")):
+    for found, name in (({"amx_bf16": True}, "bfloat16"), ({"avx512_bf16": True}, "float32")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
         small.model_config.training_precision.CopyFrom(FLOAT16)
         run = set_up(small, tmp_path / name, name="model", device=CPU)

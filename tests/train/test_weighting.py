@@ -10,9 +10,9 @@ from detectkit.spec import CostFunctionConfig
 from detectkit.train.weighting import ObjectiveWeights
 
 
-def config(**fields):
+def config(*, minimum=0.01, **fields):
     """Two classes with class weights 1 and 3, objectives written in either order."""
-    made = CostFunctionConfig(min_objective_weight=0.01, max_objective_weight=0.99, **fields)
+    made = CostFunctionConfig(min_objective_weight=minimum, max_objective_weight=0.99, **fields)
     for name, weight, order in (("car", 1.0, ("cov", "bbox")), ("dog", 3.0, ("bbox", "cov"))):
         target = made.target_classes.add(name=name, class_weight=weight)
         values = {"cov": (1.0, 1.0), "bbox": (4.0, 10.0)}
@@ -64,6 +64,32 @@ def test_clamped_weights_are_not_normalised_again():
     weights.end_epoch()
     assert weights.weights[0].tolist() == pytest.approx([0.01, 0.99])
     assert float(weights.weights[1].sum()) == pytest.approx(1.0)
+
+
+def test_epochs_of_few_steps_are_weighed_by_the_last_two_hundred():
+    weights = ObjectiveWeights(config(enable_autoweighting=True))
+    for cost in (1.0, 3.0):
+        for _ in range(50):
+            weights.accumulate(torch.tensor([[cost, 1.0], [1.0, 1.0]]))
+        weights.end_epoch()
+    # Three quarters of the first epoch's sums are left beside the second's: 0.75 * 50 + 150 of cov, 0.75 * 50 + 50 of bbox.
+    cov, bbox = 1 / 187.5, 10 / 87.5
+    assert weights.weights[0].tolist() == pytest.approx([cov / (cov + bbox), bbox / (cov + bbox)])
+    for _ in range(200):
+        weights.accumulate(torch.tensor([[5.0, 1.0], [1.0, 1.0]]))
+    weights.end_epoch()  # an epoch this long stands for itself, as in TLT
+    assert weights.weights[0].tolist() == pytest.approx([0.2 / 10.2, 10 / 10.2])
+
+
+def test_an_objective_that_gets_a_hundredth_and_does_not_fall_starves():
+    learnt, stuck = (ObjectiveWeights(config(minimum=1e-4, enable_autoweighting=True)) for _ in range(2))
+    found = []
+    for epoch in range(8):
+        learnt.accumulate(torch.tensor([[0.5**epoch, 1e-6], [1.0, 1.0]]))
+        stuck.accumulate(torch.tensor([[0.5, 1e-6], [1.0, 1.0]]))
+        found.append((learnt.end_epoch(), stuck.end_epoch()))
+    assert [after for _, after in found] == [[], [], [], [], [(0, "cov")], [], [], []]
+    assert not any(before for before, _ in found)
 
 
 def test_an_objective_without_cost_counts_nothing_and_a_class_without_any_keeps_its_weights():
@@ -122,3 +148,16 @@ def test_the_names_of_the_classes_give_the_outputs_their_order(tiny):
         maps.append(head.targets(prepared).coverage)
     assert maps[0].any() and not torch.equal(maps[0][:, 0], maps[0][:, 1])
     assert torch.equal(maps[0], maps[1].flip(1))
+
+
+@pytest.mark.spec_field("CostFunctionConfig.coverage_focal_gamma")
+def test_cells_that_are_nearly_right_cost_less_with_a_focal_gamma(tiny):
+    plain = GridHead(tiny)
+    tiny.cost_function_config.coverage_focal_gamma = 2.0
+    focal = GridHead(tiny)
+    shape = (1, 2, plain.height // 16, plain.width // 16)
+    nothing = torch.zeros(1, 2, 4, *shape[2:])
+    targets = Targets(coverage=torch.zeros(shape), bbox=nothing, coverage_norm=torch.zeros(shape))
+    outputs = torch.full(shape, 0.1), nothing.flatten(1, 2)
+    before, after = (head.costs(outputs, targets, torch.ones(1)) for head in (plain, focal))
+    assert after[:, 0].tolist() == pytest.approx((before[:, 0] / 100).tolist())
