@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def test_the_fields_in_comments_are_right_too(path: Path) -> None:
 
 def test_there_is_a_spec_for_every_need() -> None:
     folders = {name(path).rpartition("/")[0] for path in SPECS}
-    assert folders == {"", "backbones", "bccd", "coco", "demo", "kitti", "voc"}
+    assert folders == {"", "backbones", "bccd", "boards", "coco", "demo", "kitti", "raccoon", "voc"}
     kitti = {path.stem for path in SPECS if path.parent.name == "kitti"}
     assert kitti == {"convert", "train", "retrain", "infer"}
 
@@ -66,8 +67,45 @@ def test_backbone_specs_differ_from_the_kitti_spec_in_the_network_alone(family: 
 CHAINS = [path for path in TRAINING if spec.load_experiment(path).HasField("export_config")]
 
 
-def test_the_chains_are_the_demo_and_the_blood_cells() -> None:
-    assert [name(path) for path in CHAINS] == ["bccd/chain.txt", "demo.txt"]
+RECIPE = sorted(path for folder in ("boards", "raccoon") for path in (ROOT / folder).glob("*.txt"))
+
+
+def test_the_chains_are_the_demo_the_blood_cells_and_the_recipe() -> None:
+    recipe = [name(path) for path in RECIPE]
+    assert sorted(name(path) for path in CHAINS) == sorted(["bccd/chain.txt", "demo.txt", *recipe])
+    assert recipe == [
+        f"{data}/{network}.txt" for data in ("boards", "raccoon") for network in ("mobilenet_v2", "resnet10")
+    ]
+
+
+@pytest.mark.parametrize("network", ["mobilenet_v2", "resnet10"])
+def test_the_recipe_is_the_same_for_every_data_set_but_for_names_and_epochs(network: str) -> None:
+    boards, raccoons = (
+        plain(spec.load_experiment(ROOT / data / f"{network}.txt")) for data in ("boards", "raccoon")
+    )
+    assert boards == raccoons
+
+
+def plain(experiment: spec.Experiment) -> spec.Experiment:
+    """Without data and epochs, with the sections of one class, whatever it is called."""
+    experiment.ClearField("dataset_export_config")
+    experiment.ClearField("dataset_config")
+    experiment.training_config.num_epochs = experiment.evaluation_config.first_validation_epoch = 1
+    for config in (experiment.bbox_rasterizer_config, experiment.postprocessing_config):
+        values = list(config.target_class_config.values())
+        assert all(value == values[0] for value in values)
+        first = copy.deepcopy(values[0])
+        config.target_class_config.clear()
+        config.target_class_config["all"].CopyFrom(first)
+    overlap = experiment.evaluation_config.minimum_detection_ground_truth_overlap
+    assert set(overlap.values()) == {0.5}
+    overlap.clear()
+    targets = experiment.cost_function_config.target_classes
+    for target in targets:
+        target.name = "all"
+        assert target == targets[0]
+    del targets[1:]
+    return experiment
 
 
 @pytest.mark.parametrize("path", CHAINS, ids=name)
