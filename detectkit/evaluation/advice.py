@@ -1,0 +1,213 @@
+"""What ails a network, told from its mistakes: a sentence for each illness, with its figure and the field to change.
+
+An illness is named only where it is plain. A healthy network gets no sentence.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from detectkit.evaluation.results import ClassMistakes, Evaluation
+from detectkit.heads import spec_clustering
+from detectkit.spec import ClusteringConfig, Experiment
+
+GOOD = 0.9  # average precision of a class from which nothing is said of its coverage: there is little left to gain
+BACKGROUND = (
+    0.1  # coverage where nothing is: trained networks give below 0.01 there, one that starved gave 0.46
+)
+UNSEEN = 0.1  # coverage in the middle of objects: trained networks give above 0.5 there, a fresh one its prior, 0.01
+MANY = 10  # detections for each label and image: trained networks gave up to 3, one after an epoch 24, a starved one 180
+COST = 0.05  # average precision that an illness takes from a class: below, two seeds differ as much
+LEAST = 3  # boxes: fewer may be chance
+LEARNT = 0.6  # mAP on training images: those that had learnt had 0.8 and more, one that had not 0.45
+GAP = 0.25  # mAP on training images less that on others: usual are 0.05 to 0.15
+
+
+class Finding(NamedTuple):
+    """An illness, of the class that has it worst."""
+
+    kind: str  # "coverage", "doubled", "confused"; of a training also "not learnt", "by heart"
+    class_name: str  # "" where it is of all classes
+    number: float  # average precision that is lost; of "coverage" see `findings`, of a training mAP on training images
+    text: str  # for people, with the field to change
+
+    def entry(self) -> dict[str, str | float]:
+        """As results.json and status.jsonl hold it."""
+        return {"kind": self.kind, "class": self.class_name, "number": self.number, "text": self.text}
+
+
+def findings(result: Evaluation, experiment: Experiment) -> list[Finding]:
+    """The illnesses of a network, at most one of each kind.
+
+    "coverage": it has not learnt where objects are. `number` is the coverage where nothing is if that is high, or else
+    the coverage on objects; without a network the detections of a label. Nothing else is said of such a class.
+    "doubled": clustering leaves several detections on one object. "confused": objects are found under another name.
+
+    Args:
+        experiment: that they were found by.
+    """
+    mistakes = result.mistakes
+    ill = {item.name for item in mistakes if _floods(item, result.images) or _is_unseen(item)}
+    others = [item for item in mistakes if item.name not in ill]
+    made = (
+        _coverage([item for item in mistakes if item.name in ill], result.images),
+        _doubled([item for item in others if item.doubled >= LEAST], experiment),
+        _confused([item for item in others if item.confused >= LEAST], experiment),
+    )
+    return [finding for finding in made if finding]
+
+
+def learning(
+    training: Evaluation, validation: Evaluation | None, experiment: Experiment, *, total: int
+) -> Finding | None:
+    """Whether a network has learnt its own images, and no others.
+
+    Args:
+        training: on training images, without augmentation.
+        validation: on others, by the same network.
+        total: how many training images there are.
+    """
+    own, epochs = mean_average_precision(training), experiment.training_config.num_epochs
+    of = f"{training.images:,} of its {total:,}" if training.images < total else f"its {total:,}"
+    if own is None:
+        return None
+    if own < LEARNT:
+        start = "" if experiment.model_config.pretrained_model_file else ", pretrained_model_file"
+        text = (
+            f"it has not learnt its own images: mAP {_percent(own)} on {of} training images{_weak(training)}: more num_epochs"
+            f" ({epochs} now), a higher max_learning_rate{start}; docs/tuning.md, It has not learnt"
+        )
+        return Finding("not learnt", "", own, text)
+    other = mean_average_precision(validation) if validation else None
+    if validation and other is not None and own - other >= GAP:
+        text = (
+            f"it has learnt its own images by heart: mAP {_percent(own)} on {of} training images, {_percent(other)} on the"
+            f" validation images{_weak(validation)}: more images, more augmentation, or fewer num_epochs ({epochs} now);"
+            " docs/tuning.md, It has learnt by heart"
+        )
+        return Finding("by heart", "", own, text)
+    return None
+
+
+def mean_average_precision(result: Evaluation) -> float | None:
+    """As `ClassMistakes` counts, whatever the protocol; None where no class has a label."""
+    known = [item.average_precision for item in result.mistakes if item.average_precision is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _floods(item: ClassMistakes, images: int) -> bool:
+    """Whether there is coverage where nothing is; of files, whether there are far too many detections."""
+    if item.average_precision is not None and item.average_precision >= GOOD:
+        return False
+    if item.coverage is None or item.coverage.background is None:
+        return item.detections > MANY * (item.labels + images)
+    return item.coverage.background >= BACKGROUND
+
+
+def _is_unseen(item: ClassMistakes) -> bool:
+    """Whether most of its objects are not found, and have hardly any coverage."""
+    if item.labels < LEAST or 2 * item.found >= item.labels or item.coverage is None:
+        return False
+    return item.coverage.objects is not None and item.coverage.objects < UNSEEN
+
+
+def _coverage(ill: Sequence[ClassMistakes], images: int) -> Finding | None:
+    if not ill:
+        return None
+    flooded = [item for item in ill if _floods(item, images)]
+    worst = max(
+        flooded or ill, key=lambda item: (_level(item.coverage and item.coverage.background), item.labels)
+    )
+    objects, background = worst.coverage or (None, None)
+    number = worst.detections / max(worst.labels, 1) if background is None else background
+    told = f"{worst.detections:,} detections for {_boxes(worst.labels)} of {worst.name}"
+    fix = "more num_epochs, a higher max_learning_rate, or pretrained_model_file"
+    if background is not None and flooded:
+        told += f", and a coverage of {background:.2f} where nothing is (0 is right)"
+    elif not flooded:
+        number = _level(objects)
+        told = (
+            f"{worst.found:,} of {_boxes(worst.labels)} of {worst.name} found, with a coverage of {number:.2f} on its objects"
+            f" (1 is right) and {_level(background):.2f} where nothing is"
+        )
+        fix += ", a higher class_weight and coverage_foreground_weight; more images of it if training images are better"
+    text = f"coverage is not learnt: {told}{_also(len(ill))}: {fix}; docs/tuning.md, Coverage is not learnt"
+    return Finding("coverage", worst.name, number, text)
+
+
+def _doubled(found: Sequence[ClassMistakes], experiment: Experiment) -> Finding | None:
+    worst, count = _worst(found, lambda item: item.doubled_cost)
+    if worst is None:
+        return None
+    clustering = spec_clustering(experiment.postprocessing_config)
+    entry = clustering.get(worst.name, clustering.get("default"))
+    config = entry.config if entry else ClusteringConfig()
+    eps = f"a larger dbscan_eps ({config.dbscan_eps:.3g} now)"
+    overlap = f"a lower nms_iou_threshold ({config.nms_iou_threshold:.3g} now)"
+    fix = {
+        ClusteringConfig.NMS: overlap,
+        ClusteringConfig.HYBRID: f"{overlap}, or {eps}",
+    }.get(config.clustering_algorithm, f"{eps}, or clustering_algorithm: NMS")
+    text = (
+        f"boxes are doubled by clustering: {worst.doubled:,} of {worst.detections:,} detections of {worst.name} are on an object"
+        f" that is found already{_lost(worst.doubled_cost)}{_also(count)}: {fix}; evaluate --tune-clustering looks for the values"
+    )
+    return Finding("doubled", worst.name, worst.doubled_cost, text)
+
+
+def _confused(found: Sequence[ClassMistakes], experiment: Experiment) -> Finding | None:
+    worst, count = _worst(found, lambda item: item.confused_cost)
+    if worst is None:
+        return None
+    probability = experiment.augmentation_config.spatial_augmentation.hflip_probability
+    mirrored = (
+        f", hflip_probability 0 ({probability:.3g} now) if they are mirror images" if probability else ""
+    )
+    text = (
+        f"classes are confused: {worst.confused:,} of {_boxes(worst.labels)} of {worst.name} have a stronger detection of"
+        f" another class over them, most often {worst.confused_with}{_lost(worst.confused_cost)}{_also(count)}: more images of both,"
+        f" labels that say one thing, a larger output_image_width and output_image_height{mirrored}"
+    )
+    return Finding("confused", worst.name, worst.confused_cost, text)
+
+
+def _worst(
+    found: Sequence[ClassMistakes], cost: Callable[[ClassMistakes], float]
+) -> tuple[ClassMistakes | None, int]:
+    """The class that loses most, and how many lose enough to speak of."""
+    losing = [item for item in found if cost(item) >= COST]
+    return max(losing, key=cost, default=None), len(losing)
+
+
+def _level(value: float | None) -> float:
+    return 0.0 if value is None else value
+
+
+def _weak(result: Evaluation) -> str:
+    """The weakest class in brackets, where there are several."""
+    known = [item for item in result.mistakes if item.average_precision is not None]
+    if len(known) < 2:
+        return ""
+    name, value = min(
+        ((item.name, _level(item.average_precision)) for item in known), key=lambda pair: pair[1]
+    )
+    return f" (least {name}, {_percent(value)})"
+
+
+def _lost(cost: float) -> str:
+    return f", which costs it {100 * cost:.1f} points of AP"
+
+
+def _also(count: int) -> str:
+    """How many classes there are beside the one that is named."""
+    return f" (so with {count - 1} more {'class' if count == 2 else 'classes'})" if count > 1 else ""
+
+
+def _boxes(count: int) -> str:
+    return f"{count:,} {'label' if count == 1 else 'labels'}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
