@@ -14,11 +14,11 @@ from detectkit.heads import spec_clustering
 from detectkit.spec import ClusteringConfig, Experiment
 
 GOOD = 0.9  # average precision of a class from which nothing is said of its coverage: there is little left to gain
-BACKGROUND = (
+BACKGROUND = 0.03  # coverage where nothing is: trained networks give below 0.005, one after an epoch 0.06, one starved 0.46
     0.1  # coverage where nothing is: trained networks give below 0.01 there, one that starved gave 0.46
 )
 UNSEEN = 0.1  # coverage in the middle of objects: trained networks give above 0.5 there, a fresh one its prior, 0.01
-MANY = 10  # detections for each label and image: trained networks gave up to 3, one after an epoch 24, a starved one 180
+MANY = 10  # detections for each label and image: trained networks give up to 3, one after an epoch 24, one starved 180
 COST = 0.05  # average precision that an illness takes from a class: below, two seeds differ as much
 LEAST = 3  # boxes: fewer may be chance
 LEARNT = 0.6  # mAP on training images: those that had learnt had 0.8 and more, one that had not 0.45
@@ -30,7 +30,7 @@ class Finding(NamedTuple):
 
     kind: str  # "coverage", "doubled", "confused"; of a training also "not learnt", "by heart"
     class_name: str  # "" where it is of all classes
-    number: float  # average precision that is lost; of "coverage" see `findings`, of a training mAP on training images
+    number: float  # AP that a class loses; of "coverage" see `findings`, of a training mAP on training images
     text: str  # for people, with the field to change
 
     def entry(self) -> dict[str, str | float]:
@@ -54,7 +54,7 @@ def findings(result: Evaluation, experiment: Experiment) -> list[Finding]:
     made = (
         _coverage([item for item in mistakes if item.name in ill], result.images),
         _doubled([item for item in others if item.doubled >= LEAST], experiment),
-        _confused([item for item in others if item.confused >= LEAST], experiment),
+        _confused(others, experiment),
     )
     return [finding for finding in made if finding]
 
@@ -152,25 +152,29 @@ def _doubled(found: Sequence[ClassMistakes], experiment: Experiment) -> Finding 
     }.get(config.clustering_algorithm, f"{eps}, or clustering_algorithm: NMS")
     text = (
         f"boxes are doubled by clustering: {worst.doubled:,} of {worst.detections:,} detections of {worst.name} are on an object"
-        f" that is found already{_lost(worst.doubled_cost)}{_also(count)}: {fix}; evaluate --tune-clustering looks for the values"
+        f" that is found already, which costs it {_points(worst.doubled_cost)}{_also(count)}: {fix}; evaluate --tune-clustering looks for the values"
     )
     return Finding("doubled", worst.name, worst.doubled_cost, text)
 
 
 def _confused(found: Sequence[ClassMistakes], experiment: Experiment) -> Finding | None:
-    worst, count = _worst(found, lambda item: item.confused_cost)
-    if worst is None:
+    losing, count = _worst(found, lambda item: item.confused_cost)
+    named = [item for item in found if item.confused >= LEAST]
+    if losing is None or not named:
         return None
+    # The class that loses may be the one whose name is given too often.
+    worst = max(named, key=lambda item: item.confused / item.labels)
     probability = experiment.augmentation_config.spatial_augmentation.hflip_probability
     mirrored = (
         f", hflip_probability 0 ({probability:.3g} now) if they are mirror images" if probability else ""
     )
     text = (
         f"classes are confused: {worst.confused:,} of {_boxes(worst.labels)} of {worst.name} have a stronger detection of"
-        f" another class over them, most often {worst.confused_with}{_lost(worst.confused_cost)}{_also(count)}: more images of both,"
-        f" labels that say one thing, a larger output_image_width and output_image_height{mirrored}"
+        f" another class over them, most often {worst.confused_with}; this costs {losing.name}"
+        f" {_points(losing.confused_cost)}{_also(count)}: more images of both, labels that say one thing, a larger"
+        f" output_image_width and output_image_height{mirrored}"
     )
-    return Finding("confused", worst.name, worst.confused_cost, text)
+    return Finding("confused", worst.name, losing.confused_cost, text)
 
 
 def _worst(
@@ -196,13 +200,13 @@ def _weak(result: Evaluation) -> str:
     return f" (least {name}, {_percent(value)})"
 
 
-def _lost(cost: float) -> str:
-    return f", which costs it {100 * cost:.1f} points of AP"
+def _points(cost: float) -> str:
+    return f"{100 * cost:.1f} points of AP"
 
 
 def _also(count: int) -> str:
     """How many classes there are beside the one that is named."""
-    return f" (so with {count - 1} more {'class' if count == 2 else 'classes'})" if count > 1 else ""
+    return f" (and so {count - 1} more {'class' if count == 2 else 'classes'})" if count > 1 else ""
 
 
 def _boxes(count: int) -> str:

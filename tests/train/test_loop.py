@@ -68,9 +68,7 @@ def test_a_run_learns_and_leaves_its_files(tiny, tmp_path):
     assert "epoch" not in ending and ending["message"] == "Training images measured."
     measured = outcome.history[-1]["training_mean_average_precision"]
     assert ending["kpi"] == {"training mean average precision": measured} and 0.7 < measured <= 1
-    assert [
-        "training_mean_average_precision" in entry for entry in outcome.history
-    ] == [False] * 19 + [True]
+    assert ["training_mean_average_precision" in entry for entry in outcome.history] == [False] * 19 + [True]
     events = EventAccumulator(str(tmp_path / "events")).Reload()
     tags = events.Tags()
     wanted = {
