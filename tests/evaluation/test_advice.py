@@ -24,8 +24,7 @@ def test_a_healthy_network_gets_no_sentence(tiny):
     fewer = HEALTHY._replace(doubled=2, doubled_cost=0.3, confused=2, confused_cost=0.3)  # two may be chance
     without_labels = HEALTHY._replace(labels=0, found=0, average_precision=None, confused=0)
     files = HEALTHY._replace(coverage=None)
-    assert found(tiny, HEALTHY, fewer, without_labels, files) == []
-    assert found(tiny) == []
+    assert found(tiny, HEALTHY, without_labels, files) == found(tiny, fewer) == found(tiny) == []
 
 
 def test_coverage_where_nothing_is(tiny):
@@ -57,11 +56,11 @@ def test_objects_without_coverage(tiny):
     [finding] = findings(result(unseen), tiny)
     assert (finding.kind, finding.number) == ("coverage", 0.04)
     assert (
-        "49 of 100 labels of ace found, with a coverage of 0.04 on its objects (1 is right) and 0.01"
+        "45 of 100 labels of ace found, with a coverage of 0.04 on its objects (1 is right) and 0.01"
         in finding.text
     )
     assert "class_weight" in finding.text
-    assert found(tiny, unseen._replace(found=50)) == []
+    assert found(tiny, unseen._replace(found=46)) == []  # 4 are found under another name
     assert found(tiny, unseen._replace(coverage=Coverage(0.1, 0.01))) == []
 
 
