@@ -45,13 +45,13 @@ def test_coverage_where_nothing_is(tiny):
 
 def test_detections_of_files_are_counted(tiny):
     files = HEALTHY._replace(coverage=None, doubled_cost=0.0)
-    assert found(tiny, files._replace(detections=1500), images=50) == []  # 10 for each label and image
-    assert found(tiny, files._replace(detections=1501), images=50) == [("coverage", "ace", 15.01)]
+    assert found(tiny, files._replace(detections=1800), images=50) == []  # 12 for each label and image
+    assert found(tiny, files._replace(detections=1801), images=50) == [("coverage", "ace", 18.01)]
 
 
 def test_objects_without_coverage(tiny):
     unseen = HEALTHY._replace(
-        found=49, average_precision=0.3, doubled_cost=0.0, coverage=Coverage(0.04, 0.01)
+        found=45, average_precision=0.3, doubled_cost=0.0, coverage=Coverage(0.04, 0.01)
     )
     [finding] = findings(result(unseen), tiny)
     assert (finding.kind, finding.number) == ("coverage", 0.04)

@@ -1,6 +1,7 @@
 """What the end of a training says of it."""
 
 import json
+import logging
 import re
 
 import pytest
@@ -49,6 +50,7 @@ def knowing(small, learn):
 
 
 def test_a_network_that_has_learnt_says_nothing(knowing, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "detectkit")
     outcome = run(knowing, tmp_path)
     assert outcome.history[0]["training_mean_average_precision"] > 0.9
     [ending] = endings(tmp_path)
