@@ -54,7 +54,7 @@ def findings(result: Evaluation, experiment: Experiment) -> list[Finding]:
     made = (
         _coverage([item for item in mistakes if item.name in ill], result.images),
         _doubled([item for item in others if item.doubled >= LEAST], experiment),
-        _confused(others, experiment),
+        _confused([item for item in others if item.confused_with not in ill], experiment),
     )
     return [finding for finding in made if finding]
 
@@ -114,27 +114,39 @@ def _is_unseen(item: ClassMistakes) -> bool:
 
 
 def _coverage(ill: Sequence[ClassMistakes], images: int) -> Finding | None:
-    if not ill:
-        return None
     flooded = [item for item in ill if _floods(item, images)]
-    worst = max(
-        flooded or ill, key=lambda item: (_level(item.coverage and item.coverage.background), item.labels)
+    if flooded:
+        number, name, told = max(map(_flood, flooded))
+        fix = "; after a long training, equal weight_targets of cov and bbox"
+    elif ill:
+        number, name, told = min(map(_darkness, ill))
+        fix = "; a higher class_weight and coverage_foreground_weight; more images of it if training images are better"
+    else:
+        return None
+    text = (
+        f"coverage is not learnt: {told}{_also(len(ill))}: more num_epochs, a higher max_learning_rate, or"
+        f" pretrained_model_file{fix}; docs/tuning.md, Coverage is not learnt"
     )
-    objects, background = worst.coverage or (None, None)
-    number = worst.detections / max(worst.labels, 1) if background is None else background
-    told = f"{worst.detections:,} detections for {_boxes(worst.labels)} of {worst.name}"
-    fix = "more num_epochs, a higher max_learning_rate, or pretrained_model_file"
-    if background is not None and flooded:
-        told += f", and a coverage of {background:.2f} where nothing is (0 is right)"
-    elif not flooded:
-        number = _level(objects)
-        told = (
-            f"{worst.found:,} of {_boxes(worst.labels)} of {worst.name} found, with a coverage of {number:.2f} on its objects"
-            f" (1 is right) and {_level(background):.2f} where nothing is"
-        )
-        fix += ", a higher class_weight and coverage_foreground_weight; more images of it if training images are better"
-    text = f"coverage is not learnt: {told}{_also(len(ill))}: {fix}; docs/tuning.md, Coverage is not learnt"
-    return Finding("coverage", worst.name, number, text)
+    return Finding("coverage", name, number, text)
+
+
+def _flood(item: ClassMistakes) -> tuple[float, str, str]:
+    """The number of a finding, its class, and what is seen, where there is coverage or a detection everywhere."""
+    told = f"{item.detections:,} detections for {_boxes(item.labels)} of {item.name}"
+    if item.coverage is None or item.coverage.background is None:
+        return item.detections / max(item.labels, 1), item.name, told
+    background = item.coverage.background
+    return background, item.name, f"{told}, and a coverage of {background:.2f} instead of 0 where nothing is"
+
+
+def _darkness(item: ClassMistakes) -> tuple[float, str, str]:
+    """The same where there is no coverage on objects."""
+    objects, background = map(_level, item.coverage or (None, None))
+    told = (
+        f"{item.found:,} of {_boxes(item.labels)} of {item.name} found, with a coverage of {objects:.2f} instead of 1 on its"
+        f" objects, and {background:.2f} where nothing is"
+    )
+    return objects, item.name, told
 
 
 def _doubled(found: Sequence[ClassMistakes], experiment: Experiment) -> Finding | None:

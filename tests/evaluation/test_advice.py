@@ -33,11 +33,12 @@ def test_coverage_where_nothing_is(tiny):
         name="king", labels=33, detections=11608, average_precision=0.36, doubled_cost=0.2
     )
     starved = starved._replace(coverage=Coverage(0.9, 0.46))
+    assert "equal weight_targets" in findings(result(starved), tiny)[0].text
     less = starved._replace(name="ace", coverage=Coverage(0.9, 0.05))
     [finding] = findings(result(less, starved), tiny)  # nothing of the doubled boxes
     assert (finding.kind, finding.class_name, finding.number) == ("coverage", "king", 0.46)
     assert finding.text.startswith(
-        "coverage is not learnt: 11,608 detections for 33 labels of king, and a coverage of 0.46 where nothing is (0 is right)"
+        "coverage is not learnt: 11,608 detections for 33 labels of king, and a coverage of 0.46 instead of 0 where nothing is"
         " (and so 1 more class): more num_epochs"
     )
     assert found(tiny, starved._replace(average_precision=0.95, doubled_cost=0.0)) == []
@@ -56,7 +57,7 @@ def test_objects_without_coverage(tiny):
     [finding] = findings(result(unseen), tiny)
     assert (finding.kind, finding.number) == ("coverage", 0.04)
     assert (
-        "45 of 100 labels of ace found, with a coverage of 0.04 on its objects (1 is right) and 0.01"
+        "45 of 100 labels of ace found, with a coverage of 0.04 instead of 1 on its objects, and 0.01"
         in finding.text
     )
     assert "class_weight" in finding.text
@@ -95,6 +96,12 @@ def test_confused_classes(tiny):
     assert finding.text.endswith(", hflip_probability 0 (0.5 now) if they are mirror images")
     tiny.augmentation_config.spatial_augmentation.hflip_probability = 0
     assert "hflip" not in findings(result(ace, king), tiny)[0].text
+
+
+def test_what_is_confused_with_a_class_that_is_everywhere_is_not_spoken_of(tiny):
+    starved = HEALTHY._replace(name="king", average_precision=0.36, coverage=Coverage(0.9, 0.46))
+    beside = HEALTHY._replace(confused=31, confused_with="king", confused_cost=0.4)
+    assert found(tiny, beside, starved) == [("coverage", "king", 0.46)]
 
 
 def test_an_entry_for_machines(tiny):
