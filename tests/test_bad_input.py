@@ -306,6 +306,75 @@ def test_labels_without_a_single_box(place: Place, capsys: Capture) -> None:
         assert not place.results.exists()
 
 
+# Data that little can be learnt from: the run ends with a model, and says so
+
+
+def train_again(place: Place, capsys: Capture) -> str:
+    """Convert what the labels say now and train on it for an epoch; what it tells, to its end."""
+    assert place.convert() == 0
+    shutil.copytree(place.results, place.data / "records", dirs_exist_ok=True)
+    place.replace("records/tiny-fold-*", "records/again-fold-*")
+    capsys.readouterr()
+    assert place.train() == 0
+    assert checkpoint.load(place.results / "weights/model.safetensors").class_names == ["square", "bar"]
+    told = capsys.readouterr().err
+    assert "without augmentation, mAP" in told
+    return told
+
+
+def test_ten_images(place: Place, capsys: Capture) -> None:
+    for folder in (place.images, place.labels):
+        for path in sorted(folder.iterdir())[10:]:
+            path.unlink()
+    told = train_again(place, capsys)
+    assert re.search(r"WARNING: [78] training images are few: ", told)  # a quarter is held out
+    assert "it has not learnt its own images: mAP" in told
+
+
+def test_a_class_with_three_boxes_beside_one_with_hundreds(place: Place, capsys: Capture) -> None:
+    for path in place.labels.iterdir():
+        path.write_text("".join(LINE.format(f"{8 * at} 20 {8 * at + 24} 44") for at in range(30)))
+    training = [path for path in place.labels.iterdir() if path.stem in trained_on(place)]
+    for path in sorted(training)[:3]:
+        path.write_text(path.read_text() + LINE.format("10 2 50 18").replace("square", "bar"))
+    told = train_again(place, capsys)
+    assert "too few training boxes to learn a class from: bar 3; label more" in told
+    assert "rare beside the 540 training boxes of square: bar 3; " in told
+    assert "no validation box of class bar: no average precision" in told
+
+
+def trained_on(place: Place) -> set[str]:
+    """The stems of the pictures that are not in fold 0."""
+    records = tfrecord.read_records(str(place.record(1)))
+    return {record.frame_id.rpartition("/")[2] for record in records}
+
+
+def test_boxes_smaller_than_a_cell(place: Place, capsys: Capture) -> None:
+    lines = LINE.format("20 20 24 25") + LINE.format("60 30 63 33").replace("square", "bar")
+    for path in place.labels.iterdir():
+        path.write_text(lines)
+    told = train_again(place, capsys)
+    for name in ("square", "bar"):
+        assert f"18 of 18 training boxes of {name} are smaller than a grid cell of 16x16 pixels" in told
+
+
+def test_boxes_that_are_all_below_the_least_size(place: Place, capsys: Capture) -> None:
+    place.experiment.augmentation_config.preprocessing.min_bbox_height = 17
+    place.write()
+    for command in (place.check, place.train):
+        assert command() == DATA_ERROR
+        assert "all 18 training boxes of class bar are outside the 96x64 pixels" in complaint(capsys)
+        assert not place.results.exists()
+
+
+def test_validation_images_without_objects(place: Place, capsys: Capture) -> None:
+    for path in place.labels.iterdir():
+        if path.stem not in trained_on(place):
+            path.write_text("")
+    told = train_again(place, capsys)
+    assert "no validation box of class square, bar: no average precision, and no part in the mAP" in told
+
+
 def test_no_boxes_to_measure_on(place: Place, capsys: Capture, model: Path) -> None:
     for path in place.labels.iterdir():
         path.write_text("")

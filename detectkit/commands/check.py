@@ -105,8 +105,13 @@ def _check_chain(experiment: spec.Experiment) -> None:
 
 
 def _check_data(experiment: spec.Experiment) -> None:
-    """Print the boxes of each class; raises DataError for unreadable data and for classes without a training box."""
+    """Print the boxes of each class, and what will be hard to learn from them.
+
+    Raises:
+        DataError: unreadable data, or a class without a training box that the network sees.
+    """
     from detectkit.data.dataset import capped, class_counts, training_frames, validation_frames
+    from detectkit.data.warn import warnings
     from detectkit.evaluation import require_package
 
     require_package(experiment.evaluation_config)
@@ -133,11 +138,9 @@ def _check_data(experiment: spec.Experiment) -> None:
             "Correct dataset_config.target_class_mapping, or take the class out"
             + (f", or raise max_boxes_per_image: {limit}" if limit else "")
         )
-    if validation and not all(held_out[name] for name in names):
-        empty = [name for name in names if not held_out[name]]
-        log.warning(
-            "no validation box of class %s: no average precision, and no part in the mAP", ", ".join(empty)
-        )
+    stride = spec.NETWORKS[experiment.model_config.arch].stride
+    for doubt in warnings(training, validation, experiment.augmentation_config, stride=stride):
+        log.warning(doubt)
 
 
 def _say_other_labels(experiment: spec.Experiment, labels: Counter[str]) -> None:

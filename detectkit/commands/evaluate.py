@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +21,9 @@ from detectkit.files import atomic_write, check_writable, make_directory
 
 if TYPE_CHECKING:
     from detectkit.evaluation import Evaluation
+    from detectkit.evaluation.advice import Finding
     from detectkit.evaluation.details import Details
+    from detectkit.evaluation.results import ClassMistakes
     from detectkit.tune import Tuned
 
 KITTI_RECALLS = 41  # objects that a class needs to reach an AP of 100 % by the protocol KITTI
@@ -33,6 +36,7 @@ class Measured(NamedTuple):
     result: Evaluation
     details: Details | None = None  # of a model with the clustering of the spec
     tuned: Tuned | None = None  # with --tune-clustering
+    findings: Sequence[Finding] = ()  # what ails the network
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,16 +76,19 @@ def run(args: argparse.Namespace) -> None:
     if args.results_dir:
         check_writable(args.results_dir / "results.json")
 
-    from detectkit.evaluation import evaluate_files, require_package
+    from detectkit.evaluation import advice, evaluate_files, require_package
 
     if given:  # before any work; without one, the model has to be read first
         require_package(given.evaluation_config)
     if args.detections:
         assert given  # `_check_usage` has asked for it
-        measured = Measured(evaluate_files(args.detections, args.labels, given))
+        result = evaluate_files(args.detections, args.labels, given)
+        measured = Measured(result, findings=advice.findings(result, given))
     else:
         measured = _evaluate_model(args, given)
     _print(measured.result)
+    for finding in measured.findings:
+        log.warning(finding.text)
     if measured.tuned:
         say(
             f"before tuning, mAP {100 * measured.tuned.before.mean_average_precision:.2f} %; the tuned figures above are measured"
@@ -115,7 +122,7 @@ def _evaluate_model(args: argparse.Namespace, given: spec.Experiment | None) -> 
         given: the spec; None: the one in the model.
     """
     from detectkit import runtimes
-    from detectkit.evaluation import evaluate, require_package
+    from detectkit.evaluation import advice, evaluate, require_package
     from detectkit.evaluation.collect import Collector
     from detectkit.evaluation.images import measured_images, predictions
     from detectkit.predict import make_predictor
@@ -145,7 +152,8 @@ def _evaluate_model(args: argparse.Namespace, given: spec.Experiment | None) -> 
         config,
         cost=lambda batch: validation_cost(weights, predictor.head, batch),
     )
-    return Measured(result, collector.details(result) if collector else None)
+    details = collector.details(result) if collector else None
+    return Measured(result, details, findings=advice.findings(result, experiment))
 
 
 def _check_framework(args: argparse.Namespace) -> None:
@@ -266,11 +274,21 @@ def _content(args: argparse.Namespace, measured: Measured) -> dict[str, Any]:
         content["mean_average_precision_before_tuning"] = tuned.before.mean_average_precision
         content["measured_on_the_images_tuned_on"] = True
         content["tuned_spec_block"] = tuned.block
+    else:
+        content["mistakes"] = {item.name: _mistakes(item) for item in result.mistakes}
+        content["findings"] = [finding.entry() for finding in measured.findings]
     if result.cost is not None:
         content["validation_cost"] = result.cost
     if result.latency:
         content["latency_seconds_per_image"] = result.latency._asdict()
     return content
+
+
+def _mistakes(item: ClassMistakes) -> dict[str, Any]:
+    """An entry of `mistakes`."""
+    content = item._asdict()
+    del content["name"]
+    return content | {"coverage": item.coverage._asdict() if item.coverage else None}
 
 
 def _remove(path: Path) -> None:

@@ -50,9 +50,9 @@ class CocoScores(Scores):
         from faster_coco_eval import COCOeval_faster  # an optional package
 
         regions = labels.classes == DONTCARE
-        kept = self._counts(index, labels) | regions
+        kept = self.counts(index, labels) | regions
         truth = _dataset(self.images, labels.boxes[kept], labels.images[kept], iscrowd=regions[kept].int())
-        kept = self._counts(index, found)
+        kept = self.counts(index, found)
         scores = found.scores[kept]
         detected = _dataset(self.images, found.boxes[kept], found.images[kept], score=scores)
         judge = COCOeval_faster(truth, detected, iouType="bbox")

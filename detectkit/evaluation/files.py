@@ -13,6 +13,7 @@ from detectkit.data import kitti
 from detectkit.data.dataset import BACKGROUND, DONTCARE
 from detectkit.errors import DataError
 from detectkit.evaluation.measure import new_scores
+from detectkit.evaluation.mistakes import mistakes
 from detectkit.evaluation.results import Evaluation, Truth
 from detectkit.ops.cluster import Detections
 from detectkit.spec import EvaluationConfig, Experiment, class_names
@@ -53,7 +54,9 @@ def evaluate_files(detections: Path, labels: Path, experiment: Experiment) -> Ev
             f"detections of {', '.join(sorted(unknown))} are left out: neither target classes nor mapped to one"
         )
     protocol = EvaluationConfig.PROTOCOL.Name(experiment.evaluation_config.protocol)
-    return Evaluation(scores.results(), scores.images, None, None, protocol, num_rejected)
+    return Evaluation(
+        scores.results(), scores.images, None, None, protocol, num_rejected, mistakes=mistakes(scores)
+    )
 
 
 def _label_numbers(experiment: Experiment, names: list[str]) -> dict[str, int]:

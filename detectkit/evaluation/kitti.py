@@ -67,10 +67,10 @@ class KittiScores(Scores):
     def _count(self, index: int, difficulty: Difficulty, found: Found, labels: Labelled) -> kitti.Counts:
         low = found.boxes[:, 3] - found.boxes[:, 1] < difficulty.height
         of_class = found.classes == index
-        kept = torch.where(of_class, self._counts(index, found), low)
+        kept = torch.where(of_class, self.counts(index, found), low)
         boxes, _, images, scores = (column[kept] for column in found)
         overlap = self.overlap(index)
-        own = self._counts(index, labels)
+        own = self.counts(index, labels)
         # Whatever else it may be, to this class the neighbour is one.
         wanted = own | (
             self._named(NEIGHBOURS.get(self.class_names[index].lower())) & (labels.classes != index)

@@ -11,6 +11,7 @@ from detectkit.data.augment import Prepared
 from detectkit.data.dataset import DONTCARE, Batch
 from detectkit.evaluation.coco import CocoScores
 from detectkit.evaluation.kitti import KittiScores
+from detectkit.evaluation.mistakes import CoverageMeter, mistakes
 from detectkit.evaluation.results import Evaluation, Truth
 from detectkit.evaluation.voc import Scores
 from detectkit.ops.cluster import Detections
@@ -36,13 +37,14 @@ def evaluate(
     Raises:
         DetectkitError: the protocol needs a package that is not installed.
     """
-    scores = new_scores(class_names, config)
+    scores, meter = new_scores(class_names, config), CoverageMeter(len(class_names))
     cost_sum = 0.0
     latencies: list[Latency] = []
     for predicted in predictions:
         places, truths = placements(predicted, config), image_truths(predicted, config)
         for detections, place, truth in zip(predicted.detections, places, truths, strict=True):
             scores.add(place(detections), truth)
+        meter.add(predicted)
         latencies.append(predicted.latency)
         if cost:
             cost_sum += cost(predicted) * len(predicted.detections)
@@ -52,6 +54,7 @@ def evaluate(
         cost=cost_sum / scores.images if cost else None,
         latency=Latency(*(statistics.median(stage) for stage in zip(*latencies))) if latencies else None,
         protocol=EvaluationConfig.PROTOCOL.Name(config.protocol),
+        mistakes=mistakes(scores, meter),
     )
 
 

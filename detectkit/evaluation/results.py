@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -43,6 +43,38 @@ class ClassResult(NamedTuple):
     figures: dict[str, float | None]  # the protocol's own, 0 to 1; None where no labelled box is of that kind
 
 
+class Coverage(NamedTuple):
+    """What a network gives for a class, 0 to 1, without augmentation."""
+
+    objects: (
+        float | None
+    )  # mean over the cells in the middle of its labels, where 1 is asked; None without any
+    background: (
+        float | None
+    )  # mean over the cells that no label reaches into, where 0 is asked; None without any
+
+
+class ClassMistakes(NamedTuple):
+    """What is wrong with the detections of a class, and what it costs; see `detectkit.evaluation.mistakes`.
+
+    Counted as the protocol VOC does, at the class's `minimum_detection_ground_truth_overlap`, in the protocol's pixels.
+    """
+
+    name: str
+    labels: int
+    found: int  # labels that are detected, at any score
+    detections: int  # that count for or against
+    average_precision: float | None  # 0 to 1; None without a label
+    doubled: int  # detections on a label that another one has found
+    doubled_cost: float  # what average_precision gains without them
+    confused: int  # labels over which a detection of another class is stronger than all of this one
+    confused_with: str  # the class that those are of most often; "" if there is none
+    confused_cost: (
+        float  # what average_precision gains where detections on labels of another class get its name
+    )
+    coverage: Coverage | None  # None where no network was run
+
+
 class Evaluation(NamedTuple):
     """Accuracy over all images, and cost and latency where a network was run."""
 
@@ -52,6 +84,7 @@ class Evaluation(NamedTuple):
     latency: Latency | None  # median over the batches, seconds an image
     protocol: str = "VOC"
     rejected: int = 0  # lines of label files that could not be used
+    mistakes: Sequence[ClassMistakes] = ()  # by class
 
     @property
     def mean_average_precision(self) -> float:

@@ -74,14 +74,14 @@ class Scores:
 
     def results(self) -> list[ClassResult]:
         """One result a class, in the order of the class names; there must be an image."""
-        found, labels = self._columns()
+        found, labels = self.columns()
         return [self._class_result(index, found, labels) for index in range(len(self.class_names))]
 
     def result(self, index: int) -> ClassResult:
         """The result of one class alone; there must be an image."""
-        return self._class_result(index, *self._columns())
+        return self._class_result(index, *self.columns())
 
-    def _columns(self) -> tuple[Found, Labelled]:
+    def columns(self) -> tuple[Found, Labelled]:
         """The detections and the labels of all images."""
         return (
             Found(*(torch.cat(column) for column in zip(*self._found))),
@@ -89,18 +89,16 @@ class Scores:
         )
 
     def _class_result(self, index: int, found: Found, labels: Labelled) -> ClassResult:
-        own = Found(*(column[self._counts(index, found)] for column in found))
-        truths = Labelled(*(column[self._counts(index, labels)] for column in labels))
+        own = Found(*(column[self.counts(index, found)] for column in found))
+        truths = Labelled(*(column[self.counts(index, labels)] for column in labels))
         regions = Labelled(*(column[labels.classes == DONTCARE] for column in labels))
         hit, neutral = judge(own, truths, regions, least_overlap=self.overlap(index))
         scores, hit = own.scores[~neutral], hit[~neutral]
         precision, recall, ranked = precision_recall(scores, hit, len(truths.boxes))
-        sampled = self.config.average_precision_mode == EvaluationConfig.SAMPLE
-        area = average_precision(precision, recall, "sample" if sampled else "integrate")
         best = best_f1(precision, recall, ranked)
         return ClassResult(
             name=self.class_names[index],
-            average_precision=area if len(truths.boxes) else None,
+            average_precision=self.area(precision, recall) if len(truths.boxes) else None,
             precision=best[0],
             recall=best[1],
             f1=best[2],
@@ -113,9 +111,14 @@ class Scores:
             figures={},
         )
 
+    def area(self, precision: Tensor, recall: Tensor) -> float:
+        """The average precision, 0 to 1, of a curve as `precision_recall` gives it."""
+        sampled = self.config.average_precision_mode == EvaluationConfig.SAMPLE
+        return average_precision(precision, recall, "sample" if sampled else "integrate")
+
     def counted(self, columns: Found | Labelled) -> Tensor:
         """Which rows [N] are of a target class and of a size that counts for it."""
-        parts = (self._counts(index, columns) for index in range(len(self.class_names)))
+        parts = (self.counts(index, columns) for index in range(len(self.class_names)))
         return torch.stack(list(parts)).any(0)
 
     def overlap(self, index: int) -> float:
@@ -124,7 +127,7 @@ class Scores:
         # The spec's 32-bit 0.6 is a little above 0.6, which an overlap of exactly 0.6 would not reach.
         return round(overlaps[name], 6) if name in overlaps else 0.5
 
-    def _counts(self, index: int, columns: Found | Labelled) -> Tensor:
+    def counts(self, index: int, columns: Found | Labelled) -> Tensor:
         """Which rows [N] are of a class and of a size that counts for it."""
         own = columns.classes == index
         limits = self.config.evaluation_box_config

@@ -57,6 +57,7 @@ class Results(NamedTuple):
     mean: float  # average precision, 0 to 1
     by_class: dict[str, float | None]
     protocol: str
+    findings: tuple[str, ...] = ()  # what ails the model, a sentence each
 
 
 class Run(NamedTuple):
@@ -221,7 +222,14 @@ def _results(path: Path, problems: list[str]) -> Results | None:
             if isinstance(item, dict)
         },
         protocol=str(content.get("protocol") or "VOC"),
+        findings=_texts(content.get("findings")),
     )
+
+
+def _texts(findings: object) -> tuple[str, ...]:
+    """The sentences of the `findings` of results.json."""
+    entries = [item for item in _list(findings) if isinstance(item, dict)]
+    return tuple(item["text"] for item in entries if isinstance(item.get("text"), str))
 
 
 def _list(value: object) -> list[Any]:

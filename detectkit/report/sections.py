@@ -17,11 +17,13 @@ from detectkit.report.models import (
     Model,
     class_names,
     class_rows,
+    final_float,
     has_few_classes,
     kind,
+    percent,
     rows,
 )
-from detectkit.report.training import Epoch, history
+from detectkit.report.training import Epoch, history, training_mean
 
 TRAININGS = {"train": "float", "retrain": "retrained", "qat": "qat"}  # stage, and the model that it gives
 STATES = {"done": "good", "failed": "bad"}
@@ -44,6 +46,9 @@ def table(run: Run, found: Sequence[Model]) -> str:
     parts += [
         page.paragraph(f"{model.kind.title}: {model.why}.", style="note") for model in found if model.why
     ]
+    last = final_float(found)
+    if last and last.key in run.results:
+        parts += [page.paragraph(f"{last.kind.title}: {told}") for told in run.results[last.key].findings]
     over = over_time([(model.kind.title, model.kind.color, model) for model in found])
     charted = [(chart, "") for chart in (over, _dots(found)) if chart]
     return "\n".join((*parts, page.drawings(charted))) if charted else "\n".join(parts)
@@ -162,9 +167,17 @@ def _told(training: int, validation: int | None) -> str:
 
 def training(run: Run) -> str:
     """Cost, learning rate and average precision of each training, over its epochs."""
-    courses = {stage: history(run.folder / stage / "status.jsonl") for stage in TRAININGS if run.stage(stage)}
-    known = {TRAININGS[stage]: epochs for stage, epochs in courses.items() if epochs}
-    return training_charts([(kind(key).title, kind(key).color, epochs) for key, epochs in known.items()])
+    statuses = {
+        key: run.folder / stage / "status.jsonl" for stage, key in TRAININGS.items() if run.stage(stage)
+    }
+    courses = {key: history(path) for key, path in statuses.items()}
+    drawn = training_charts(
+        [(kind(key).title, kind(key).color, epochs) for key, epochs in courses.items() if epochs]
+    )
+    means = {key: training_mean(path) for key, path in statuses.items()}
+    measured = [f"{kind(key).title} {percent(mean)} %" for key, mean in means.items() if mean is not None]
+    told = f"On images that it was trained on, without augmentation, mAP: {', '.join(measured)}."
+    return drawn + (page.paragraph(told, style="note") if measured else "")
 
 
 def training_charts(courses: Sequence[tuple[str, str, list[Epoch]]]) -> str:

@@ -26,24 +26,40 @@ def history(path: Path) -> list[Epoch]:
     A training that was stopped goes on in the same file, one begun anew as well: an epoch that comes a second time
     takes the place of the first and of all after it.
     """
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
     epochs: list[Epoch] = []
-    for line in lines:
-        found = _epoch(line)
+    for record in _records(path):
+        found = _epoch(record)
         if found is not None:
             epochs = [epoch for epoch in epochs if epoch.number < found.number] + [found]
     return epochs
 
 
-def _epoch(line: str) -> Epoch | None:
+def training_mean(path: Path) -> float | None:
+    """The mAP on training images that the end of a training writes to status.jsonl, 0 to 1; None before it is over."""
+    for record in reversed(_records(path)):
+        mean = number(_dict(record.get("kpi")).get("training mean average precision"))
+        if mean is not None or "epoch" in record:
+            return mean
+    return None
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
     try:
-        record = json.loads(line)
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return [record for record in map(_record, lines) if record]
+
+
+def _record(line: str) -> dict[str, Any]:
+    try:
+        return _dict(json.loads(line))
     except (ValueError, RecursionError):
-        return None
-    if not isinstance(record, dict) or number(record.get("epoch")) is None:
+        return {}
+
+
+def _epoch(record: dict[str, Any]) -> Epoch | None:
+    if number(record.get("epoch")) is None:
         return None
     values, kpi = _dict(record.get("graphical")), _dict(record.get("kpi"))
     classes = _dict(_dict(record.get("categorical")).get("average_precision"))

@@ -1,4 +1,4 @@
-"""What a run tells of an epoch: a line for people, a record for machines, curves."""
+"""What a run tells of an epoch, and at its end: lines for people, records for machines, curves."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from detectkit import draw
 from detectkit.console import log
+from detectkit.evaluation import Evaluation, advice
 from detectkit.files import atomic_write
 from detectkit.train.run import Run
 
@@ -32,6 +33,36 @@ def report(run: Run, entry: dict[str, Any]) -> None:
         graphical={"loss": entry["cost"], **{name: entry[name] for name in GRAPHICAL if name in entry}},
         **({"stage": entry["stage"]} if "stage" in entry else {}),
         **kpi,
+    )
+
+
+def conclude(run: Run, entry: dict[str, Any], training: Evaluation, validation: Evaluation | None) -> None:
+    """What the end of a run says: whether it has learnt its own images, and what ails it.
+
+    The illnesses are those on the validation images, unless there are none or not even the training images are learnt.
+
+    Args:
+        entry: of the last epoch; the mAP on training images is added to it.
+        training: what the last network measures on a sample of the training images.
+        validation: the same on the validation images, if there are any.
+    """
+    value = advice.mean_average_precision(training)
+    if value is None:
+        return
+    entry["training_mean_average_precision"] = value
+    log.info(f"without augmentation, mAP {_percent(value)} on {training.images} of the training images")
+    learning = advice.learning(training, validation, run.experiment, total=len(run.training))
+    ailing = training if validation is None or (learning and learning.kind == "not learnt") else validation
+    found = [*([learning] if learning else []), *advice.findings(ailing, run.experiment)]
+    for finding in found:
+        log.warning(finding.text)
+    run.status.write(
+        "Training images measured.",
+        kpi={"training mean average precision": value},
+        categorical={
+            "training_average_precision": {item.name: item.average_precision for item in training.mistakes}
+        },
+        findings=[finding.entry() for finding in found],
     )
 
 

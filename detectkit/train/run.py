@@ -14,6 +14,7 @@ from torch import Tensor
 from detectkit import spec
 from detectkit.console import StatusLog, log
 from detectkit.data.dataset import Dataset, capped, class_counts, training_frames, validation_frames
+from detectkit.data.warn import warnings
 from detectkit.errors import DataError, ModelError, UsageError
 from detectkit.files import atomic_write, make_directory
 from detectkit.heads import GridHead
@@ -123,7 +124,10 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
     saved = _saved_state(experiment, results)
     torch.manual_seed(experiment.random_seed)
     training, validation = _open_data(experiment)
-    detector = _network(experiment, saved, results).to(device).to(memory_format=torch.channels_last)
+    network = _network(experiment, saved, results)
+    for doubt in warnings(training, validation, experiment.augmentation_config, stride=network.stride):
+        log.warning(doubt)
+    detector = network.to(device).to(memory_format=torch.channels_last)
     dtype = number_format(experiment.model_config.training_precision, device)
     state = _state(experiment, detector, dtype=dtype, device=device, images=len(training))
     if saved:

@@ -107,7 +107,10 @@ def test_a_crop_that_leaves_nothing_is_named(training_spec, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "crop_left 127 and crop_top 48 leave nothing of" in error and "which is 128x48 there" in error
     training_spec.write_text(training_spec.read_text().replace("crop_top: 48", "crop_top: 47"))
-    assert cli.main(["check", "-e", str(training_spec)]) == 0
+    assert cli.main(["check", "-e", str(training_spec)]) == 4  # something is left, but no object
+    error = capsys.readouterr().err
+    assert "leave nothing" not in error
+    assert "all 2 training boxes of class car are outside the 1248x384 pixels that the network sees" in error
 
 
 def test_a_broken_image_is_named(training_spec, tmp_path, capsys):

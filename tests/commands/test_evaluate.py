@@ -12,6 +12,8 @@ from detectkit import spec
 from detectkit.cli import main
 from detectkit.data.dataset import validation_frames
 from detectkit.evaluation import details
+from detectkit.model import checkpoint
+from detectkit.model.detector import build
 from detectkit.predict import Predictor
 
 
@@ -48,6 +50,55 @@ def test_results_of_a_model(run, tiny, write_spec, learnt, tmp_path):
         "precision_recall.png",
         "results.json",
     ]
+
+
+def test_a_healthy_model_is_not_ailing(run, tiny, write_spec, learnt, tmp_path):
+    code, _, error = run("-e", write_spec(tiny), "-m", learnt, "-r", tmp_path / "out")
+    assert code == 0 and error == ""
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["findings"] == []
+    square = results["mistakes"]["square"]
+    assert (square["labels"], square["found"], square["detections"]) == (6, 6, 6)
+    assert square["average_precision"] == pytest.approx(1)
+    assert (square["doubled"], square["confused"], square["confused_with"]) == (0, 0, "")
+    assert square["coverage"]["objects"] > 0.5 and square["coverage"]["background"] < 0.02
+
+
+def test_what_ails_a_model_is_told_and_written(run, tiny, write_spec, learnt, tmp_path):
+    """The same model, with clustering that joins next to nothing, and with labels that have each other's name."""
+    mapping, entries = (
+        tiny.dataset_config.target_class_mapping,
+        tiny.postprocessing_config.target_class_config,
+    )
+    for name in ("square", "bar"):
+        entries[name].clustering_config.dbscan_eps = 0.01
+    code, _, error = run("-e", write_spec(tiny), "-m", learnt, "-r", tmp_path / "out")
+    assert code == 0 and error.count("WARNING") == 1
+    [finding] = json.loads((tmp_path / "out" / "results.json").read_text())["findings"]
+    assert finding["kind"] == "doubled" and finding["class"] in ("square", "bar") and finding["number"] > 0.05
+    assert finding["text"] in error and "a larger dbscan_eps (0.01 now)" in error
+
+    for name in ("square", "bar"):
+        entries[name].clustering_config.dbscan_eps = 0.4
+    mapping["square"], mapping["bar"] = "bar", "square"
+    code, _, error = run("-e", write_spec(tiny), "-m", learnt, "-r", tmp_path / "out")
+    assert code == 0 and error.count("WARNING") == 1
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    [finding] = results["findings"]
+    assert finding["kind"] == "confused" and finding["number"] == pytest.approx(1)
+    assert (
+        "6 of 6 labels of square have a stronger detection of another class over them, most often bar"
+        in error
+    )
+    assert results["mistakes"]["bar"]["confused_with"] == "square"
+
+
+def test_a_network_that_was_not_trained_has_not_learnt_coverage(run, tiny, write_spec, tmp_path):
+    names = ["square", "bar"]
+    file = tmp_path / "fresh.safetensors"
+    checkpoint.save(file, build(tiny.model_config, names, 3), spec.dumps(tiny), names)
+    code, _, error = run("-e", write_spec(tiny), "-m", file)
+    assert code == 0 and error.count("WARNING") == 1 and "coverage is not learnt: " in error
 
 
 def test_details_are_those_of_the_same_pass(run, tiny, write_spec, learn, tmp_path, monkeypatch):

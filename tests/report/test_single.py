@@ -199,6 +199,18 @@ def test_the_protocol_is_told(run, protocol, told):
     assert f"mAP: as {protocol} counts" in found["Models"] and told in found["Precision and recall"]
 
 
+def test_what_ails_the_last_float_model_and_how_it_knows_its_own_images(run):
+    path = run / "evaluate_retrained" / "results.json"
+    findings = [{"kind": "doubled", "class": "bar", "number": 0.1, "text": "boxes are <doubled>"}, 3, {}]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"findings": findings}))
+    ending = {"kpi": {"training mean average precision": 0.875}}
+    with open(run / "train" / "status.jsonl", "a") as file:
+        file.write(json.dumps(ending) + "\n")
+    found = sections(write_report(run).read_text())
+    assert "retrained: boxes are &lt;doubled&gt;" in found["Models"]
+    assert "On images that it was trained on, without augmentation, mAP: float 87.5 %." in found["Training"]
+
+
 def test_a_failed_stage_is_told_first(run):
     path = run / "retrain" / "stage.json"
     path.write_text(

@@ -2,7 +2,7 @@
 
 import json
 
-from detectkit.report.training import Epoch, history
+from detectkit.report.training import Epoch, history, training_mean
 
 
 def line(epoch, cost):
@@ -27,3 +27,12 @@ def test_an_epoch_that_comes_again_takes_the_place_of_what_followed(tmp_path):
 
 def test_no_file(tmp_path):
     assert history(tmp_path / "status.jsonl") == [] == history(tmp_path)
+
+
+def test_what_a_training_measured_on_its_own_images(tmp_path):
+    path = tmp_path / "status.jsonl"
+    ending = json.dumps({"kpi": {"training mean average precision": 0.75}})
+    path.write_text("\n".join([line(1, 0.9), ending, '{"message": "Training complete."}']))
+    assert training_mean(path) == 0.75
+    path.write_text(path.read_text() + "\n" + line(2, 0.8))  # it goes on
+    assert training_mean(path) is None is training_mean(tmp_path)

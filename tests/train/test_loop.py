@@ -57,7 +57,7 @@ def test_a_run_learns_and_leaves_its_files(tiny, tmp_path):
     assert checkpoints == ["model.epoch-010.safetensors"]  # every 10th, the last under its own name
     for name in ("cost.png", "average_precision.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    records = [json.loads(line) for line in (tmp_path / "status.jsonl").read_text().splitlines()]
+    *records, ending = [json.loads(line) for line in (tmp_path / "status.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == list(range(1, 21))
     assert records[0]["graphical"]["loss"] == outcome.history[0]["cost"]
     measured_classes = {
@@ -65,6 +65,10 @@ def test_a_run_learns_and_leaves_its_files(tiny, tmp_path):
     }
     assert list(measured_classes) == validated
     assert measured_classes[20] == {"average_precision": outcome.history[-1]["average_precision"]}
+    assert "epoch" not in ending and ending["message"] == "Training images measured."
+    measured = outcome.history[-1]["training_mean_average_precision"]
+    assert ending["kpi"] == {"training mean average precision": measured} and 0.7 < measured <= 1
+    assert ["training_mean_average_precision" in entry for entry in outcome.history] == [False] * 19 + [True]
     events = EventAccumulator(str(tmp_path / "events")).Reload()
     tags = events.Tags()
     wanted = {

@@ -1,0 +1,97 @@
+"""What is said of data before a training, with the numbers that a person can count."""
+
+import numpy as np
+import pytest
+
+from detectkit import spec
+from detectkit.data.dataset import BACKGROUND, Dataset, Frame, Objects
+from detectkit.data.warn import warnings
+from detectkit.errors import DataError
+
+
+def augmentation(**preprocessing):
+    config = spec.AugmentationConfig()
+    pre = config.preprocessing
+    pre.output_image_width, pre.output_image_height = 96, 64
+    for name, value in preprocessing.items():
+        setattr(pre, name, value)
+    return config
+
+
+def dataset(images, *boxes, size=(96, 64)):
+    """So many images with the same (box, class), of square and bar."""
+    sides = np.array([box for box, _ in boxes], np.float32).reshape(-1, 4)
+    classes = np.array([number for _, number in boxes], np.int64)
+    zeros = np.zeros(len(boxes), np.float32), np.zeros(len(boxes), np.int64)
+    objects = Objects(sides, classes, ("a",) * len(boxes), *zeros)
+    return Dataset([Frame("a", "a.png", None, 0, size, objects)] * images, ["square", "bar"])
+
+
+SQUARE, BAR = ([0, 0, 20, 20], 0), ([40, 0, 80, 16], 1)
+
+
+def told(training, validation=None, **preprocessing):
+    return warnings(training, validation, augmentation(**preprocessing), stride=16)
+
+
+def test_enough_of_all_is_not_spoken_of():
+    assert told(dataset(50, SQUARE, BAR), dataset(1, SQUARE, BAR)) == []
+
+
+def test_few_images():
+    [few] = told(dataset(49, SQUARE, BAR))
+    assert few.startswith("49 training images are few: ") and "pretrained_model_file" in few
+
+
+def test_a_class_with_three_boxes_beside_one_with_thousands():
+    data = dataset(1000, SQUARE, SQUARE)
+    data.frames += dataset(3, BAR).frames
+    few, rare = told(data)
+    assert few.startswith("too few training boxes to learn a class from: bar 3; label more")
+    assert (
+        rare.startswith("rare beside the 2,000 training boxes of square: bar 3; ") and "class_weight" in rare
+    )
+    data.frames += dataset(17, BAR).frames
+    assert told(data) == []  # 20 are enough, and one for 100
+
+
+def test_boxes_smaller_than_a_cell():
+    small, large = ([0, 0, 15, 17], 1), ([40, 0, 56, 16], 1)  # 255 and 256 pixels
+    [warning] = told(dataset(50, SQUARE, small, large))
+    assert warning.startswith(
+        "50 of 100 training boxes of bar are smaller than a grid cell of 16x16 pixels: "
+    )
+    assert told(dataset(50, SQUARE, small, large, large, large)) == []  # a quarter of them
+    halved = told(dataset(50, SQUARE, BAR, size=(192, 128)), enable_auto_resize=True)
+    assert [warning[:38] for warning in halved] == [
+        "50 of 50 training boxes of square are ",
+        "50 of 50 training boxes of bar are sma",
+    ]
+
+
+def test_boxes_that_the_network_does_not_see():
+    away = ([100, 0, 140, 16], 1)
+    [warning] = told(dataset(50, SQUARE, BAR, away, size=(192, 64)))
+    assert warning.startswith(
+        "50 of 100 training boxes of bar are outside the 96x64 pixels that the network sees"
+    )
+    assert "enable_auto_resize" in warning
+    assert told(dataset(50, SQUARE, BAR, BAR, BAR, away, size=(192, 64))) == []
+    with pytest.raises(DataError, match="all 50 training boxes of class bar are outside the 96x64 pixels"):
+        told(dataset(50, SQUARE, away, size=(192, 64)))
+    with pytest.raises(
+        DataError, match="all 50 training boxes of class bar .* below min_bbox_width or min_bbox_height"
+    ):
+        told(dataset(50, SQUARE, BAR), min_bbox_height=17)
+
+
+def test_labels_of_no_class_are_not_counted():
+    other = ([100, 0, 101, 1], BACKGROUND)
+    assert told(dataset(50, SQUARE, BAR, other, other, other)) == []
+
+
+def test_classes_without_a_validation_box():
+    assert told(dataset(50, SQUARE, BAR), dataset(1, SQUARE)) == [
+        "no validation box of class bar: no average precision, and no part in the mAP"
+    ]
+    assert "class square, bar" in told(dataset(50, SQUARE, BAR), dataset(1))[0]

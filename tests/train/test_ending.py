@@ -1,0 +1,90 @@
+"""What the end of a training says of it."""
+
+import json
+import logging
+import re
+
+import pytest
+import torch
+
+from detectkit.evaluation import advice
+from detectkit.model import checkpoint
+from detectkit.train import loop
+from detectkit.train.run import set_up
+
+
+def run(experiment, results):
+    return loop.train(set_up(experiment, results, name="model", device=torch.device("cpu")))
+
+
+def endings(results):
+    records = [json.loads(line) for line in (results / "status.jsonl").read_text().splitlines()]
+    return [record for record in records if "training mean average precision" in record.get("kpi", {})]
+
+
+def test_a_network_that_has_not_learnt_says_so_once(small, tmp_path, caplog):
+    outcome = run(small, tmp_path)  # two epochs of three steps
+    assert "training_mean_average_precision" not in outcome.history[0]
+    measured = outcome.history[1]["training_mean_average_precision"]
+    [ending] = endings(tmp_path)
+    assert ending["kpi"]["training mean average precision"] == measured < advice.LEARNT
+    kinds = [finding["kind"] for finding in ending["findings"]]
+    assert kinds == ["not learnt", "coverage"]
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warned[-2:] == [finding["text"] for finding in ending["findings"]]
+    assert "on its 6 training images" in warned[-2] and "more num_epochs (2 now)" in warned[-2]
+    assert (
+        run(small, tmp_path).history == outcome.history and len(endings(tmp_path)) == 1
+    )  # nothing is left to do
+
+
+@pytest.fixture
+def knowing(small, learn):
+    """The tiny spec on what it starts from: a network that knows all pictures by heart, trained by next to nothing."""
+    small.model_config.pretrained_model_file = str(learn(small))
+    small.model_config.freeze_bn = True
+    soft = small.training_config.learning_rate.soft_start_annealing_schedule
+    soft.min_learning_rate = soft.max_learning_rate = 1e-7
+    small.training_config.num_epochs = 1
+    return small
+
+
+def test_a_network_that_has_learnt_says_nothing(knowing, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "detectkit")
+    outcome = run(knowing, tmp_path)
+    assert outcome.history[0]["training_mean_average_precision"] > 0.9
+    [ending] = endings(tmp_path)
+    assert ending["findings"] == [] and set(ending["categorical"]["training_average_precision"]) == {
+        "square",
+        "bar",
+    }
+    assert re.search(r"without augmentation, mAP [\d.]+ on 6 of the training images", caplog.text)
+
+
+def test_a_sample_is_measured_without_augmentation(knowing, tmp_path, monkeypatch):
+    knowing.augmentation_config.spatial_augmentation.translate_max_x = 40
+    monkeypatch.setattr(loop, "TRAINING_SAMPLE", 4)
+    run = set_up(knowing, tmp_path, name="model", device=torch.device("cpu"))
+    measured = loop.measure_training(run)
+    assert measured.images == 4 and advice.mean_average_precision(measured) > 0.9
+
+
+def test_the_model_is_there_before_its_end_is_measured(small, tmp_path, monkeypatch):
+    """A kill in between loses the figure alone; the same command measures it again and ends with the same weights."""
+    small.training_config.checkpoint_interval = 1
+    whole = checkpoint.load(run(small, tmp_path / "whole").last).detector.state_dict()
+    measure = loop.measure_training
+
+    def killed(run):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "measure_training", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(small, tmp_path / "cut")
+    file = tmp_path / "cut/weights/model.safetensors"
+    first = file.read_bytes()
+    monkeypatch.setattr(loop, "measure_training", measure)
+    run(small, tmp_path / "cut")
+    assert file.read_bytes() == first and len(endings(tmp_path / "cut")) == 1
+    again = checkpoint.load(file).detector.state_dict()
+    assert all(torch.equal(again[name], values) for name, values in whole.items())
