@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -24,6 +25,8 @@ from detectkit.model.detector import Detector, build
 from detectkit.runtimes.onnx import add_header
 
 torch.set_num_threads(1)  # small networks: threads only wait for each other
+settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of the code
+settings.load_profile("untimed")
 
 WIDTH, HEIGHT = 96, 64
 SIZES = {"square": (28, 28), "bar": (40, 16)}

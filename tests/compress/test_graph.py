@@ -509,7 +509,7 @@ STEPS = st.tuples(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     steps=st.lists(STEPS, min_size=1, max_size=7),
     seed=st.integers(0, 1000),

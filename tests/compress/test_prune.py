@@ -126,7 +126,7 @@ def test_channels_a_period_apart_stay_together(
 SHARES = st.floats(0, 1, width=32)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     values=st.lists(SHARES | st.sampled_from([0.25, 0.5]), min_size=1, max_size=40),
     threshold=SHARES | st.sampled_from([0.25, 0.5]),
@@ -146,7 +146,7 @@ def test_filters_that_stay_are_those_of_the_written_rule(
     assert retained(torch.tensor(values), threshold, width=depth, config=config).tolist() == sorted(best)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     values=st.lists(SHARES, min_size=1, max_size=12),
     copies=st.integers(1, 6),
@@ -432,7 +432,7 @@ def test_the_shortest_number_of_an_interval(low: float, high: float, expected: f
     assert _short(low, high) == pytest.approx(expected, rel=1e-9)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.floats(0, 100, width=32), min_size=2, max_size=2, unique=True).map(sorted))
 def test_a_short_number_stays_in_its_interval_when_printed_and_stored(interval: list[float]) -> None:
     low, high = interval

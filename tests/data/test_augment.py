@@ -244,7 +244,7 @@ class TestSpatial:
         moved = matrix @ torch.tensor([10.0, 0, 1], dtype=torch.float64)
         assert moved[0].item() == 2 * ((48 - 10) + 4)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(
         seed=st.integers(0, 10**6),
         x=st.integers(2, 60),

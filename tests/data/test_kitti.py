@@ -145,7 +145,7 @@ detections = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(rows=detections)
 def test_detections_come_back_as_written(folder, rows):
     path = folder / "a.txt"

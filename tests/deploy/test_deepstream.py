@@ -254,7 +254,7 @@ def scenes(draw):
     )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(scene=scenes())
 def test_dbscan_gives_the_same_boxes(tiny_text, scene):
     """Where every box may found a cluster, as with the usual values; nvinfer's scores are others."""
@@ -268,7 +268,7 @@ def test_dbscan_gives_the_same_boxes(tiny_text, scene):
     )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(scene=scenes())
 def test_nms_gives_the_same_boxes(tiny_text, scene):
     tiny = use(spec.loads(tiny_text), "NMS")

@@ -86,7 +86,7 @@ def random_maps(seed: int, images: int) -> tuple[Tensor, Tensor]:
     return coverage, bbox
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**31), images=st.integers(1, 3))
 def check_random(
     session: onnxruntime.InferenceSession, experiment: spec.Experiment, seed: int, images: int

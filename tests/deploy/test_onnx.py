@@ -199,7 +199,7 @@ def test_a_fixed_batch_is_fixed() -> None:
         run(model.SerializeToString(), torch.rand(3, 3, HEIGHT, WIDTH))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     kernel=st.integers(1, 4),
     stride=st.integers(1, 4),

@@ -31,9 +31,7 @@ from detectkit.spec.model_pb2 import ModelConfig
 from detectkit.spec.networks import NETWORKS
 
 CLASSES = ["car", "person", "sign"]
-SAME_FILE = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+SAME_FILE = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 ELU = ModelConfig.Activation(activation_type="elu")

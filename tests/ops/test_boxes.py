@@ -43,13 +43,13 @@ boxes = st.lists(st.tuples(finite, finite, st.floats(0.01, 500), st.floats(0.01,
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(boxes, boxes)
 def test_pairwise_iou_is_that_of_torchvision(a: Tensor, b: Tensor) -> None:
     assert torch.allclose(pairwise_iou(a, b), box_iou(a, b), rtol=1e-9, atol=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(boxes, boxes)
 def test_generalized_iou_is_that_of_torchvision(a: Tensor, b: Tensor) -> None:
     assert torch.allclose(
@@ -82,7 +82,7 @@ def test_transform_scales_shifts_and_flips() -> None:
     ]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(boxes, st.floats(-math.pi, math.pi))
 def test_transform_encloses_the_rotated_corners(before: Tensor, angle: float) -> None:
     c, s = math.cos(angle), math.sin(angle)

@@ -214,7 +214,7 @@ def crowds(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     return boxes, weights
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(crowds(), st.sampled_from([1e-9, 0.15, 0.3, 0.5, 0.75, 0.99, 1.0]), st.integers(1, 8))
 def test_labels_are_those_of_scikit_learn(crowd: tuple[Tensor, Tensor], eps: float, min_samples: int) -> None:
     boxes, weights = crowd
@@ -225,7 +225,7 @@ def test_labels_are_those_of_scikit_learn(crowd: tuple[Tensor, Tensor], eps: flo
         assert labels.tolist() == reference_labels(boxes, weights, eps, min_samples).tolist()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(crowds(), st.sampled_from([0.0, 0.3, 0.7]))
 def test_nms_is_that_of_torchvision(crowd: tuple[Tensor, Tensor], threshold: float) -> None:
     from torchvision.ops import nms as torchvision_nms
@@ -241,7 +241,7 @@ def test_nms_is_that_of_torchvision(crowd: tuple[Tensor, Tensor], threshold: flo
     assert torch.equal(found, boxes[chosen]) and torch.equal(scores, weights[chosen])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.lists(crowds(), min_size=1, max_size=4),
     st.sampled_from(["dbscan", "nms", "hybrid"]),

@@ -86,7 +86,7 @@ def voc_loops(boxes: Tensor, scores: Tensor, group: Tensor, truth: Tensor, truth
     return result
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**31), st.integers(0, 20), st.integers(0, 8), st.booleans())
 def test_match_is_that_of_the_voc_loops(seed: int, detections: int, truths: int, coarse: bool) -> None:
     generator = torch.Generator().manual_seed(seed)

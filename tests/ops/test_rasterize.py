@@ -176,7 +176,7 @@ def scenes(draw: st.DrawFn) -> list[tuple[float, float, float, float]]:
     return [(x, y, x + w, y + h) for x, y, w, h in corners]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     scenes(),
     st.floats(0.05, 1.0),
@@ -252,7 +252,7 @@ def masked_scenes(draw: st.DrawFn) -> tuple[NDArray[Any], NDArray[Any], NDArray[
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(masked_scenes(), st.sampled_from([8, 16, 32]))
 def test_touched_cells_like_25_samples_one_by_one(
     scene: tuple[NDArray[Any], NDArray[Any], NDArray[Any]], stride: int

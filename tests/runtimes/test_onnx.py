@@ -133,9 +133,7 @@ def test_no_onnx_model(file, content):
     assert refused(file, "is no ONNX model that ONNX Runtime", "or is damaged")
 
 
-SAME_FILE = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=8
-)
+SAME_FILE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=8)
 
 
 @SAME_FILE

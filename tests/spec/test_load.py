@@ -288,7 +288,7 @@ def test_map_key_given_twice(kitti_train, caplog):
 # Robustness and cost
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_specs_give_messages(kitti_train, kitti_infer, kitti_convert, data):
     text = data.draw(st.sampled_from([kitti_train, kitti_infer, kitti_convert]))
@@ -321,7 +321,7 @@ def test_damaged_specs_give_messages(kitti_train, kitti_infer, kitti_convert, da
         assert str(error).startswith("spec:")
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(min_size=1, max_size=60))
 def test_any_bytes_give_messages(tmp_path, data):
     (tmp_path / "spec").write_bytes(data)
