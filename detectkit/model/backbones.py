@@ -9,7 +9,7 @@ from torch import nn
 from detectkit.errors import SpecError
 from detectkit.model.base import Backbone, first_convolution, initialise
 from detectkit.model.darknet import DarkNet
-from detectkit.model.efficientnet import EfficientNet
+from detectkit.model.efficientnet import EfficientNet, EfficientNetLite
 from detectkit.model.googlenet import GoogLeNet
 from detectkit.model.mobilenet import MobileNetV1, MobileNetV2
 from detectkit.model.resnet import ResNet
@@ -39,7 +39,7 @@ def make_backbone(model_config: ModelConfig, channels: int) -> Backbone:
     # torchvision has vgg in both forms.
     if _chooses_no_batch_norm(model_config) and model_config.arch != "vgg":
         _leave_out_batch_norm(backbone)
-        backbone.torchvision = None
+        backbone.published = None
     if model_config.HasField("activation"):
         _replace_functions(backbone, _function(model_config.activation))
     initialise(backbone)
@@ -79,6 +79,8 @@ def _family(config: ModelConfig) -> Backbone:
             return SqueezeNet()
         case "googlenet":
             return GoogLeNet()
+        case "efficientnet_lite0" | "efficientnet_lite1":
+            return EfficientNetLite(arch)
         case _:
             return EfficientNet(arch)
 

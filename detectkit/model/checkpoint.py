@@ -340,7 +340,7 @@ def _check_layers(path: str | os.PathLike[str], detector: Detector, source: Mode
 
 def _from_torchvision(detector: Detector, path: str | os.PathLike[str]) -> Pretrained:
     backbone = detector.backbone
-    if backbone.torchvision is None:
+    if backbone.published is None:
         raise ModelError(
             f"{path}: the spec asks for {backbone.title}, which torchvision does not have: give a detectkit model"
             " (.safetensors), or change model_config to the network of the file"
@@ -368,7 +368,9 @@ def _from_torchvision(detector: Detector, path: str | os.PathLike[str]) -> Pretr
 def _kept(backbone: Backbone, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Those of a torchvision file that are not behind our last layer; its `features` may have been saved alone."""
     alone = isinstance(backbone, Features) and all(name[:1].isdigit() for name in tensors)
-    named = {f"features.{name}" if alone else name: tensor for name, tensor in tensors.items()}
+    named = {
+        f"features.{name}" if alone else backbone.named_here(name): tensor for name, tensor in tensors.items()
+    }
     return {name: tensor for name, tensor in named.items() if not name.startswith(backbone.behind)}
 
 
@@ -382,7 +384,7 @@ def _check_torchvision(
 
 def _fix(backbone: Backbone) -> str:
     return (
-        f"the spec asks for {backbone.title}, torchvision's {backbone.torchvision}: give its weights, or set arch,"
+        f"the spec asks for {backbone.title}, {backbone.published}: give its weights, or set arch,"
         " num_layers and use_batch_norm in model_config to those of the file"
     )
 

@@ -21,7 +21,7 @@ class GoogLeNet(Backbone):
     ImageNet's normalisation.
     """
 
-    torchvision = "googlenet"
+    published = "torchvision's googlenet"
     out_channels = 1024
     behind = ("aux1.", "aux2.", "fc.")
     mean = std = (0.5, 0.5, 0.5)

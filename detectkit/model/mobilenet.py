@@ -55,7 +55,7 @@ class MobileNetV1(Backbone):
 class MobileNetV2(Features):
     """torchvision's up to its last block at a stride of 16, as TLT DetectNet_v2 cuts it: 96 channels."""
 
-    torchvision = "mobilenet_v2"
+    published = "torchvision's mobilenet_v2"
     out_channels = 96
     behind = (*(f"features.{number}." for number in range(14, 19)), "classifier.")
 

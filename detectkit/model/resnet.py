@@ -43,7 +43,7 @@ class ResNet(Backbone):
     def __init__(self, depth: int, *, pooling: bool, all_projections: bool) -> None:
         super().__init__()
         block, repeats = RESNETS[depth]
-        self.torchvision = f"resnet{depth}" if depth in TORCHVISION else None
+        self.published = f"torchvision's resnet{depth}" if depth in TORCHVISION else None
         self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)

@@ -29,5 +29,7 @@ NETWORKS: dict[str, Network] = {
     "mobilenet_v2": Network((), tuple(range(14))),
     "squeezenet": Network((), tuple(range(9)), batch_norm=False),
     "googlenet": Network((), tuple(range(10))),
+    "efficientnet_lite0": Network((), tuple(range(12)), batch_norm=True),
+    "efficientnet_lite1": Network((), tuple(range(16)), batch_norm=True),
     **{f"efficientnet_b{number}": EFFICIENTNET for number in range(8)},
 }
