@@ -8,10 +8,13 @@ from __future__ import annotations
 import abc
 import math
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+L = TypeVar("L", bound=nn.Module)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -24,7 +27,9 @@ class Backbone(nn.Module, abc.ABC):
 
     stride = 16  # input pixels per grid cell
     out_channels: int
+    arch, depth = "", 0  # of model_config; the depth is 0 where a family has one
     title = ""  # what model_config asks for, as in "resnet 18"
+    tlt = False  # TLT's form of the network, see `model_config.layout`
     # Whose weight files of this network load, if anybody's do, as in "torchvision's resnet18".
     published: str | None = None
     # How the names of those tensors begin that such files have behind the last layer of ours.
@@ -128,6 +133,14 @@ def computes_the_same(one: Backbone, other: Backbone) -> bool:
     """Whether both have the same layers: widths, strides, pooling and activation, whatever their weights are."""
     first, second = (re.sub("(, )?inplace=True", "", str(backbone)) for backbone in (one, other))
     return first == second
+
+
+def replace(network: nn.Module, kind: type[L] | tuple[type[L], ...], make: Callable[[L], nn.Module]) -> None:
+    """Put what `make` gives in the place of every layer of a kind."""
+    for layer in list(network.modules()):
+        for name, child in layer.named_children():
+            if isinstance(child, kind):
+                setattr(layer, name, make(child))
 
 
 def first_convolution(network: nn.Module) -> nn.Conv2d:

@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor, nn
 from torchvision import models
 
-from detectkit.model.base import Backbone, Convolution, Features
+from detectkit.model.base import Backbone, Conv2dSame, Convolution, Features, replace
 
 
 class EfficientNet(Features):
@@ -21,19 +21,36 @@ class EfficientNet(Features):
 
     Args:
         arch: "efficientnet_b0" to "efficientnet_b7".
+        tlt: with TensorFlow's padding.
     """
 
     stride = 32
 
-    def __init__(self, arch: str) -> None:
+    def __init__(self, arch: str, *, tlt: bool = False) -> None:
         whole = models.get_model(arch, weights=None)
         super().__init__(whole.features)
         self.published = f"torchvision's {arch}"
         self.out_channels = whole.classifier[1].in_features
+        if tlt:
+            replace(self, nn.Conv2d, _padded_as_tensorflow)
 
     def blocks(self) -> dict[int, nn.Module]:
         """What `freeze_blocks` can name: 0 is the first convolution, 1 to 7 are the stages, 8 is the last convolution."""
         return dict(enumerate(self.features))
+
+
+def _padded_as_tensorflow(layer: nn.Conv2d) -> nn.Conv2d:
+    if layer.stride == (1, 1):
+        return layer
+    return Conv2dSame(
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,  # type: ignore[arg-type]
+        layer.stride,  # type: ignore[arg-type]
+        layer.padding,  # type: ignore[arg-type]
+        groups=layer.groups,
+        bias=False,
+    )
 
 
 # Of the stages at strides up to 16: channels of a block's input that it widens to, kernel, stride, channels.

@@ -8,6 +8,7 @@ from torchvision.models.vgg import cfgs, make_layers
 from detectkit.model.base import Features, first_convolution
 
 CONFIGURATIONS = {16: "D", 19: "E"}
+BLOCKS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # convolutions between two pools
 
 
 class VGG(Features):
