@@ -146,14 +146,14 @@ def load_model(
     """A model file as a `Predictor`, by default with the preprocessing and clustering it was trained with.
 
     Args:
-        path: a .safetensors model, an .onnx model of `detectkit export`, or a TensorRT engine of `detectkit engine`.
+        path: a .safetensors model, TLT's .hdf5 with its spec as `experiment`, an .onnx model of `detectkit export`, or a TensorRT engine of `detectkit engine`.
         experiment: take preprocessing and clustering from this spec instead.
 
     Raises:
         ModelError: the file is not a usable model, or not one for the classes, channels and image size of `experiment`.
     """
     device = default_device() if device is None else device
-    network = load(path, device)
+    network = load(path, device, experiment=experiment)
     return make_predictor(network, network.spec if experiment is None else experiment, device)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import onnx
 import pytest
@@ -20,7 +23,7 @@ from detectkit.data.convert import convert
 from detectkit.data.dataset import loader, training_frames, validation_frames
 from detectkit.deploy.onnx import to_model
 from detectkit.heads import GridHead
-from detectkit.model import checkpoint
+from detectkit.model import checkpoint, tlt
 from detectkit.model.detector import Detector, build
 from detectkit.runtimes.onnx import add_header
 
@@ -198,6 +201,73 @@ def _exported(file: Path, *, batch: int | None = None) -> onnx.ModelProto:
     channels = model.detector.channels
     add_header(found, spec_text=spec.dumps(model.spec), class_names=model.class_names, channels=channels)
     return found
+
+
+@pytest.fixture(scope="session")
+def as_keras() -> Callable[..., Path]:
+    """Writes a detector as TLT does, in Keras's HDF5; `change` may edit its tensors by layer and name before."""
+    return _save_keras
+
+
+def _save_keras(
+    path: Path,
+    detector: Detector,
+    *,
+    change: Callable[[dict[str, dict[str, np.ndarray]]], object] | None = None,
+    settings: Sequence[dict[str, Any]] | None = None,
+) -> Path:
+    """Convolutions get a bias where TLT's have one, which the mean of the normalisation behind them makes up for."""
+    modules, generator = dict(detector.named_modules()), np.random.default_rng(6)
+    backbone = detector.backbone
+    has_norm = any(isinstance(layer, torch.nn.BatchNorm2d) for layer in backbone.modules())
+    layers: dict[str, dict[str, np.ndarray]] = {}
+    for unit in tlt.units(backbone.arch, backbone.depth, batch_norm=has_norm):
+        layer, norm = modules.get(f"backbone.{unit.ours}"), modules.get(f"backbone.{unit.norm}")
+        if not isinstance(layer, torch.nn.Conv2d):
+            continue
+        stored = _keras_convolution(layer)
+        layers[unit.convolution] = stored
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            values = {name: tensor.numpy().copy() for name, tensor in norm.state_dict().items()}
+            names = {"gamma": "weight", "beta": "bias"}
+            names |= {"moving_mean": "running_mean", "moving_variance": "running_var"}
+            layers[unit.normalisation] = {theirs: values[ours] for theirs, ours in names.items()}
+            if layer.bias is None:
+                stored["bias"] = generator.normal(0, 0.1, layer.out_channels).astype(np.float32)
+                layers[unit.normalisation]["moving_mean"] += stored["bias"]
+    for head in ("output_bbox", "output_cov"):
+        layers[head] = _keras_convolution(modules[head])
+    if change:
+        change(layers)
+    _write_keras(path, layers, settings)
+    return path
+
+
+def _keras_convolution(layer: torch.nn.Module) -> dict[str, np.ndarray]:
+    assert isinstance(layer, torch.nn.Conv2d)
+    weight, depthwise = layer.weight.detach().numpy(), layer.groups > 1
+    order = (2, 3, 0, 1) if depthwise else (2, 3, 1, 0)
+    found = {"depthwise_kernel" if depthwise else "kernel": weight.transpose(order)}
+    return found if layer.bias is None else found | {"bias": layer.bias.detach().numpy()}
+
+
+def _write_keras(
+    path: Path, layers: dict[str, dict[str, np.ndarray]], settings: Sequence[dict[str, Any]] | None
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        root = file.create_group("model_weights")
+        root.attrs["layer_names"] = [name.encode() for name in ("input_1", *layers)]
+        root.create_group("input_1").attrs["weight_names"] = np.array([])  # as Keras has it without weights
+        for layer, tensors in layers.items():
+            group = root.create_group(layer)
+            group.attrs["weight_names"] = [f"{layer}/{name}:0".encode() for name in tensors]
+            for name, values in tensors.items():
+                group.create_dataset(f"{layer}/{name}:0", data=values)
+        if settings is not None:
+            file.attrs["model_config"] = json.dumps(
+                {"class_name": "Model", "config": {"layers": list(settings)}}
+            )
 
 
 @pytest.fixture

@@ -615,7 +615,11 @@ def test_an_engine_where_it_cannot_run(place: Place, capsys: Capture, command: s
     ("name", "words"),
     [
         ("weights", "is a folder: name the model file in it, such as {}/weights/model.safetensors"),
-        ("model.tlt", "is no model file by its name: give a .safetensors model of detectkit train"),
+        ("model.pt", "is no model file by its name: give a .safetensors model of detectkit train"),
+        (
+            "model.tlt",
+            "is encrypted: with your key, TAO 5 writes it as a plain Keras file: tao model detectnet_v2",
+        ),
     ],
 )
 def test_a_model_path_that_names_no_model_file(

@@ -10,7 +10,7 @@ import importlib
 import json
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from detectkit.commands.completion import _actions
 from detectkit.commands.tree import ALIASES, COMMANDS, parse, whole
 from detectkit.data.sample import make_sample_data
 from detectkit.deploy.latency import latencies
+from detectkit.model.detector import build
 from detectkit.ops.decode import decode
 from detectkit.spec.explain import places
 
@@ -300,7 +301,9 @@ export_config { data_type: INT8 runtime: ONNXRUNTIME }
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path, tiny_text: str) -> Iterator[Path]:
+def place(
+    tmp_path_factory: pytest.TempPathFactory, tiny_root: Path, tiny_text: str, as_keras: Callable[..., Path]
+) -> Iterator[Path]:
     """The current folder of the pages: data/, and specs/ as the shipped ones are, shrunk, with the reader's."""
     folder = tmp_path_factory.mktemp("guide")
     make_data(folder / "data")
@@ -315,6 +318,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path, tiny_text: 
     experiment = spec.loads(mine)
     shrink(experiment)
     (folder / "specs" / "mine.txt").write_text(text_format.MessageToString(experiment))
+    trained = spec.load_experiment(folder / "specs/kitti/train.txt")  # with TLT, as a page has it
+    detector = build(trained.model_config, spec.class_names(trained), 3)
+    as_keras(folder / "weights" / "model.hdf5", detector)
     assert make_sample_data.__kwdefaults__ and latencies.__kwdefaults__
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

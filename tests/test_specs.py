@@ -48,7 +48,7 @@ def test_there_is_a_spec_for_every_need() -> None:
 
 
 def test_every_backbone_family_has_a_spec() -> None:
-    families = {arch.partition("_b")[0] for arch in NETWORKS}
+    families = {re.sub("_b.$|(?<=lite).$", "", arch) for arch in NETWORKS}
     shipped = {path.stem: spec.load_experiment(path) for path in (ROOT / "backbones").glob("*.txt")}
     assert set(shipped) == families
     assert all(message.model_config.arch.startswith(family) for family, message in shipped.items())

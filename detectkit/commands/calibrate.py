@@ -51,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SPEC",
         help="a training spec, for calibration_config; for its training images (those in the model)",
     )
-    parser.add_argument("-m", "--model", type=Path, metavar="MODEL", help="a .safetensors model")
+    parser.add_argument(
+        "-m", "--model", type=Path, metavar="MODEL", help="a .safetensors model, or an .hdf5 of TLT"
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -175,7 +177,7 @@ def _job(args: argparse.Namespace, given: spec.Experiment | None) -> _Job:
     from detectkit.model.detector import Detector
     from detectkit.predict import make_predictor
 
-    network = runtimes.load(args.model, "cpu")
+    network = runtimes.load(args.model, "cpu", experiment=given)
     if not isinstance(network.forward, Detector):
         raise UsageError(f"-m {args.model}: give the .safetensors model that it was made from")
     experiment = given or network.spec

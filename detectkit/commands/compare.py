@@ -75,7 +75,7 @@ def _compare(args: argparse.Namespace, experiment: spec.Experiment, names: Seque
     from detectkit.predict import make_predictor
 
     device = choose_device(args)
-    networks = [runtimes.load(path, device) for path in args.models]
+    networks = [runtimes.load(path, device, experiment=experiment) for path in args.models]
     # All of them before the first is measured: one that does not fit is known at once.
     predictors = [make_predictor(network, experiment, device) for network in networks]
     measured = [

@@ -130,7 +130,7 @@ def _evaluate_model(args: argparse.Namespace, given: spec.Experiment | None) -> 
     from detectkit.tune import tune_clustering
 
     device = choose_device(args)
-    network = runtimes.load(args.model_path, device)
+    network = runtimes.load(args.model_path, device, experiment=given)
     experiment = given or network.spec
     config = experiment.evaluation_config
     require_package(config)

@@ -21,6 +21,7 @@ from detectkit.commands.settings import Settings
 from detectkit.console import StatusLog, log, say, table
 from detectkit.errors import ModelError, SpecError, UsageError
 from detectkit.files import atomic_write, check_writable, make_directory
+from detectkit.spec.networks import is_keras
 
 if TYPE_CHECKING:
     import onnx
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from detectkit.deploy.scales import ScaleTable
 
 SUFFIX = ".onnx"
+MODEL_SUFFIX = ".safetensors"
 CACHE = "calibration.cache"  # what `detectkit calibrate` writes beside the table
 # The options that stand for a field of export_config.
 OPTIONS = {
@@ -68,14 +70,20 @@ FLAGS_ELSEWHERE = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-m", "--model", required=True, type=Path, metavar="MODEL", help="a .safetensors model"
+        "-m",
+        "--model",
+        required=True,
+        type=Path,
+        metavar="MODEL",
+        help="a .safetensors model, or with -e an .hdf5 of TLT",
     )
     parser.add_argument(
         "-o",
         "--output_file",
         type=Path,
         metavar="OUT",
-        help=f"the ONNX file (MODEL with {SUFFIX}); {SUFFIX} is added where it is missing",
+        help=f"the ONNX file (MODEL with {SUFFIX}); {SUFFIX} is added where it is missing. OUT{MODEL_SUFFIX} makes a model of"
+        " an .hdf5 of TLT",
     )
     parser.add_argument(
         *SPEC_OPTIONS,
@@ -180,6 +188,8 @@ def _export(args: argparse.Namespace, given: spec.Experiment | None, output: Pat
     from detectkit.deploy.ranges import read_ranges
     from detectkit.model.detector import parameters
 
+    if output.suffix.lower() == MODEL_SUFFIX:
+        return _write_model(args, given, output)
     source = _source(args, given)
     section = (
         given.export_config if given else spec.ExportConfig()
@@ -216,10 +226,32 @@ def _export(args: argparse.Namespace, given: spec.Experiment | None, output: Pat
     return {"param_count": parameters(source.detector) / 1e6, "size": size}
 
 
+def _write_model(args: argparse.Namespace, given: spec.Experiment | None, output: Path) -> dict[str, float]:
+    """A Keras file of TLT as a model file, which also holds its spec and the names of its classes."""
+    from detectkit.model import checkpoint
+    from detectkit.model.detector import parameters
+    from detectkit.trackers import without_key
+
+    others = [option for name, option in OPTIONS.items() if getattr(args, name) is not None]
+    if not is_keras(str(args.model)) or others:
+        what = f"{others[0]} is for" if others else f"{args.model} is no Keras file of TLT: give"
+        raise UsageError(f"-o {output}: {what} an {SUFFIX} file")
+    model = checkpoint.load(args.model, experiment=given)
+    checkpoint.save(output, model.detector, spec.dumps(without_key(model.spec)), model.class_names)
+    size = output.stat().st_size / 2**20
+    say(
+        f"wrote {output}: {model.detector.backbone.title}, {parameters(model.detector):,} parameters, {size:.1f} MiB,"
+        f" for {', '.join(model.class_names)} in this order"
+    )
+    say(f"next: detectkit evaluate -m {output}, to see that it is what TLT had measured")
+    return {"param_count": parameters(model.detector) / 1e6, "size": size}
+
+
 def _output(args: argparse.Namespace) -> Path:
     """The file to write; what is wrong with it is said before the work, not after it."""
     given: Path = args.output_file or args.model.with_suffix(SUFFIX)
-    output = given if given.suffix.lower() == SUFFIX else Path(f"{given}{SUFFIX}")
+    named = given.suffix.lower() in (SUFFIX, MODEL_SUFFIX)
+    output = given if named else Path(f"{given}{SUFFIX}")
     if given.is_dir() or output.is_dir():
         raise UsageError(f"-o {given} is a folder: name a file in it")
     for path in (output, args.cal_json_file):
@@ -288,7 +320,7 @@ def _source(args: argparse.Namespace, given: spec.Experiment | None) -> Source:
         raise ModelError(
             f"{args.model} is exported already: give the .safetensors model that it was made from"
         )
-    network = runtimes.load(args.model, "cpu")
+    network = runtimes.load(args.model, "cpu", experiment=given)
     detector, experiment = network.forward, given or network.spec
     assert isinstance(detector, Detector)
     make_predictor(network, experiment, "cpu")  # it refuses a spec of another model

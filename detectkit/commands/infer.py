@@ -183,7 +183,7 @@ def _predictor(
     if not isinstance(given, spec.Inference):
         if args.model_path is None:
             raise UsageError("give the model: -m MODEL")
-        network = load(args.model_path, device)
+        network = load(args.model_path, device, experiment=given)
         experiment = given or network.spec
         return make_predictor(network, experiment, device), experiment
     config = given.inferencer_config

@@ -15,6 +15,7 @@ from detectkit.errors import ModelError, SpecError, UsageError
 from detectkit.files import atomic_write, check_writable, make_directory
 from detectkit.spec import PruningConfig
 from detectkit.spec.check import short
+from detectkit.spec.networks import is_keras
 
 if TYPE_CHECKING:
     from detectkit.compress.prune import Pruner, Size
@@ -46,7 +47,13 @@ MARGIN = 0.03  # times of the same network differ by so much: a target is aimed 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-m", "-pm", "--model", required=True, type=Path, metavar="MODEL", help="a .safetensors model"
+        "-m",
+        "-pm",
+        "--model",
+        required=True,
+        type=Path,
+        metavar="MODEL",
+        help="a .safetensors model, or with -e an .hdf5 of TLT",
     )
     parser.add_argument(
         "-o",
@@ -160,8 +167,9 @@ def run(args: argparse.Namespace) -> None:
 
     from detectkit.model import checkpoint  # torch takes seconds: not before
 
-    model = checkpoint.load(args.model, choose_device(args))
-    experiment = given or model.spec
+    model = checkpoint.load(args.model, choose_device(args), experiment=given)
+    # The spec of a model of TLT is the given one with TLT's layout.
+    experiment = model.spec if given is None or is_keras(str(args.model)) else given
     _check_spec(args.model, model, experiment)
     config = _config(args, experiment)
     job = Job(model, experiment, config, Yardstick(model.detector, experiment), output)
@@ -224,6 +232,8 @@ def _check_spec(path: Path, model: Model, experiment: spec.Experiment) -> None:
             build(config, wanted, channels).backbone
             for config in (model.spec.model_config, experiment.model_config)
         )
+    if own.tlt != network.tlt:
+        fix = f"set layout: {'TLT' if own.tlt else 'TORCHVISION'} in model_config"
     if not computes_the_same(own, network):
         other = ", with another use_pooling, all_projections or activation"
         raise ModelError(

@@ -13,11 +13,12 @@ from detectkit import spec
 from detectkit.commands.options import add_spec_argument
 from detectkit.commands.tree import parse
 from detectkit.console import duration, log, say, table
-from detectkit.errors import DetectkitError
+from detectkit.errors import DetectkitError, UsageError
 from detectkit.pipeline.fingerprints import Fingerprints
 from detectkit.pipeline.plan import Action, Step, plan
 from detectkit.pipeline.run import FINGERPRINTS, Runner, locked
 from detectkit.pipeline.stages import Chain
+from detectkit.spec.networks import is_keras
 from detectkit.versions import processor, versions
 
 
@@ -48,6 +49,12 @@ def run(args: argparse.Namespace) -> None:
     experiment = _without_key(spec.load_experiment(args.experiment_spec))
     folder = _named_alike(args.results_dir or Path("results", args.experiment_spec.stem))
     chain = Chain(experiment, folder)
+    start_from = experiment.model_config.pretrained_model_file
+    if not chain.trains and is_keras(start_from):
+        raise UsageError(
+            f"{start_from} is a Keras file of TLT: make a model of it first, and name that in pretrained_model_file: detectkit"
+            f" export -e {args.experiment_spec} -m {start_from} -o {Path(start_from).with_suffix('.safetensors')}"
+        )
     if args.dry_run:
         _print_estimates(
             chain, plan(chain, Fingerprints(folder / FINGERPRINTS), first=args.first, last=args.last)

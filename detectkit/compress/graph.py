@@ -22,6 +22,7 @@ from torch.nn import functional
 from torchvision.ops import stochastic_depth
 
 from detectkit.errors import ModelError
+from detectkit.model.base import Tracer
 
 # What works on each channel by itself, and gives as many as it takes.
 CHANNELWISE_LAYERS = (
@@ -78,7 +79,7 @@ def wiring(network: nn.Module, channels: int) -> Wiring:
         ModelError: the network does something of which it is not known what becomes of the channels.
     """
     reader = _Reader(network, channels)
-    for node in fx.symbolic_trace(network).graph.nodes:
+    for node in Tracer().trace(network).nodes:
         reader.read(node)
     return reader.wiring()
 

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from detectkit import spec
 from detectkit.compress.graph import Group
@@ -18,6 +18,7 @@ from detectkit.data import augment
 from detectkit.data.dataset import Batch, loader, training_frames, training_order
 from detectkit.errors import ModelError
 from detectkit.heads import GridHead
+from detectkit.model.base import Tracer
 from detectkit.model.detector import Detector
 from detectkit.spec import PruningConfig
 from detectkit.train.weighting import ObjectiveWeights
@@ -89,7 +90,7 @@ def taylor(detector: Detector, experiment: spec.Experiment, *, batches: int) -> 
 def _gated(network: nn.Module) -> list[str]:
     """The batch normalisations, and the convolutions without one behind them."""
     layers = dict(network.named_modules())
-    nodes = [node for node in fx.symbolic_trace(network).graph.nodes if node.op == "call_module"]
+    nodes = [node for node in Tracer().trace(network).nodes if node.op == "call_module"]
     norms = [node for node in nodes if isinstance(layers[node.target], nn.BatchNorm2d)]
     before = {source.target for node in norms for source in node.all_input_nodes}
     ends = [node.target for node in nodes if isinstance(layers[node.target], nn.Conv2d)]

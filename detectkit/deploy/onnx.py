@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from detectkit.errors import ModelError, UsageError
 from detectkit.files import atomic_write
+from detectkit.model.base import borders
 from detectkit.model.detector import Detector
 from detectkit.model.graph import folded, tensor_name
 from detectkit.model.header import INPUT, OUTPUTS
@@ -236,7 +237,7 @@ class _Writer:
             for name, value in layer.named_parameters()
         ]
         kernel, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
-        pads = [*layer.padding, *layer.padding]
+        pads = borders(layer)
         sizes = {"kernel_shape": kernel, "strides": stride, "pads": pads, "dilations": dilation}
         self._after(node, "Conv", *constants, group=layer.groups, **sizes)
         return layer.out_channels, *_slid(shape, kernel, stride, pads, dilation)

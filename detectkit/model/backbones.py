@@ -7,18 +7,24 @@ from collections.abc import Callable
 from torch import nn
 
 from detectkit.errors import SpecError
-from detectkit.model.base import Backbone, first_convolution, initialise
+from detectkit.model.base import Backbone, first_convolution, initialise, replace
 from detectkit.model.darknet import DarkNet
-from detectkit.model.efficientnet import EfficientNet
+from detectkit.model.efficientnet import EfficientNet, EfficientNetLite
 from detectkit.model.googlenet import GoogLeNet
 from detectkit.model.mobilenet import MobileNetV1, MobileNetV2
 from detectkit.model.resnet import ResNet
 from detectkit.model.squeezenet import SqueezeNet
 from detectkit.model.vgg import VGG
 from detectkit.spec.model_pb2 import ModelConfig
-from detectkit.spec.networks import NETWORKS
+from detectkit.spec.networks import NETWORKS, has_tlt_layout
 
-FUNCTIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU)  # after the convolutions of all families
+FUNCTIONS: tuple[type[nn.Module], ...] = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.SiLU,
+)  # after the convolutions of all families
+TLT_EPSILON = 1e-3  # of batch normalisation, Keras's default
 ALPHA = {"leaky_relu": 0.1, "elu": 1.0}  # the functions that have this parameter, and its default
 
 
@@ -33,17 +39,30 @@ def make_backbone(model_config: ModelConfig, channels: int) -> Backbone:
         SpecError: `arch`, `num_layers` or `activation` name something that does not exist.
     """
     backbone = _family(model_config)
+    backbone.arch = model_config.arch
+    backbone.depth = NETWORKS[backbone.arch].depth(model_config.num_layers)
     backbone.title = _title(model_config)
+    if has_tlt_layout(model_config):
+        _make_tlts(backbone)
     if channels != 3:
         _take_channels(first_convolution(backbone), channels)
     # torchvision has vgg in both forms.
     if _chooses_no_batch_norm(model_config) and model_config.arch != "vgg":
         _leave_out_batch_norm(backbone)
-        backbone.torchvision = None
+        backbone.published = None
     if model_config.HasField("activation"):
-        _replace_functions(backbone, _function(model_config.activation))
+        function = _function(model_config.activation)
+        replace(backbone, FUNCTIONS, lambda _: function())
     initialise(backbone)
     return backbone
+
+
+def _make_tlts(backbone: Backbone) -> None:
+    backbone.tlt, backbone.published = True, None
+    backbone.title += " in TLT's layout"
+    for layer in backbone.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eps = TLT_EPSILON
 
 
 def _title(config: ModelConfig) -> str:
@@ -64,9 +83,10 @@ def _family(config: ModelConfig) -> Backbone:
     if depths and depth not in depths:
         choices = ", ".join(map(str, sorted(depths)))
         raise SpecError(f"model_config.num_layers: {arch} has no {depth} layers; use one of: {choices}")
+    tlt = has_tlt_layout(config)
     match arch:
         case "resnet":
-            return ResNet(depth, pooling=config.use_pooling, all_projections=config.all_projections)
+            return ResNet(depth, pooling=config.use_pooling, all_projections=config.all_projections, tlt=tlt)
         case "vgg":
             return VGG(depth, pooling=config.use_pooling, batch_norm=config.use_batch_norm)
         case "darknet":
@@ -74,13 +94,15 @@ def _family(config: ModelConfig) -> Backbone:
         case "mobilenet_v1":
             return MobileNetV1()
         case "mobilenet_v2":
-            return MobileNetV2()
+            return MobileNetV2(tlt=tlt)
         case "squeezenet":
             return SqueezeNet()
         case "googlenet":
-            return GoogLeNet()
+            return GoogLeNet(tlt=tlt)
+        case "efficientnet_lite0" | "efficientnet_lite1":
+            return EfficientNetLite(arch)
         case _:
-            return EfficientNet(arch)
+            return EfficientNet(arch, tlt=tlt)
 
 
 def _take_channels(layer: nn.Conv2d, channels: int) -> None:
@@ -96,13 +118,6 @@ def _leave_out_batch_norm(network: nn.Module) -> None:
                 setattr(layer, name, nn.Identity())
         if isinstance(layer, nn.Conv2d) and layer.bias is None:
             layer.bias = nn.Parameter(layer.weight.new_zeros(layer.out_channels))
-
-
-def _replace_functions(network: nn.Module, function: Callable[[], nn.Module]) -> None:
-    for layer in list(network.modules()):
-        for name, child in layer.named_children():
-            if isinstance(child, FUNCTIONS):
-                setattr(layer, name, function())
 
 
 def _function(config: ModelConfig.Activation) -> Callable[[], nn.Module]:

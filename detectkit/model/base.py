@@ -8,9 +8,13 @@ from __future__ import annotations
 import abc
 import math
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn import functional
 
+L = TypeVar("L", bound=nn.Module)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -23,17 +27,23 @@ class Backbone(nn.Module, abc.ABC):
 
     stride = 16  # input pixels per grid cell
     out_channels: int
+    arch, depth = "", 0  # of model_config; the depth is 0 where a family has one
     title = ""  # what model_config asks for, as in "resnet 18"
-    # torchvision's name of this network, whose weight files load, if it has it.
-    torchvision: str | None = None
-    # How the names of those tensors begin that torchvision's files have behind the last layer of ours.
+    tlt = False  # TLT's form of the network, see `model_config.layout`
+    # Whose weight files of this network load, if anybody's do, as in "torchvision's resnet18".
+    published: str | None = None
+    # How the names of those tensors begin that such files have behind the last layer of ours.
     behind: tuple[str, ...] = ("classifier.",)
-    # What torchvision's weights expect to be taken from the image, and it to be divided by, for each colour.
+    # What those weights expect to be taken from the image, and it to be divided by, for each colour.
     mean, std = IMAGENET_MEAN, IMAGENET_STD
 
     @abc.abstractmethod
     def blocks(self) -> dict[int, nn.Module]:
         """What `freeze_blocks` can name."""
+
+    def named_here(self, name: str) -> str:
+        """The name of a tensor of a published file in our network; those that we do not have keep their own."""
+        return name
 
 
 class Features(Backbone):
@@ -49,6 +59,30 @@ class Features(Backbone):
         return features
 
 
+class Conv2dSame(nn.Conv2d):
+    """A convolution with one row of zeros less above, and one column less on the left, than its `padding` says.
+
+    With half the kernel as padding that is where TensorFlow's "same" puts the border of a convolution of stride 2 on
+    images of even height and width, as all are that a detector takes: its inputs are multiples of its stride.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """As nn.Conv2d."""
+        top, left, bottom, right = borders(self)
+        images = functional.pad(images, (left, right, top, bottom))
+        return functional.conv2d(
+            images, self.weight, self.bias, self.stride, dilation=self.dilation, groups=self.groups
+        )
+
+
+def borders(layer: nn.Conv2d) -> tuple[int, int, int, int]:
+    """The zeros that a convolution puts around an image: rows above, columns on the left, below, on the right."""
+    assert layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    bottom, right = layer.padding
+    fewer = isinstance(layer, Conv2dSame)
+    return bottom - fewer, right - fewer, bottom, right
+
+
 class Convolution(nn.Module):
     """Convolution, batch normalisation and a function, with half the kernel as padding.
 
@@ -60,6 +94,7 @@ class Convolution(nn.Module):
         groups: of channels that do not see each other.
         function: after the normalisation.
         eps: of the normalisation.
+        same: the padding of a stride of 2 is TensorFlow's, see `Conv2dSame`.
     """
 
     def __init__(
@@ -72,9 +107,11 @@ class Convolution(nn.Module):
         groups: int = 1,
         function: nn.Module,
         eps: float = 1e-5,
+        same: bool = False,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(before, after, size, stride, size // 2, groups=groups, bias=False)
+        kind = Conv2dSame if same and stride == 2 else nn.Conv2d
+        self.conv = kind(before, after, size, stride, size // 2, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(after, eps=eps)
         self.function = function
 
@@ -84,10 +121,26 @@ class Convolution(nn.Module):
         return result
 
 
+class Tracer(fx.Tracer):
+    """Reads a network with torch.fx; every convolution is one node, those of ours too."""
+
+    def is_leaf_module(self, layer: nn.Module, name: str) -> bool:
+        """As fx.Tracer, for which only what torch has is one node."""
+        return isinstance(layer, nn.Conv2d) or super().is_leaf_module(layer, name)
+
+
 def computes_the_same(one: Backbone, other: Backbone) -> bool:
     """Whether both have the same layers: widths, strides, pooling and activation, whatever their weights are."""
     first, second = (re.sub("(, )?inplace=True", "", str(backbone)) for backbone in (one, other))
     return first == second
+
+
+def replace(network: nn.Module, kind: type[L] | tuple[type[L], ...], make: Callable[[L], nn.Module]) -> None:
+    """Put what `make` gives in the place of every layer of a kind."""
+    for layer in list(network.modules()):
+        for name, child in layer.named_children():
+            if isinstance(child, kind):
+                setattr(layer, name, make(child))
 
 
 def first_convolution(network: nn.Module) -> nn.Conv2d:

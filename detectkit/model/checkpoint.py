@@ -9,7 +9,7 @@ import os
 import pickle
 import struct
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,13 +20,15 @@ from torch import Tensor, nn
 
 from detectkit.errors import ModelError, SpecError
 from detectkit.files import atomic_write
-from detectkit.model import header
+from detectkit.model import header, keras, tlt
 from detectkit.model.base import Backbone, Features, computes_the_same, first_convolution
-from detectkit.model.detector import Detector, build
+from detectkit.model.detector import Detector, Normalize, build
 from detectkit.model.header import HEADER
 from detectkit.model.quantization import Ranges
+from detectkit.spec.check import class_names as classes_of
 from detectkit.spec.experiment_pb2 import Experiment
-from detectkit.spec.networks import NETWORKS
+from detectkit.spec.model_pb2 import ModelConfig
+from detectkit.spec.networks import NETWORKS, is_keras, is_of_tlt
 
 RANGES = "ranges."  # how the names of those tensors begin
 HEADS = {"output_cov": 1, "output_bbox": 4}  # channels a class
@@ -64,6 +66,7 @@ class Pretrained(NamedTuple):
     skipped: list[str]  # tensors that keep their fresh values, in whole or for some classes
     classes: list[str]  # classes whose heads were copied
     narrowed: bool  # the file holds a pruned network, and the detector now has its widths
+    remarks: list[str] = []  # what else there is to know of the file, a sentence each
 
 
 def save(
@@ -87,12 +90,25 @@ def save(
         temporary.write_bytes(content)
 
 
-def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Model:
+def load(
+    path: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    *,
+    experiment: Experiment | None = None,
+) -> Model:
     """Read a model file, pruned or not.
 
+    Args:
+        path: a model of detectkit, or a Keras file of a detector that TLT has trained (*.hdf5, *.h5).
+        experiment: of a Keras file, which has none, the spec that it was trained with; the model's is a copy of it with
+            TLT's layout. Of other files it is not read.
+
     Raises:
-        ModelError: not a detectkit model, truncated, of a newer format, or its tensors do not make a network.
+        ModelError: not such a model, truncated, of a newer format, or its tensors do not make a network; a Keras file
+            without a spec, or that does not hold the network of the spec.
     """
+    if is_keras(os.fspath(path)):
+        return _load_keras(path, device, experiment)
     stored = _read(path)
     try:
         with torch.device("meta"):
@@ -105,21 +121,67 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Mo
     return Model(detector.to(device), stored.spec, stored.classes)
 
 
+def _load_keras(
+    path: str | os.PathLike[str], device: str | torch.device, experiment: Experiment | None
+) -> Model:
+    if experiment is None:
+        raise ModelError(
+            f"{path} is a Keras file, which has neither a spec nor the names of its classes: give the training spec with -e,"
+            f" or make a model of it: detectkit export -e SPEC -m {path} -o {Path(path).with_suffix('.safetensors')}"
+        )
+    spec = Experiment()
+    spec.CopyFrom(experiment)
+    if NETWORKS[spec.model_config.arch].in_tlt and spec.model_config.layout == ModelConfig.AS_PRETRAINED:
+        spec.model_config.layout = ModelConfig.TLT
+    names = classes_of(spec)
+    with torch.device("meta"):
+        detector = build(
+            spec.model_config, names, spec.augmentation_config.preprocessing.output_image_channel
+        )
+    found = tlt.convert(path, detector, whole=True)
+    if not found.heads:
+        raise ModelError(
+            f"{path} is no detector: it lacks the heads {' and '.join(HEADS)}; name it in model_config.pretrained_model_file"
+            " to train from its weights"
+        )
+    _check_channels(path, detector, found.channels)
+    classes = len(found.heads["output_cov.weight"])
+    if classes != len(names):
+        raise ModelError(
+            f"{path} detects {classes} classes, the spec {len(names)} ({', '.join(names)}): use the spec that it was trained with"
+        )
+    fill(
+        detector,
+        found.backbone | found.heads | Normalize(detector.channels).state_dict(prefix="normalize."),
+        path,
+    )
+    detector.eval()
+    _check_widths(path, detector, classes)
+    return Model(detector.to(device), spec, names)
+
+
 def load_pretrained(
-    detector: Detector, path: str | os.PathLike[str], class_names: Sequence[str]
+    detector: Detector,
+    path: str | os.PathLike[str],
+    class_names: Sequence[str],
+    *,
+    load_graph: bool = False,
 ) -> Pretrained:
-    """Start a detector from the weights of a detectkit model or of a torchvision classifier; changes it in place.
+    """Start a detector from the weights of a detectkit model, of TLT or of a torchvision classifier; changes it in place.
 
     A detectkit model (*.safetensors) gives its normalisation, its widths, its backbone, and the heads of the classes
     of the same name. A torchvision file gives the backbone and the normalisation that it expects; projections that it
     lacks start as the identity, and layers behind the backbone's last are left out. The file may hold the whole
-    network, or its `features` alone. With `detector.freeze_pretrained`, what came from the file is frozen. Optimizers
-    must be made afterwards.
+    network, or its `features` alone. A Keras file of TLT gives the widths and the backbone, and with `load_graph` the
+    heads, if they are for as many classes: their names are not in it.
+
+    With `detector.freeze_pretrained`, what came from the file is frozen. Optimizers must be made afterwards.
 
     Args:
         detector: as `build` made it.
-        path: *.safetensors, or torch.save of a state dict.
+        path: *.safetensors, *.hdf5, *.h5, or torch.save of a state dict.
         class_names: of the detector, in the order of its outputs.
+        load_graph: take the heads of a Keras file too, as TLT does with it.
 
     Raises:
         ModelError: unreadable, of another network than the spec asks for, pruned and with another activation or
@@ -127,6 +189,10 @@ def load_pretrained(
     """
     if Path(path).suffix == ".safetensors":
         report = _from_detectkit(detector, path, class_names)
+    elif is_keras(os.fspath(path)):
+        report = _from_keras(detector, path, class_names, heads=load_graph)
+    elif is_of_tlt(os.fspath(path)):
+        raise ModelError(f"{path} is encrypted: {keras.DECRYPT}")
     else:
         report = _from_torchvision(detector, path)
     if detector.freeze_pretrained:
@@ -274,10 +340,11 @@ def _from_detectkit(
 ) -> Pretrained:
     source = load(path)
     source.detector.ranges = None
-    if source.detector.channels != detector.channels:
+    _check_channels(path, detector, source.detector.channels)
+    if source.detector.backbone.tlt != detector.backbone.tlt:
+        layout = "TLT" if source.detector.backbone.tlt else "TORCHVISION"
         raise ModelError(
-            f"{path} takes images of {source.detector.channels} channels, the spec has {detector.channels}:"
-            " change output_image_channel"
+            f"{path} is a network in the layout of another: set layout: {layout} in model_config"
         )
     own, new = detector.state_dict(), source.detector.state_dict()
     _same_names(path, own, new, f"give model_config its architecture: {_architecture(source.spec)}")
@@ -338,9 +405,70 @@ def _check_layers(path: str | os.PathLike[str], detector: Detector, source: Mode
         )
 
 
+def _from_keras(
+    detector: Detector, path: str | os.PathLike[str], class_names: Sequence[str], *, heads: bool
+) -> Pretrained:
+    found = tlt.convert(path, detector, whole=False)
+    new, remarks = dict(found.backbone), list(found.remarks)
+    first = f"{_name(detector, first_convolution(detector.backbone))}.weight"
+    if detector.channels == 1 and found.channels == 3:  # the answer to a grey picture in three channels
+        new[first] = new[first].sum(1, keepdim=True)
+    else:
+        _check_channels(path, detector, found.channels)
+    classes = len(found.heads["output_cov.weight"]) if found.heads else 0
+    taken = heads and classes == len(class_names)
+    if taken:
+        new |= found.heads
+    elif found.heads:
+        why = (
+            f"the spec has {len(class_names)}"
+            if heads
+            else "load_graph: true in model_config takes them over"
+        )
+        remarks.append(f"its heads, of {classes} classes, are left out: {why}")
+    own = detector.state_dict()
+    _check_fits(path, {name: own[name] for name in new}, new)
+    narrowed = any(own[name].shape != tensor.shape for name, tensor in new.items())
+    if narrowed:
+        _take_widths(path, detector, new, found.heads)
+    _project_as_identity(detector.backbone, {name.removeprefix("backbone.") for name in new})
+    for name, tensor in detector.state_dict().items():
+        if name in new:
+            tensor.copy_(new[name])
+    skipped = [name for name in own if name not in new and not name.startswith("normalize.")]
+    return Pretrained(list(new), skipped, list(class_names) if taken else [], narrowed, remarks)
+
+
+def _take_widths(
+    path: str | os.PathLike[str], detector: Detector, new: Mapping[str, Tensor], heads: Mapping[str, Tensor]
+) -> None:
+    """Give a detector the widths of a pruned Keras file, of whose backbone all is needed."""
+    own = detector.state_dict()
+    missing = [name for name in own if name.startswith("backbone.") and name not in new]
+    if missing or not heads:
+        what = _few(missing) if missing else f"the heads {' and '.join(HEADS)}"
+        raise ModelError(
+            f"{path} is a pruned network and lacks {what}: give the whole model, and its network in the spec"
+        )
+    features = heads["output_cov.weight"].shape[1]
+    fresh = {f"{head}.weight": own[f"{head}.weight"][:, :1].repeat(1, features, 1, 1) for head in HEADS}
+    _narrow(detector, {**own, **fresh, **new})
+    detector.reset_heads()
+    training = detector.training
+    _check_widths(path, detector.eval(), len(own["output_cov.bias"]))
+    detector.train(training)
+
+
+def _check_channels(path: str | os.PathLike[str], detector: Detector, channels: int) -> None:
+    if channels != detector.channels:
+        raise ModelError(
+            f"{path} takes images of {channels} channels, the spec has {detector.channels}: change output_image_channel"
+        )
+
+
 def _from_torchvision(detector: Detector, path: str | os.PathLike[str]) -> Pretrained:
     backbone = detector.backbone
-    if backbone.torchvision is None:
+    if backbone.published is None:
         raise ModelError(
             f"{path}: the spec asks for {backbone.title}, which torchvision does not have: give a detectkit model"
             " (.safetensors), or change model_config to the network of the file"
@@ -354,9 +482,7 @@ def _from_torchvision(detector: Detector, path: str | os.PathLike[str]) -> Pretr
     wrong = [name for name, tensor in new.items() if tensor.shape != own[name].shape]
     if wrong:
         raise ModelError(f"{path} has other shapes in {_few(wrong)}: {_fix(backbone)}")
-    for name, layer in backbone.named_modules():
-        if name.endswith("downsample.0") and f"{name}.weight" not in new:
-            nn.init.dirac_(layer.get_parameter("weight"))
+    _project_as_identity(backbone, new)
     for name, tensor in new.items():
         own[name].copy_(tensor)
     _normalise_as(detector, backbone)
@@ -365,10 +491,19 @@ def _from_torchvision(detector: Detector, path: str | os.PathLike[str]) -> Pretr
     return Pretrained(loaded, [name for name in fresh if not name.startswith("normalize.")], [], False)
 
 
+def _project_as_identity(backbone: Backbone, new: Container[str]) -> None:
+    """Projections that a file does not have change nothing at first."""
+    for name, layer in backbone.named_modules():
+        if name.endswith("downsample.0") and f"{name}.weight" not in new:
+            nn.init.dirac_(layer.get_parameter("weight"))
+
+
 def _kept(backbone: Backbone, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Those of a torchvision file that are not behind our last layer; its `features` may have been saved alone."""
     alone = isinstance(backbone, Features) and all(name[:1].isdigit() for name in tensors)
-    named = {f"features.{name}" if alone else name: tensor for name, tensor in tensors.items()}
+    named = {
+        f"features.{name}" if alone else backbone.named_here(name): tensor for name, tensor in tensors.items()
+    }
     return {name: tensor for name, tensor in named.items() if not name.startswith(backbone.behind)}
 
 
@@ -382,7 +517,7 @@ def _check_torchvision(
 
 def _fix(backbone: Backbone) -> str:
     return (
-        f"the spec asks for {backbone.title}, torchvision's {backbone.torchvision}: give its weights, or set arch,"
+        f"the spec asks for {backbone.title}, {backbone.published}: give its weights, or set arch,"
         " num_layers and use_batch_norm in model_config to those of the file"
     )
 

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from detectkit.model.backbones import make_backbone
-from detectkit.model.base import Backbone
+from detectkit.model.base import Backbone, Tracer
 from detectkit.spec.model_pb2 import ModelConfig
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ def receptive_field(network: nn.Module) -> int:
     """
     seen: dict[fx.Node, tuple[int, int]] = {}  # pixels seen by a value, and from one value to the next
     field = step = 1
-    for node in fx.symbolic_trace(network).graph.nodes:
+    for node in Tracer().trace(network).nodes:
         field, step = max((seen[source] for source in node.all_input_nodes), default=(1, 1))
         if node.op == "call_module":
             layer = network.get_submodule(str(node.target))

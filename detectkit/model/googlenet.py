@@ -19,20 +19,31 @@ class GoogLeNet(Backbone):
 
     Its weights come from TensorFlow, for colours from -1 to 1; torchvision's `transform_input` makes those out of
     ImageNet's normalisation.
+
+    Args:
+        tlt: with the paper's 5x5 convolutions, where torchvision has 3x3, and 2x2 pools between the stages.
     """
 
-    torchvision = "googlenet"
+    published = "torchvision's googlenet"
     out_channels = 1024
     behind = ("aux1.", "aux2.", "fc.")
     mean = std = (0.5, 0.5, 0.5)
 
-    def __init__(self) -> None:
+    def __init__(self, *, tlt: bool = False) -> None:
         super().__init__()
         blocks = [_convolution, partial(Inception, conv_block=_convolution), nn.Identity]
         whole = models.GoogLeNet(aux_logits=False, init_weights=False, blocks=blocks)
         self.order = (*STEM, *INCEPTIONS[:2], "maxpool3", *INCEPTIONS[2:])
         for name in self.order:
             self.add_module(name, getattr(whole, name))
+        if tlt:
+            for name in ("maxpool1", "maxpool2", "maxpool3"):
+                self.add_module(name, nn.MaxPool2d(2, 2))
+            for name in INCEPTIONS:
+                small = self.get_submodule(f"{name}.branch3.1.conv")
+                assert isinstance(small, nn.Conv2d)
+                large = _convolution(small.in_channels, small.out_channels, kernel_size=5, padding=2)
+                self.set_submodule(f"{name}.branch3.1", large)
 
     def blocks(self) -> dict[int, nn.Module]:
         """What `freeze_blocks` can name: 0 is the first three convolutions, 1 to 9 are the inception modules."""

@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops import stochastic_depth
 
+from detectkit.model.base import Tracer
 from detectkit.model.detector import Detector
 from detectkit.model.header import INPUT, OUTPUTS
 
@@ -18,7 +19,7 @@ HEADS = ("output_cov", "output_bbox")
 FUSED = (nn.ReLU, nn.ReLU6)
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(Tracer):
     traced_func_name = "plain"
 
 

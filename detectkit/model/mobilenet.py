@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
-from detectkit.model.base import Backbone, Convolution, Features
+from detectkit.model.base import Backbone, Convolution, Features, replace
 
 # Channels and stride of blocks 1 to 11 of version 1; what follows in the paper has a stride of 32.
 SEPARABLE = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5)
@@ -53,14 +53,20 @@ class MobileNetV1(Backbone):
 
 
 class MobileNetV2(Features):
-    """torchvision's up to its last block at a stride of 16, as TLT DetectNet_v2 cuts it: 96 channels."""
+    """torchvision's up to its last block at a stride of 16, as TLT DetectNet_v2 cuts it: 96 channels.
 
-    torchvision = "mobilenet_v2"
+    Args:
+        tlt: with ReLU in the place of ReLU6.
+    """
+
+    published = "torchvision's mobilenet_v2"
     out_channels = 96
     behind = (*(f"features.{number}." for number in range(14, 19)), "classifier.")
 
-    def __init__(self) -> None:
+    def __init__(self, *, tlt: bool = False) -> None:
         super().__init__(mobilenet_v2(weights=None).features[:14])
+        if tlt:
+            replace(self, nn.ReLU6, lambda _: nn.ReLU(inplace=True))
 
     def blocks(self) -> dict[int, nn.Module]:
         """What `freeze_blocks` can name: 0 is the first convolution, 1 to 13 are the inverted residuals."""

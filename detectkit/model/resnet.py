@@ -36,14 +36,15 @@ class ResNet(Backbone):
         depth: a key of `RESNETS`.
         pooling: maximum pooling after the first convolution.
         all_projections: a 1x1 convolution on every shortcut, not only on those that change the shape.
+        tlt: bottlenecks carry their stride on the first 1x1 convolution.
     """
 
     behind = ("fc.",)
 
-    def __init__(self, depth: int, *, pooling: bool, all_projections: bool) -> None:
+    def __init__(self, depth: int, *, pooling: bool, all_projections: bool, tlt: bool = False) -> None:
         super().__init__()
         block, repeats = RESNETS[depth]
-        self.torchvision = f"resnet{depth}" if depth in TORCHVISION else None
+        self.published = f"torchvision's resnet{depth}" if depth in TORCHVISION else None
         self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
@@ -54,6 +55,9 @@ class ResNet(Backbone):
             layer = [self._unit(block, 64 << stage, stride, all_projections)]
             layer += [self._unit(block, 64 << stage, 1, all_projections) for _ in range(units - 1)]
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layer))
+            first = layer[0]
+            if tlt and isinstance(first, Bottleneck):
+                first.conv1.stride, first.conv2.stride = first.conv2.stride, first.conv1.stride
 
     def _unit(
         self, block: type[BasicBlock | Bottleneck], planes: int, stride: int, projection: bool

@@ -16,7 +16,7 @@ class SqueezeNet(Features):
     exactly 16; torchvision's lose a few pixels.
     """
 
-    torchvision = "squeezenet1_0"
+    published = "torchvision's squeezenet1_0"
     out_channels = 512
 
     def __init__(self) -> None:

@@ -8,6 +8,7 @@ from torchvision.models.vgg import cfgs, make_layers
 from detectkit.model.base import Features, first_convolution
 
 CONFIGURATIONS = {16: "D", 19: "E"}
+BLOCKS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # convolutions between two pools
 
 
 class VGG(Features):
@@ -24,7 +25,7 @@ class VGG(Features):
 
     def __init__(self, depth: int, *, pooling: bool, batch_norm: bool) -> None:
         super().__init__(make_layers(cfgs[CONFIGURATIONS[depth]], batch_norm=batch_norm)[:-1])
-        self.torchvision = f"vgg{depth}_bn" if batch_norm else f"vgg{depth}"
+        self.published = f"torchvision's vgg{depth}{'_bn' * batch_norm}"
         if not pooling:
             for number in (2, 3, 4, 5):
                 first_convolution(self.blocks()[number]).stride = (2, 2)

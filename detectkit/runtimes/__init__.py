@@ -12,11 +12,12 @@ from torch import Tensor
 
 from detectkit.errors import ModelError
 from detectkit.spec.experiment_pb2 import Experiment
+from detectkit.spec.networks import ENCRYPTED_FILES, KERAS_FILES
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 ENGINES = (".engine", ".plan", ".trt")
-SUFFIXES = (".safetensors", ".onnx", *ENGINES)
+SUFFIXES = (".safetensors", *KERAS_FILES, ".onnx", *ENGINES)
 
 
 class Network(NamedTuple):
@@ -32,11 +33,14 @@ class Network(NamedTuple):
     file: Path
 
 
-def load(path: str | os.PathLike[str], device: str | torch.device) -> Network:
-    """A network from its file: *.safetensors, *.onnx, or a TensorRT engine (*.engine, *.plan, *.trt).
+def load(
+    path: str | os.PathLike[str], device: str | torch.device, *, experiment: Experiment | None = None
+) -> Network:
+    """A network from its file: *.safetensors, TLT's *.hdf5, *.onnx, or a TensorRT engine (*.engine, *.plan, *.trt).
 
     Args:
         device: where its images are and its maps shall be; an ONNX model computes there too if ONNX Runtime can.
+        experiment: of a file of TLT, which holds none, the spec that it was trained with; of others it is not read.
 
     Raises:
         ModelError: the file is of no such kind, is damaged, is not detectkit's, or cannot run here.
@@ -44,7 +48,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device) -> Network:
     file, device = Path(path), torch.device(device)
     match kind(file):
         case "model":
-            return _load_model(file, device)
+            return _load_model(file, device, experiment)
         case "onnx":
             from detectkit.runtimes.onnx import load_onnx
 
@@ -69,18 +73,24 @@ def kind(path: str | os.PathLike[str]) -> str:
         example = inside[0] if inside else file / "weights/model.safetensors"
         raise ModelError(f"{file} is a folder: name the model file in it, such as {example}")
     suffix = file.suffix.lower()
+    if suffix in ENCRYPTED_FILES:
+        from detectkit.model.keras import DECRYPT
+
+        raise ModelError(f"{file} is encrypted: {DECRYPT}")
     if suffix not in SUFFIXES:
         raise ModelError(
             f"{file} is no model file by its name: give a .safetensors model of detectkit train, an .onnx model or"
             f" a TensorRT engine ({', '.join(ENGINES)})"
         )
-    return {".safetensors": "model", ".onnx": "onnx"}.get(suffix, "engine")
+    if suffix in ENGINES:
+        return "engine"
+    return "onnx" if suffix == ".onnx" else "model"
 
 
-def _load_model(file: Path, device: torch.device) -> Network:
+def _load_model(file: Path, device: torch.device, experiment: Experiment | None) -> Network:
     from detectkit.model import checkpoint
 
-    model = checkpoint.load(file, device)
+    model = checkpoint.load(file, device, experiment=experiment)
     detector = model.detector.to(memory_format=torch.channels_last)
     return Network(
         forward=detector,

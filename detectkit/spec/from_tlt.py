@@ -6,7 +6,6 @@ docs/from-tlt.md has every sentence of these tables; `detectkit check --from-tlt
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import PurePath
 from typing import Generic, NamedTuple, TypeVar
 
 from detectkit.spec.augmentation_pb2 import AugmentationConfig
@@ -17,6 +16,7 @@ from detectkit.spec.evaluation_pb2 import EvaluationConfig
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.inference_pb2 import Inference
 from detectkit.spec.model_pb2 import ModelConfig
+from detectkit.spec.networks import has_tlt_layout, is_keras, is_of_tlt
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig
 from detectkit.spec.training_pb2 import RegularizerConfig
 
@@ -86,16 +86,21 @@ def _crops(spec: Experiment) -> bool:
     return any((size.crop_left, size.crop_top, size.crop_right, size.crop_bottom))
 
 
-def _is_of_tlt(path: str) -> bool:
-    return PurePath(path).suffix in (".tlt", ".hdf5", ".h5", ".etlt", ".ckzip")
+def _is_encrypted(path: str) -> bool:
+    return is_of_tlt(path) and not is_keras(path)
 
 
 def _is_resnet(model: ModelConfig, *, bottlenecks: bool) -> bool:
     return model.arch == "resnet" and (model.num_layers >= 50) is bottlenecks
 
 
+def _is_torchvisions(model: ModelConfig, arch: str) -> bool:
+    return model.arch == arch and not has_tlt_layout(model)
+
+
 def _starts_elsewhere(model: ModelConfig) -> bool:
-    return bool(model.pretrained_model_file) and not model.load_graph
+    path = model.pretrained_model_file
+    return bool(path) and not is_of_tlt(path) and not model.load_graph
 
 
 def _of_training(spec: Experiment) -> list[ClusteringConfig]:
@@ -277,9 +282,15 @@ TRAINING: tuple[Difference[Experiment], ...] = (
     # network
     Difference(
         "model_config.pretrained_model_file",
-        "TLT's own weight files are not read; name a torchvision file (.pth) of the same backbone or a detectkit model "
-        "(.safetensors), or leave the field out",
-        lambda spec: _is_of_tlt(spec.model_config.pretrained_model_file),
+        "encrypted files of TLT are not read; name its plain Keras file (.hdf5; docs/tlt.md tells how to get "
+        "it), a torchvision file (.pth) of the same backbone or a detectkit model (.safetensors)",
+        lambda spec: _is_encrypted(spec.model_config.pretrained_model_file),
+    ),
+    Difference(
+        "model_config.pretrained_model_file",
+        "every tensor of the network must be in a Keras file; TLT leaves layers that do not fit as they are, "
+        "at random",
+        lambda spec: is_keras(spec.model_config.pretrained_model_file),
     ),
     Difference(
         "model_config.pretrained_model_file",
@@ -299,9 +310,9 @@ TRAINING: tuple[Difference[Experiment], ...] = (
     ),
     Difference(
         "model_config.num_layers",
-        "ResNets of 50 and more layers have the stride in the 3x3 convolution, as torchvision's weights expect; TLT's "
-        "is in the first 1x1",
-        lambda spec: _is_resnet(spec.model_config, bottlenecks=True),
+        "ResNets of 50 and more layers have the stride in the 3x3 convolution, as torchvision's weights "
+        "expect; TLT's is in the first 1x1, as with layout: TLT",
+        lambda spec: _is_resnet(spec.model_config, bottlenecks=True) and not has_tlt_layout(spec.model_config),
     ),
     Difference(
         "model_config.use_pooling",
@@ -318,14 +329,33 @@ TRAINING: tuple[Difference[Experiment], ...] = (
     ),
     Difference(
         "model_config.use_batch_norm",
-        "epsilon and momentum of batch normalisation are torchvision's, and no bias stands before it but in vgg; TLT's "
-        "are 0.001 and 0.99, and most of its convolutions keep a bias",
-        lambda spec: has_batch_norm(spec.model_config),
+        "epsilon and momentum of batch normalisation are torchvision's, and no bias stands before it but in "
+        "vgg; TLT's are 0.001, which layout: TLT has too, and 0.99, and most of its convolutions keep a bias",
+        lambda spec: has_batch_norm(spec.model_config) and not has_tlt_layout(spec.model_config),
+    ),
+    Difference(
+        "model_config.use_batch_norm",
+        "batch normalisation moves its statistics by a tenth each step and takes the bias of the convolution "
+        "before it into its mean; TLT's moves them by a hundredth and trains that bias",
+        lambda spec: has_batch_norm(spec.model_config) and has_tlt_layout(spec.model_config),
     ),
     Difference(
         "model_config.arch",
-        "mobilenet_v2 has ReLU6, as torchvision's weights expect; TLT's has ReLU",
-        lambda spec: spec.model_config.arch == "mobilenet_v2" and not spec.model_config.HasField("activation"),
+        "mobilenet_v2 has ReLU6, as torchvision's weights expect; TLT's has ReLU, as with layout: TLT",
+        lambda spec: _is_torchvisions(spec.model_config, "mobilenet_v2")
+        and not spec.model_config.HasField("activation"),
+    ),
+    Difference(
+        "model_config.arch",
+        "googlenet has 3x3 convolutions and pools, as torchvision's weights expect; TLT's has 5x5 and 2x2, as"
+        " with layout: TLT",
+        lambda spec: _is_torchvisions(spec.model_config, "googlenet"),
+    ),
+    Difference(
+        "model_config.arch",
+        "efficientnet pads all sides alike, as torchvision's weights expect; TLT's as TensorFlow, as with "
+        "layout: TLT",
+        lambda spec: _is_torchvisions(spec.model_config, "efficientnet_b0"),
     ),
     Difference(
         "model_config.dropout_rate",
@@ -489,8 +519,14 @@ TRAINING: tuple[Difference[Experiment], ...] = (
 INFERENCE: tuple[Difference[Inference], ...] = (
     Difference(
         "inferencer_config.tlt_config.model",
-        "TLT's models are not read; give a detectkit model with -m",
-        lambda spec: _is_of_tlt(spec.inferencer_config.tlt_config.model),
+        "encrypted models of TLT are not read; docs/tlt.md tells how to get the plain one",
+        lambda spec: _is_encrypted(spec.inferencer_config.tlt_config.model),
+    ),
+    Difference(
+        "inferencer_config.tlt_config.model",
+        "a Keras file has neither spec nor names of classes; make a model of it: detectkit export -e SPEC -m "
+        "MODEL.hdf5 -o MODEL.safetensors",
+        lambda spec: is_keras(spec.inferencer_config.tlt_config.model),
     ),
     Difference(
         "inferencer_config.tensorrt_config.trt_engine",

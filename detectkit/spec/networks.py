@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import NamedTuple
+
+from detectkit.spec.model_pb2 import ModelConfig
+
+KERAS_FILES = (".hdf5", ".h5")  # how the names of plain Keras files end
+ENCRYPTED_FILES = (".tlt", ".etlt", ".ckzip")  # those of TLT that nobody can read without its key
 
 
 class Network(NamedTuple):
@@ -14,6 +20,7 @@ class Network(NamedTuple):
     pooling: bool = False  # use_pooling chooses between two forms
     projections: bool = False  # all_projections chooses between two forms
     batch_norm: bool | None = None  # None: use_batch_norm chooses; otherwise always or never
+    in_tlt: bool = True  # TLT has this family, so layout chooses
 
     def depth(self, num_layers: int) -> int:
         """The depth that `num_layers` asks for: 0 is the default; networks of one depth have 0."""
@@ -29,5 +36,27 @@ NETWORKS: dict[str, Network] = {
     "mobilenet_v2": Network((), tuple(range(14))),
     "squeezenet": Network((), tuple(range(9)), batch_norm=False),
     "googlenet": Network((), tuple(range(10))),
+    "efficientnet_lite0": Network((), tuple(range(12)), batch_norm=True, in_tlt=False),
+    "efficientnet_lite1": Network((), tuple(range(16)), batch_norm=True, in_tlt=False),
     **{f"efficientnet_b{number}": EFFICIENTNET for number in range(8)},
 }
+
+
+def is_keras(path: str) -> bool:
+    """Whether a file is one of Keras, by its name."""
+    return PurePath(path).suffix.lower() in KERAS_FILES
+
+
+def is_of_tlt(path: str) -> bool:
+    """Whether a file of weights is TLT's, by its name."""
+    return PurePath(path).suffix.lower() in (*KERAS_FILES, *ENCRYPTED_FILES)
+
+
+def has_tlt_layout(config: ModelConfig) -> bool:
+    """Whether the network is in TLT's form, see `model_config.layout`."""
+    network = NETWORKS.get(config.arch)
+    if network is None or not network.in_tlt:
+        return False
+    if config.layout == ModelConfig.AS_PRETRAINED:
+        return is_of_tlt(config.pretrained_model_file)
+    return config.layout == ModelConfig.TLT

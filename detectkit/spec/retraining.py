@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from detectkit.spec.experiment_pb2 import Experiment
+from detectkit.spec.networks import has_tlt_layout
 from detectkit.spec.training_pb2 import Retraining
 
 # What was done before the model was there: a spec that starts from the model does not do it again.
@@ -25,6 +26,8 @@ def retraining_spec(experiment: Experiment, model: Path, retraining: Retraining 
     for name in BEFORE:
         result.ClearField(name)
     config = result.model_config
+    if has_tlt_layout(config):
+        config.layout = config.TLT  # which the name of the file said
     config.pretrained_model_file, config.load_graph = str(model), True
     config.freeze_pretrained_layers = False
     config.ClearField("freeze_blocks")

@@ -123,6 +123,8 @@ def _choices_without_effect(config: ModelConfig, network: Network) -> Iterator[t
         yield "all_projections", "has no projections to choose"
     if config.HasField("use_batch_norm") and network.batch_norm not in (None, config.use_batch_norm):
         yield "use_batch_norm", f"{'always' if network.batch_norm else 'never'} has batch normalisation"
+    if config.layout == ModelConfig.TLT and not network.in_tlt:
+        yield "layout", "is no network of TLT"
     unknown = [block for block in config.freeze_blocks if block not in network.blocks]
     if unknown:
         named = ", ".join(map(short, unknown))

@@ -256,8 +256,10 @@ def _load_pretrained(detector: Detector, model: spec.ModelConfig, class_names: l
         raise ModelError(
             f"model_config.pretrained_model_file: there is no file {path}; correct the path, or leave the field out"
         )
-    found = checkpoint.load_pretrained(detector, path, class_names)
+    found = checkpoint.load_pretrained(detector, path, class_names, load_graph=model.load_graph)
     log.info(f"{path}: {len(found.loaded)} tensors loaded, {len(found.skipped)} fresh")
+    for remark in found.remarks:
+        log.warning(f"{path}: {remark}")
     if found.classes:
         log.info(f"with the heads of {', '.join(found.classes)}")
     if found.narrowed and not model.load_graph:

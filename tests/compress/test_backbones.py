@@ -26,7 +26,7 @@ HEIGHT, WIDTH = 64, 96
 PARTS = (0.25, 0.6, 0.95)  # of the filters whose importance is not above the threshold
 QUICK = [
     *[("resnet", 10), ("vgg", 16), ("darknet", 19), ("mobilenet_v1", 0), ("mobilenet_v2", 0)],
-    *[("squeezenet", 0), ("googlenet", 0), ("efficientnet_b0", 0)],
+    *[("squeezenet", 0), ("googlenet", 0), ("efficientnet_b0", 0), ("efficientnet_lite0", 0)],
 ]
 ALL = [(arch, depth) for arch, network in NETWORKS.items() for depth in network.depths or (0,)]
 SLOW = [pytest.param(pair, marks=pytest.mark.slow) for pair in ALL if pair not in QUICK]

@@ -333,6 +333,7 @@ ALL = [(arch, depth) for arch, network in NETWORKS.items() for depth in network.
 QUICK = {
     *(("resnet", 10), ("resnet", 18), ("resnet", 50), ("vgg", 16), ("darknet", 19), ("darknet", 53)),
     *(("mobilenet_v1", 0), ("mobilenet_v2", 0), ("squeezenet", 0), ("googlenet", 0), ("efficientnet_b0", 0)),
+    ("efficientnet_lite0", 0),
 }
 CHOICES = [
     {"use_pooling": True},

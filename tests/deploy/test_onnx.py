@@ -85,6 +85,7 @@ def small(*layers: nn.Module) -> Detector:
         ("squeezenet", 0, "hard_swish"),
         ("googlenet", 0, "swish"),
         ("efficientnet_b0", 0, ""),  # with gates
+        ("efficientnet_lite0", 0, ""),  # with TensorFlow's padding
         # tests/compress/test_backbones.py exports these pruned.
         pytest.param("vgg", 16, "", marks=pytest.mark.slow),  # relu
         pytest.param("darknet", 19, "", marks=pytest.mark.slow),  # leaky_relu

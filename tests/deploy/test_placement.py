@@ -154,6 +154,7 @@ def test_which_tensors_have_no_value_below_zero() -> None:
             ("mobilenet_v2", 0),
             ("squeezenet", 0),
             ("efficientnet_b0", 0),
+            ("efficientnet_lite0", 0),
         ],
         *[
             pytest.param(*case, marks=pytest.mark.slow)

@@ -204,6 +204,7 @@ def test_the_file_computes_what_rounding_in_pytorch_does(
     [
         ("resnet", 10, {"QLinearAdd": 4}),
         ("mobilenet_v2", 0, {"QLinearAdd": 8}),  # relu6
+        ("efficientnet_lite0", 0, {"QLinearAdd": 6}),  # TensorFlow's padding
         ("squeezenet", 0, {"QLinearConcat": 8, "NhwcMaxPool": 3}),
         pytest.param("darknet", 19, {"QLinearLeakyRelu": 18, "NhwcMaxPool": 5}, marks=pytest.mark.slow),
         pytest.param("googlenet", 0, {"QLinearConcat": 9, "NhwcMaxPool": 12}, marks=pytest.mark.slow),

@@ -12,7 +12,7 @@ from torchvision.ops.misc import SqueezeExcitation
 
 from detectkit.errors import SpecError
 from detectkit.model.backbones import make_backbone
-from detectkit.model.base import Backbone
+from detectkit.model.base import Backbone, Conv2dSame, Convolution, Tracer, borders
 from detectkit.model.detector import receptive_field
 from detectkit.spec.model_pb2 import ModelConfig
 from detectkit.spec.networks import NETWORKS
@@ -29,6 +29,7 @@ FAMILIES = [
     ("squeezenet", 0),
     ("googlenet", 0),
     ("efficientnet_b0", 0),
+    ("efficientnet_lite0", 0),
 ]
 WITH_VALUES = [
     pair for pair in FAMILIES if pair != ("darknet", 53)
@@ -91,7 +92,7 @@ def original(name: str) -> nn.Module:
 @pytest.mark.parametrize(("arch", "depth"), ALL)
 def test_stride_and_blocks_are_what_the_spec_promises(arch: str, depth: int) -> None:
     network = plain(arch, depth)
-    stride = 32 if arch == "darknet" or arch.startswith("efficientnet") else 16  # TLT DetectNet_v2
+    stride = 32 if arch == "darknet" or arch.startswith("efficientnet_b") else 16  # TLT DetectNet_v2
     with torch.no_grad():
         features = network(torch.empty(2, 3, 3 * 32, 5 * 32, device="meta"))
     assert features.shape == (2, network.out_channels, 96 // stride, 160 // stride)
@@ -109,7 +110,7 @@ def test_parameters_are_those_published_less_the_classifier(name: str) -> None:
         network = backbone("vgg", int(name[3:5]), use_batch_norm=name.endswith("_bn"))
     else:
         network = plain(name.replace("1_0", ""), 0)
-    assert network.torchvision == name
+    assert network.published == f"torchvision's {name}"
     assert parameters(network) == total - behind
 
 
@@ -134,6 +135,38 @@ def test_parameters_of_mobilenet_v1_are_those_of_its_first_eleven_blocks() -> No
 def test_parameters_of_darknets_are_those_published_less_the_classifier(depth: int, published: int) -> None:
     # timm 0.9 and 1.0 list darknet19 with 20.84 and darknet53 with 41.61 million, 1,025,000 of them the classifier's
     assert parameters(plain("darknet", depth)) == published - 1_025_000
+
+
+@pytest.mark.parametrize(("arch", "count"), [("efficientnet_lite0", 11), ("efficientnet_lite1", 15)])
+def test_parameters_of_efficientnet_lite_by_hand(arch: str, count: int) -> None:
+    # Channels and kernels of the blocks of Lite0; Lite1 has one more of each but the first (Liu 2020).
+    blocks = [(32, 32, 3, 16), (16, 96, 3, 24), (24, 144, 3, 24), (24, 144, 5, 40), (40, 240, 5, 40)]
+    blocks += [(40, 240, 3, 80), (80, 480, 3, 80), (80, 480, 3, 80)]
+    blocks += [(80, 480, 5, 112), (112, 672, 5, 112), (112, 672, 5, 112)]
+    if count == 15:
+        blocks += [(24, 144, 3, 24), (40, 240, 5, 40), (80, 480, 3, 80), (112, 672, 5, 112)]
+    total = 27 * 32 + 2 * 32
+    for before, wide, size, after in blocks:
+        expansion = before * wide + 2 * wide if wide > before else 0
+        total += expansion + wide * size**2 + 2 * wide + wide * after + 2 * after
+    assert len(blocks) == count and parameters(plain(arch, 0)) == total
+
+
+# --- TensorFlow's padding
+
+
+@pytest.mark.parametrize(("size", "zeros"), [(3, (0, 0, 1, 1)), (5, (1, 1, 2, 2))])
+def test_same_padding_is_tensorflows_on_even_sides(size: int, zeros: tuple[int, ...]) -> None:
+    # TensorFlow: outputs = ceil(side / 2); in all (outputs - 1) * 2 + size - side zeros, the odd one below and on the right
+    layer = Convolution(4, 4, size, stride=2, groups=4, function=nn.Identity(), same=True).conv
+    assert isinstance(layer, Conv2dSame) and borders(layer) == zeros
+    assert [sum(zeros[axis::2]) for axis in (0, 1)] == [(6 - 1) * 2 + size - 12, (8 - 1) * 2 + size - 16]
+    images = torch.rand(2, 4, 12, 16)
+    top, left, bottom, right = zeros
+    padded = nn.functional.pad(images, (left, right, top, bottom))
+    assert torch.equal(layer(images), nn.functional.conv2d(padded, layer.weight, stride=2, groups=4))
+    assert layer(images).shape == (2, 4, 6, 8)
+    assert type(Convolution(4, 4, size, function=nn.Identity(), same=True).conv) is nn.Conv2d
 
 
 # --- options
@@ -210,6 +243,7 @@ def test_activation_takes_the_place_of_every_function(arch: str, depth: int) -> 
     other = backbone(arch, depth, activation=ModelConfig.Activation(activation_type="elu"))
     kept = {
         "Conv2d",
+        "Conv2dSame",
         "BatchNorm2d",
         "MaxPool2d",
         "AdaptiveAvgPool2d",
@@ -271,7 +305,7 @@ def test_what_does_not_exist_is_a_spec_error(settings: dict[str, Any], message: 
 @pytest.mark.parametrize(("arch", "depth"), WITH_VALUES)
 def test_a_traced_backbone_computes_the_same(arch: str, depth: int) -> None:
     network = backbone(arch, depth, device="cpu").eval()
-    traced = fx.symbolic_trace(network)
+    traced = fx.GraphModule(network, Tracer().trace(network))
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(traced(images), network(images))
@@ -293,6 +327,8 @@ def test_a_traced_backbone_computes_the_same(arch: str, depth: int) -> None:
         # Araujo et al.: 315 and 851 for whole MobileNetV1 and EfficientNet-B0; ours of V1 lacks blocks 12 and 13
         ("mobilenet_v1", 0, True, 315 - 2 * 16 - 2 * 32),
         ("efficientnet_b0", 0, True, 851),
+        # 3x3/2: 3; 3x3: +4; 3x3/2, 3x3: +4 +8; 5x5/2, 5x5: +16 +32; 3x3/2, two 3x3: +16 +2x32; three 5x5: +3x64
+        ("efficientnet_lite0", 0, True, 3 + 4 + 4 + 8 + 16 + 32 + 16 + 2 * 32 + 3 * 64),
     ],
 )
 def test_receptive_fields_by_hand(arch: str, depth: int, pooling: bool, pixels: int) -> None:
@@ -344,12 +380,15 @@ def test_tensors_have_torchvisions_names_and_shapes(name: str, arch: str, depth:
     network = backbone(arch, depth, use_batch_norm=name != "vgg16")
     theirs = {key: tensor.shape for key, tensor in original(name).state_dict().items()}
     ours = {key: tensor.shape for key, tensor in network.state_dict().items()}
-    assert network.torchvision == name
+    assert network.published == f"torchvision's {name}"
     assert ours == {key: shape for key, shape in theirs.items() if not key.startswith(network.behind)}
 
 
-@pytest.mark.parametrize(("arch", "eps", "momentum"), [("mobilenet_v2", 1e-5, 0.1), ("googlenet", 1e-3, 0.1)])
-def test_batch_norm_has_torchvisions_constants(arch: str, eps: float, momentum: float) -> None:
+@pytest.mark.parametrize(
+    ("arch", "eps", "momentum"),
+    [("mobilenet_v2", 1e-5, 0.1), ("googlenet", 1e-3, 0.1), ("efficientnet_lite0", 1e-3, 0.1)],
+)
+def test_batch_norm_has_the_constants_of_its_weights(arch: str, eps: float, momentum: float) -> None:
     layers = [layer for layer in plain(arch, 0).modules() if isinstance(layer, nn.BatchNorm2d)]
     assert {(layer.eps, layer.momentum) for layer in layers} == {(eps, momentum)}
 

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import json
+import math
 import os
 import pickle
 import resource
@@ -20,6 +21,7 @@ from google.protobuf import text_format
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional
 
 from detectkit.errors import ModelError, OutputError
 from detectkit.model import checkpoint
@@ -142,7 +144,7 @@ def test_a_model_comes_back_bit_for_bit(tmp_path: Path, changes: dict[str, Any],
 
 SMALL = [
     *[("resnet", 10), ("darknet", 19), ("mobilenet_v1", 0), ("mobilenet_v2", 0), ("squeezenet", 0)],
-    *[("googlenet", 0), ("vgg", 16), ("efficientnet_b0", 0)],
+    *[("googlenet", 0), ("vgg", 16), ("efficientnet_b0", 0), ("efficientnet_lite0", 0)],
 ]
 LARGE = [
     (arch, depth)
@@ -170,7 +172,7 @@ def test_every_network_learns_a_step_and_comes_back_predicting_the_same(
     optimizer.step()
     same = [name for name, weight in network.named_parameters() if torch.equal(weight, before[name])]
     # a residual branch that was dropped at random has no gradient
-    assert not same if not arch.startswith("efficientnet") else len(same) < len(before) / 4
+    assert not same if not arch.startswith("efficientnet_b") else len(same) < len(before) / 4
     checkpoint.save(tmp_path / "m", network, spec_text(arch=arch, num_layers=depth), CLASSES)
     loaded = checkpoint.load(tmp_path / "m").detector
     images = torch.rand(1, 3, 64, 96)
@@ -181,7 +183,11 @@ def test_every_network_learns_a_step_and_comes_back_predicting_the_same(
 
 
 @pytest.mark.parametrize(
-    ("arch", "width"), [("mobilenet_v1", 6), ("mobilenet_v2", 8), ("squeezenet", 4), ("efficientnet_b0", 4)]
+    ("arch", "width"),
+    [
+        *[("mobilenet_v1", 6), ("mobilenet_v2", 8), ("squeezenet", 4), ("efficientnet_b0", 4)],
+        ("efficientnet_lite0", 8),
+    ],
 )
 def test_a_pruned_model_of_any_family_is_a_model(tmp_path: Path, arch: str, width: int) -> None:
     tensors = pruned(detector(arch=arch, num_layers=0), width)
@@ -715,6 +721,112 @@ def test_grey_images_take_the_sum_over_the_colours_of_any_network(tmp_path: Path
     # torchvision's GoogLeNet takes colours from -1 to 1 (its transform_input)
     expected = (0.5, 0.5) if name == "googlenet" else ((0.485 + 0.456 + 0.406) / 3, 0.226)
     assert (network.normalize.mean.item(), network.normalize.std.item()) == pytest.approx(expected)
+
+
+# --- EfficientNet-PyTorch's weights
+
+
+LITE = {  # strides and whole numbers of blocks
+    "efficientnet_lite0": ((1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1), 16),
+    "efficientnet_lite1": ((1, 2, 1, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 1), 21),
+}
+
+
+def lite(arch: str) -> dict[str, Tensor]:
+    """Random weights under EfficientNet-PyTorch's names, those of the first block behind ours too."""
+    torch.manual_seed(8)
+    tensors: dict[str, Tensor] = {}
+
+    def convolution(name: str, normalisation: str, *shape: int) -> None:
+        fan = math.prod(shape[1:])
+        tensors[f"{name}.weight"] = torch.randn(shape) * math.sqrt(2 / fan)
+        width = shape[0]
+        tensors[f"{normalisation}.weight"] = torch.rand(width) + 0.5
+        for leaf in ("bias", "running_mean"):
+            tensors[f"{normalisation}.{leaf}"] = torch.randn(width) * 0.1
+        tensors[f"{normalisation}.running_var"] = torch.rand(width) * 1.5 + 0.001
+        tensors[f"{normalisation}.num_batches_tracked"] = torch.tensor(7)
+
+    convolution("_conv_stem", "_bn0", 32, 3, 3, 3)
+    before = 32
+    with torch.device("meta"):
+        shapes = detector(arch=arch, num_layers=0).backbone.blocks()
+    for number, stride in enumerate(LITE[arch][0]):
+        name, depthwise = f"_blocks.{number}", shapes[number + 1].get_parameter("depthwise.conv.weight")
+        after = len(shapes[number + 1].get_parameter("project.conv.weight"))
+        wide, size = len(depthwise), depthwise.shape[-1]
+        if number:
+            convolution(f"{name}._expand_conv", f"{name}._bn0", wide, before, 1, 1)
+        convolution(f"{name}._depthwise_conv", f"{name}._bn1", wide, 1, size, size)
+        convolution(f"{name}._project_conv", f"{name}._bn2", after, wide, 1, 1)
+        before = after
+    convolution(
+        f"_blocks.{len(LITE[arch][0])}._expand_conv", f"_blocks.{len(LITE[arch][0])}._bn0", 8, before, 1, 1
+    )
+    convolution("_conv_head", "_bn1", 8, 8, 1, 1)
+    return tensors | {"_fc.weight": torch.zeros(2, 8), "_fc.bias": torch.zeros(2)}
+
+
+def lite_features(arch: str, tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    """What TensorFlow computes at a stride of 16."""
+
+    def convolution(
+        values: Tensor, name: str, normalisation: str, stride: int = 1, groups: int = 1
+    ) -> Tensor:
+        weight = tensors[f"{name}.weight"]
+        zeros = []
+        for side in (values.shape[3], values.shape[2]):  # "same": the odd one goes below and on the right
+            total = max((math.ceil(side / stride) - 1) * stride + weight.shape[-1] - side, 0)
+            zeros += [total // 2, total - total // 2]
+        values = functional.conv2d(functional.pad(values, zeros), weight, stride=stride, groups=groups)
+        scale, shift, mean, variance = (
+            tensors[f"{normalisation}.{leaf}"].reshape(-1, 1, 1)
+            for leaf in ("weight", "bias", "running_mean", "running_var")
+        )
+        return (values - mean) / torch.sqrt(variance + 1e-3) * scale + shift
+
+    values = convolution(images, "_conv_stem", "_bn0", 2).clamp(0, 6)
+    for number, stride in enumerate(LITE[arch][0]):
+        name, inner = f"_blocks.{number}", values
+        if number:
+            inner = convolution(inner, f"{name}._expand_conv", f"{name}._bn0").clamp(0, 6)
+        inner = convolution(
+            inner, f"{name}._depthwise_conv", f"{name}._bn1", stride, groups=inner.shape[1]
+        ).clamp(0, 6)
+        inner = convolution(inner, f"{name}._project_conv", f"{name}._bn2")
+        values = values + inner if values.shape == inner.shape else inner
+    return values
+
+
+@pytest.mark.parametrize("arch", LITE)
+def test_weights_of_efficientnet_lite_give_tensorflows_features(tmp_path: Path, arch: str) -> None:
+    tensors = lite(arch)
+    torch.save(tensors, tmp_path / "w.pth")
+    network = detector(arch=arch, num_layers=0)
+    report = checkpoint.load_pretrained(network, tmp_path / "w.pth", CLASSES)
+    assert {name.partition(".")[0] for name in report.skipped} == {"output_cov", "output_bbox"}
+    colours = torch.rand(1, 3, 64, 96) * 255
+    torch.testing.assert_close(network.normalize(colours / 255), (colours - 127) / 128)
+    images = ((colours - 127) / 128).double()  # random networks blow up what 32 bits round
+    with torch.no_grad():
+        found = network.eval().double().backbone(images)
+    expected = lite_features(arch, {name: tensor.double() for name, tensor in tensors.items()}, images)
+    assert found.shape == (1, 112, 4, 6)
+    assert (found - expected).abs().max() < 1e-6 * expected.abs().max()
+
+
+def test_the_other_lite_is_refused(tmp_path: Path) -> None:
+    for arch, words in (
+        (
+            "efficientnet_lite0",
+            "lacks block12.*asks for efficientnet_lite1, EfficientNet-PyTorch's efficientnet-lite1",
+        ),
+        ("efficientnet_lite1", "other shapes in block4.*asks for efficientnet_lite0"),
+    ):
+        torch.save(lite(arch), tmp_path / "w.pth")
+        other = next(name for name in LITE if name != arch)
+        with pytest.raises(ModelError, match=words):
+            checkpoint.load_pretrained(detector(arch=other, num_layers=0), tmp_path / "w.pth", CLASSES)
 
 
 # --- freezing what came from a file

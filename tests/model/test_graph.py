@@ -11,7 +11,10 @@ from detectkit.model.detector import Detector, Normalize, build
 from detectkit.model.graph import folded, gates, measured, quantizable, tensor_name, trace
 from detectkit.spec.model_pb2 import ModelConfig
 
-QUICK = [("resnet", 10), ("mobilenet_v2", 0), ("squeezenet", 0), ("googlenet", 0), ("efficientnet_b0", 0)]
+QUICK = [
+    *[("resnet", 10), ("mobilenet_v2", 0), ("squeezenet", 0), ("googlenet", 0), ("efficientnet_b0", 0)],
+    ("efficientnet_lite0", 0),
+]
 SLOW = [("vgg", 16), ("darknet", 19), ("darknet", 53), ("mobilenet_v1", 0), ("resnet", 50)]
 
 

@@ -21,7 +21,7 @@ from detectkit.ops.quantize import channel_amax, fake_quantize
 from detectkit.spec import ModelConfig
 from detectkit.spec.networks import NETWORKS
 
-LARGE = {"vgg", "darknet", "googlenet", "efficientnet_b0"}
+LARGE = {"vgg", "darknet", "googlenet", "efficientnet_b0", "efficientnet_lite1"}
 ARCHS = [
     pytest.param(arch, marks=pytest.mark.slow) if arch in LARGE else arch
     for arch in NETWORKS

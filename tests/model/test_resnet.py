@@ -58,7 +58,7 @@ def test_every_depth_and_option_has_a_stride_of_16(
 def test_parameters_with_pooling_are_torchvisions(depth: int) -> None:
     network = resnet(depth, use_pooling=True)
     assert parameters(network) == PARAMETERS[depth]
-    assert network.torchvision == (f"resnet{depth}" if depth in TORCHVISION else None)
+    assert network.published == (f"torchvision's resnet{depth}" if depth in TORCHVISION else None)
 
 
 @pytest.mark.parametrize("depth", RESNETS)

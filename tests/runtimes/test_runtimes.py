@@ -13,18 +13,31 @@ from detectkit.runtimes import ENGINES, kind, load
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("a.safetensors", "model"), ("a.onnx", "onnx"), ("A.ONNX", "onnx"), ("a.b.safetensors", "model")]
+    [
+        ("a.safetensors", "model"),
+        ("a.onnx", "onnx"),
+        ("A.ONNX", "onnx"),
+        ("a.hdf5", "model"),
+        ("a.h5", "model"),
+        ("a.b.safetensors", "model"),
+    ]
     + [(f"a{suffix}", "engine") for suffix in ENGINES],
 )
 def test_kind(name, expected):
     assert kind(name) == expected
 
 
-@pytest.mark.parametrize("name", ["a.tlt", "a.etlt", "a.pt", "a", "onnx", ".onnx"])
+@pytest.mark.parametrize("name", ["a.pt", "a", "onnx", ".onnx"])
 def test_other_names(name):
     with pytest.raises(
         ModelError, match=rf"^{name} is no model file by its name: .*safetensors.*onnx.*engine"
     ):
+        kind(name)
+
+
+@pytest.mark.parametrize("name", ["a.tlt", "a.etlt"])
+def test_encrypted_models_name_the_way_out(name):
+    with pytest.raises(ModelError, match=rf"^{name} is encrypted: .* tao model detectnet_v2 prune"):
         kind(name)
 
 

@@ -40,8 +40,8 @@ RANGES = [
     ("augmentation_config.color_augmentation.hue_rotation_max", 361, "must be in [0, 360], got 361"),
     ("model_config.objective_set.bbox.scale", 0, "must be in (0, inf), got 0"),
     ("model_config.arch", "resent", "must be one of resnet, vgg, darknet, mobilenet_v1, mobilenet_v2, squeezenet, "
-     "googlenet, efficientnet_b0, efficientnet_b1, efficientnet_b2, efficientnet_b3, efficientnet_b4, efficientnet_b5, "
-     'efficientnet_b6, efficientnet_b7 (did you mean resnet?), got "resent"'),
+     "googlenet, efficientnet_lite0, efficientnet_lite1, efficientnet_b0, efficientnet_b1, efficientnet_b2, "
+     'efficientnet_b3, efficientnet_b4, efficientnet_b5, efficientnet_b6, efficientnet_b7 (did you mean resnet?), got "resent"'),
     ("model_config.num_layers", 20, "must be one of 10, 18, 34, 50, 101, 152, 200 for resnet, got 20"),
     ("model_config.training_precision.backend_floatx", 2, "must be one of FLOAT32, FLOAT16, got INVALID"),
     ("evaluation_config.average_precision_mode", 2, "must be one of SAMPLE (0), INTEGRATE (1), got 2"),

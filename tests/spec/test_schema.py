@@ -71,7 +71,8 @@ BboxObjective.loss_ratios CalibratorConfig.batch_size COCOConfig.crowd_label Cla
 CostFunctionConfig.coverage_focal_gamma CovObjective.prior
 DatasetConfig.dontcare_labels DatasetExportConfig.embed_images DatasetExportConfig.output_filename
 DatasetExportConfig.random_seed DatasetExportConfig.sample_config DatasetExportConfig.voc_config EvaluationConfig.protocol
-Experiment.calibration_config Experiment.export_config Experiment.pruning_config OptimizerConfig.adamw OptimizerConfig.sgd
+Experiment.calibration_config Experiment.export_config Experiment.pruning_config ModelConfig.layout OptimizerConfig.adamw
+OptimizerConfig.sgd
 TrainingConfig.accumulate_batches TrainingConfig.clip_gradient_norm TrainingConfig.ema_decay
 TrainingConfig.first_stage TrainingConfig.max_boxes_per_image TrainingConfig.workers
 """.split()
