@@ -180,8 +180,8 @@ def test_a_broken_spec_is_refused(tmp_path, capsys):
 def test_what_a_spec_of_tlt_does_differently_here(capsys):
     assert cli.main(["check", "--from-tlt", str(SPECS / "kitti_train.txt")]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert "8 things in it, written for TLT, differ here:" in printed
-    assert sum(line.startswith("- ") for line in printed) == 8
+    assert "10 things in it, written for TLT, differ here:" in printed
+    assert sum(line.startswith("- ") for line in printed) == 10
     assert any("INTEGRATE is the whole area under the curve" in line for line in printed)
     for name in ("infer", "convert"):
         assert cli.main(["check", "--from-tlt", str(SPECS / f"kitti_{name}.txt")]) == 0
