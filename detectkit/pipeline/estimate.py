@@ -296,7 +296,7 @@ def _pruning(chain: Chain, basis: Basis) -> Estimate:
     config, share = chain.experiment.pruning_config, _share(chain)
     seconds = 2 * EXPORT + min(PRUNING_SECONDS, 400 * basis.finding) + 1.0
     mib = basis.mib * share
-    if config.criterion == PruningConfig.TAYLOR:
+    if chain.judges_by_images:
         seconds += config.calibration_batches * batch_size(chain.experiment) * basis.learning
     if config.WhichOneof("aim") == "target_latency":
         seconds *= 8  # networks are exported and timed until one fits

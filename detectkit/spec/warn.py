@@ -153,7 +153,7 @@ def _confidence(config: PostProcessingConfig) -> Iterator[str]:
 
 def _pruning(config: PruningConfig) -> Iterator[str]:
     is_set = config.calibration_batches != PruningConfig().calibration_batches
-    if is_set and config.criterion != PruningConfig.TAYLOR:
+    if is_set and config.criterion not in (PruningConfig.TAYLOR, PruningConfig.AUTO):
         criterion = PruningConfig.Criterion.Name(config.criterion)
         yield f"pruning_config.calibration_batches has no effect: criterion {criterion} looks at no images"
 
