@@ -276,7 +276,7 @@ def _choose_criterion(args: argparse.Namespace, experiment: spec.Experiment, con
     if config.criterion != PruningConfig.AUTO:
         return
     config.criterion = spec.chosen_criterion(config, experiment.dataset_config)
-    if args.sweep or args.equalization_criterion is not None:
+    if args.sweep or args.equalization_criterion is not None or args.normalizer is not None:
         config.criterion = PruningConfig.NORM
     if config.criterion == PruningConfig.NORM:
         return log.info("criterion NORM, as TLT's: filters are judged by their weights")

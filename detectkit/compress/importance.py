@@ -164,6 +164,22 @@ def importance(group: Group, statistics: Mapping[str, Tensor], config: PruningCo
             return values.amax(0)
 
 
+def joint_slope(group: Group, statistics: Mapping[str, Tensor]) -> Tensor:
+    """What the cost would change by without each of the channels [group.period] of a group, where `statistics` are of `taylor`.
+
+    The root of the sum of the members' squares. They are all in the unit of the cost, so that groups compare as they are.
+
+    Args:
+        statistics: [n] by layer name; members without an entry do not count.
+    """
+    rows = [
+        statistics[layer][first : first + group.width]
+        for layer, first in group.members
+        if layer in statistics
+    ]
+    return torch.stack(rows).reshape(-1, group.period).square().sum(0).sqrt()
+
+
 def _normalized(values: Tensor, config: PruningConfig) -> Tensor:
     l2 = config.normalizer == PruningConfig.L2
     size = torch.linalg.vector_norm(values) / len(values) if l2 else values.max()

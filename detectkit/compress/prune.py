@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from detectkit import spec
 from detectkit.compress.graph import Group, wiring
-from detectkit.compress.importance import batch_norm_scales, importance, norms, taylor
+from detectkit.compress.importance import batch_norm_scales, importance, joint_slope, norms, taylor
 from detectkit.console import log
 from detectkit.errors import ModelError, SpecError
 from detectkit.model import checkpoint
@@ -68,7 +68,7 @@ def prune(
     if aim == "threshold":
         return pruner.pruned(config.threshold)
     size, limit = sizes[aim], float(getattr(config, aim))
-    if pruner.criterion != PruningConfig.TAYLOR:
+    if not pruner.in_steps:
         return pruner.pruned(find_threshold(pruner, size, limit, name=aim))
     _check_reach(pruner, size, limit, name=aim)
     for number in range(1, STEPS):
@@ -90,6 +90,9 @@ class Pruner:
             detector.ranges = None
         self.detector, self.config = detector, config
         self.criterion = spec.chosen_criterion(config, experiment.dataset_config)
+        # A threshold is a person's: it needs statistics between 0 and 1. A target finds its own.
+        has_target = config.WhichOneof("aim") not in (None, "threshold")
+        self.in_steps = has_target and self.criterion == PruningConfig.TAYLOR
         self._outline = copy.deepcopy(detector).to("meta")
         self.wiring = wiring(detector, detector.channels)
         excluded = self._excluded()
@@ -100,7 +103,10 @@ class Pruner:
             if not group.fixed and not layers & excluded:
                 # Gates have no batch normalisation.
                 statistics = chosen if layers & chosen.keys() else plain
-                self.importance[group] = importance(group, statistics, config)
+                if self.in_steps:
+                    self.importance[group] = joint_slope(group, statistics)
+                else:
+                    self.importance[group] = importance(group, statistics, config)
         if not self.importance:
             raise SpecError("excluded_layers (-el): they leave nothing to prune; exclude fewer")
         values = torch.cat([torch.zeros(1), *self.importance.values()])
