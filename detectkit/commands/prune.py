@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from detectkit import spec
 from detectkit.commands.options import SPEC_OPTIONS, add_device_arguments, choose_device
 from detectkit.console import StatusLog, log, progress, say, table
-from detectkit.errors import DataError, DetectkitError, ModelError, SpecError, UsageError
+from detectkit.errors import DataError, ModelError, SpecError, UsageError
 from detectkit.files import atomic_write, check_writable, make_directory
 from detectkit.spec import PruningConfig
 from detectkit.spec.check import short
 
 if TYPE_CHECKING:
+    from detectkit.compress.accuracy import Left
     from detectkit.compress.prune import Pruner, Size
     from detectkit.model.checkpoint import Model
     from detectkit.model.detector import Detector
@@ -292,19 +293,6 @@ def _choose_criterion(args: argparse.Namespace, experiment: spec.Experiment, con
     )
 
 
-class Left(NamedTuple):
-    """mAP, 0 to 1, on a sample of the validation images."""
-
-    images: int
-    before: float
-    after: float
-
-    @property
-    def share(self) -> float | None:
-        """Of what there was; None: there was nothing."""
-        return self.after / self.before if self.before else None
-
-
 class Yardstick:
     """How large networks are beside the original, at the input size of a spec."""
 
@@ -391,16 +379,13 @@ def _prune(job: Job, results: Path | None) -> Model:
 
 
 def _measure(job: Job, pruned: Detector) -> Left | None:
-    """What is left of the accuracy; None, with the reason said, where there is nothing to measure it on."""
-    from detectkit.compress.accuracy import precisions, sample
+    """What is left of the accuracy, with a warning where it is little; None: there is nothing to measure it on."""
+    from detectkit.compress.accuracy import what_is_left
 
-    try:
-        images = sample(job.experiment)
-        left = Left(len(images), *precisions([job.model.detector, pruned], job.experiment, images))
-    except DetectkitError as error:
-        log.info(f"what is left of the accuracy was not measured: {error}")
-        return None
-    if job.config.iterations == 1 and left.share is not None and left.share < LITTLE:
+    left = what_is_left(job.model.detector, pruned, job.experiment)
+    if left is None or left.share is None or job.config.iterations > 1:
+        return left
+    if left.share < LITTLE:
         log.warning(
             f"mAP {100 * left.after:.2f} is left of {100 * left.before:.2f}: training again may not bring it back;"
             f" {_advice(job.config)}"

@@ -127,7 +127,9 @@ def _gated(network: nn.Module) -> list[str]:
     norms = [node for node in nodes if isinstance(layers[node.target], nn.BatchNorm2d)]
     before = {source.target for node in norms for source in node.all_input_nodes}
     ends = [node.target for node in nodes if isinstance(layers[node.target], nn.Conv2d)]
-    return list(dict.fromkeys([name for name in ends if name not in before] + [node.target for node in norms]))
+    return list(
+        dict.fromkeys([name for name in ends if name not in before] + [node.target for node in norms])
+    )
 
 
 def _training_batches(experiment: spec.Experiment, limit: int) -> tuple[int, Iterator[Batch]]:

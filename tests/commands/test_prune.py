@@ -227,7 +227,12 @@ def test_targets_are_reached_and_hardly_missed(quick, learnt, place, option, row
 
 CHOICES = [
     # Of a spec, options, the criterion, and what is said of it.
-    ("", "--target-params 0.9", PruningConfig.TAYLOR, "criterion TAYLOR: filters are judged by what the cost of"),
+    (
+        "",
+        "--target-params 0.9",
+        PruningConfig.TAYLOR,
+        "criterion TAYLOR: filters are judged by what the cost of",
+    ),
     ("", "--target-params 0.9 -eq union", PruningConfig.NORM, "criterion NORM, as TLT's"),
     ("target_params: 0.9", "-pth 0.95", PruningConfig.NORM, "criterion NORM, as TLT's"),
     ("target_params: 0.9", "", PruningConfig.TAYLOR, "criterion TAYLOR: "),
@@ -250,7 +255,9 @@ def test_the_criterion_that_is_taken(
     assert words in error if words else "INFO: criterion" not in error
 
 
-def test_without_the_training_images_filters_are_judged_by_their_norms(quick, tiny, learnt, write_spec, place):
+def test_without_the_training_images_filters_are_judged_by_their_norms(
+    quick, tiny, learnt, write_spec, place
+):
     tiny.dataset_config.data_sources[0].tfrecords_path = "nothing/*"
     assert quick("-m", learnt, "-o", "out", "-e", write_spec(tiny), "--target-params", 0.9)[0] == 0
     code, _, error = quick("-m", learnt, "-o", "norm", "-eq", "union", "--target-params", 0.9)

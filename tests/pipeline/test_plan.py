@@ -601,7 +601,9 @@ def test_the_retraining_hangs_on_what_pruning_has_left(fake):
     fake.run()
 
     def rate():
-        return fake.chain.retraining.training_config.learning_rate.soft_start_annealing_schedule.max_learning_rate
+        return (
+            fake.chain.retraining.training_config.learning_rate.soft_start_annealing_schedule.max_learning_rate
+        )
 
     whole = rate()
     status = StatusLog(fake.folder / "prune" / "status.jsonl")
