@@ -21,7 +21,7 @@ from detectkit.pipeline import state as states
 from detectkit.pipeline.fingerprints import IMAGES
 from detectkit.pipeline.plan import TRAINED_WITH, Action, Step
 from detectkit.pipeline.stages import Chain, has_gpu
-from detectkit.spec import DatasetExportConfig, Experiment, PruningConfig, TrainingConfig, batch_size
+from detectkit.spec import DatasetExportConfig, Experiment, TrainingConfig, batch_size
 
 MIB = 2**20
 NOTICED = 0.01  # seconds; what took less was not measured

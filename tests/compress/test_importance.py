@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from detectkit.compress.graph import Group, Member
-from detectkit.compress.importance import batch_norm_scales, importance, norms, taylor
+from detectkit.compress.importance import batch_norm_scales, importance, joint_slope, norms, taylor
 from detectkit.compress.prune import Pruner
 from detectkit.data.augment import prepare
 from detectkit.data.dataset import loader, training_frames, training_order
@@ -193,6 +193,14 @@ def test_channels_a_period_apart_agree_too(criterion, expected):
     statistics = {"grouped": torch.tensor([4.0, 2.0, 1.0, 0.0])}  # 1 and 0.25, 0.5 and 0
     config = PruningConfig(equalization_criterion=criterion)
     assert close(importance(group(4, ("grouped", 0), period=2), statistics, config), expected)
+
+
+def test_the_slopes_of_tied_layers_are_summed_in_the_unit_of_the_cost():
+    """3-4-5, and no layer is measured by its own greatest."""
+    statistics = {"a": torch.tensor([3.0, 0.0, 1.0, 9.0]), "b": torch.tensor([4.0, 2.0])}
+    found = joint_slope(group(2, ("a", 0), ("b", 0), ("c", 0)), statistics)
+    assert close(found, [5.0, 2.0])
+    assert close(joint_slope(group(4, ("a", 0), period=2), statistics), [10**0.5, 9.0])  # 3 and 1, 0 and 9
 
 
 @pytest.mark.spec_field("PruningConfig.criterion")
