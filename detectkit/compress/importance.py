@@ -70,29 +70,35 @@ def taylor(detector: Detector, experiment: spec.Experiment, *, batches: int) -> 
     Raises:
         DataError: no training images, or one that cannot be read.
     """
-    head = GridHead(experiment, stride=detector.stride)
+    mean = mean_costs(detector, experiment, batches=batches)
+    shares = torch.where(mean > 0, 1 / mean, 0)
     network = copy.deepcopy(detector).eval().requires_grad_(False)
     gates = _Gates(network)
-    device = next(network.parameters()).device
-
-    def costs() -> Iterator[Tensor]:
-        count, drawn = _training_batches(experiment, batches)
-        for batch in progress(drawn, total=count, label="weighing filters", unit="batches"):
-            prepared = augment.prepare(batch, experiment.augmentation_config, generator=None, device=device)
-            outputs = network(prepared.images.contiguous(memory_format=torch.channels_last))
-            yield head.costs(outputs, head.targets(prepared), prepared.weights)
-
-    with torch.no_grad():
-        mean = torch.stack(list(costs())).mean(0)  # [C, 2]
-    shares = torch.where(mean > 0, 1 / mean, 0)
     squares: dict[str, Tensor] = {}
     images = 0
-    for cost in costs():
-        slopes = gates.slopes((shares * cost).sum())
+    for costs in _costs(network, experiment, batches):
+        slopes = gates.slopes((shares * costs).sum())
         images += len(next(iter(slopes.values())))
         for name, slope in slopes.items():
             squares[name] = squares.get(name, 0) + slope.square().sum(0)
     return {name: (square / images).sqrt().cpu() for name, square in squares.items()}
+
+
+@torch.no_grad()
+def mean_costs(detector: Detector, experiment: spec.Experiment, *, batches: int) -> Tensor:
+    """The cost [C, 2] of each class and objective on training images, unweighted; arguments and errors as in `taylor`."""
+    network = copy.deepcopy(detector).eval()
+    return torch.stack(list(_costs(network, experiment, batches))).mean(0)
+
+
+def _costs(network: Detector, experiment: spec.Experiment, batches: int) -> Iterator[Tensor]:
+    """The costs [C, 2] of training batches."""
+    head, device = GridHead(experiment, stride=network.stride), next(network.parameters()).device
+    count, drawn = training_batches(experiment, batches, size=spec.batch_size(experiment))
+    for batch in progress(drawn, total=count, label="weighing filters", unit="batches"):
+        prepared = augment.prepare(batch, experiment.augmentation_config, generator=None, device=device)
+        outputs = network(prepared.images.contiguous(memory_format=torch.channels_last))
+        yield head.costs(outputs, head.targets(prepared), prepared.weights)
 
 
 class _Gates:
@@ -132,11 +138,10 @@ def _gated(network: nn.Module) -> list[str]:
     )
 
 
-def _training_batches(experiment: spec.Experiment, limit: int) -> tuple[int, Iterator[Batch]]:
-    """How many there are, at most `limit`, and they themselves."""
+def training_batches(experiment: spec.Experiment, limit: int, *, size: int) -> tuple[int, Iterator[Batch]]:
+    """How many batches of `size` training images there are, at most `limit`, and they themselves, drawn with `random_seed`."""
     config = experiment.training_config
     frames = training_frames(experiment.dataset_config, spec.class_names(experiment))
-    size = spec.batch_size(experiment)
     order = training_order(frames.groups(), size, seed=experiment.random_seed, epoch=0)[: limit * size]
     batches = loader(
         frames, experiment.augmentation_config, batch_size=size, order=order, workers=config.workers

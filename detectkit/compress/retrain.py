@@ -59,6 +59,9 @@ def prune_and_retrain(
     device = next(model.detector.parameters()).device
     for number in range(1, config.iterations + 1):
         folder, turn = results / f"iteration_{number}", turn_of(config, number)
+        turn.criterion = spec.chosen_criterion(
+            config, experiment.dataset_config
+        )  # a file tells what was done
         log.info(f"turn {number} of {config.iterations}, in {folder}")
         file = folder / "pruned.safetensors"
         if file.exists():
