@@ -70,9 +70,9 @@ def taylor(detector: Detector, experiment: spec.Experiment, *, batches: int) -> 
     Raises:
         DataError: no training images, or one that cannot be read.
     """
-    mean = mean_costs(detector, experiment, batches=batches)
-    shares = torch.where(mean > 0, 1 / mean, 0)
     network = copy.deepcopy(detector).eval().requires_grad_(False)
+    mean = torch.stack(list(_costs(network, experiment, batches))).mean(0)  # [C, 2]
+    shares = torch.where(mean > 0, 1 / mean, 0)
     gates = _Gates(network)
     squares: dict[str, Tensor] = {}
     images = 0
@@ -82,13 +82,6 @@ def taylor(detector: Detector, experiment: spec.Experiment, *, batches: int) -> 
         for name, slope in slopes.items():
             squares[name] = squares.get(name, 0) + slope.square().sum(0)
     return {name: (square / images).sqrt().cpu() for name, square in squares.items()}
-
-
-@torch.no_grad()
-def mean_costs(detector: Detector, experiment: spec.Experiment, *, batches: int) -> Tensor:
-    """The cost [C, 2] of each class and objective on training images, unweighted; arguments and errors as in `taylor`."""
-    network = copy.deepcopy(detector).eval()
-    return torch.stack(list(_costs(network, experiment, batches))).mean(0)
 
 
 def _costs(network: Detector, experiment: spec.Experiment, batches: int) -> Iterator[Tensor]:
@@ -119,8 +112,6 @@ class _Gates:
         return found
 
     def _multiply(self, name: str, _layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return output
         gate = output.new_ones(*output.shape[:2], 1, 1).requires_grad_()
         self.open.append((name, gate))
         return output * gate

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from detectkit import spec
 from detectkit.compress.graph import Group, wiring
 from detectkit.compress.importance import batch_norm_scales, importance, joint_slope, norms, taylor
-from detectkit.compress.statistics import suited
+from detectkit.compress.statistics import renewed
 from detectkit.console import log
 from detectkit.errors import ModelError, SpecError
 from detectkit.model import checkpoint
@@ -52,8 +52,8 @@ def prune(
 ) -> Pruned:
     """Narrow a network as `pruning_config` says, once; the one that is given stays as it is.
 
-    By criterion TAYLOR a target is approached in `STEPS` equal ratios, and each step judges what the last one has left, with
-    statistics of batch normalisation that suit it: to first order only a small step is foreseen. The other criteria look at each filter by itself, so that steps change nothing.
+    By criterion TAYLOR a target is approached in `STEPS` equal ratios, and each step judges what the last one has left: to
+    first order only a small step is foreseen. At the end batch normalisation gets statistics that suit what is left. The other criteria look at each filter by itself, so that steps change nothing.
 
     Args:
         experiment: for criterion TAYLOR, whose training images it takes.
@@ -72,13 +72,11 @@ def prune(
     if not pruner.in_steps:
         return pruner.pruned(find_threshold(pruner, size, limit, name=aim))
     _check_reach(pruner, size, limit, name=aim)
-    for number in range(1, STEPS + 1):
+    for number in range(1, STEPS):
         threshold = find_threshold(pruner, size, math.pow(limit, number / STEPS), name=aim)
-        found = pruner.pruned(threshold).detector
-        found = suited(found, experiment, batches=config.calibration_batches)
-        if number < STEPS:
-            pruner = Pruner(found, config, experiment)
-    return Pruned(found, None)
+        pruner = Pruner(pruner.pruned(threshold).detector, config, experiment)
+    found = pruner.pruned(find_threshold(pruner, size, limit, name=aim)).detector
+    return Pruned(renewed(found, experiment), None)
 
 
 class Pruner:
