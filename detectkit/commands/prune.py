@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from detectkit import spec
 from detectkit.commands.options import SPEC_OPTIONS, add_device_arguments, choose_device
 from detectkit.console import StatusLog, log, progress, say, table
-from detectkit.errors import ModelError, SpecError, UsageError
+from detectkit.errors import DataError, ModelError, SpecError, UsageError
 from detectkit.files import atomic_write, check_writable, make_directory
 from detectkit.spec import PruningConfig
 from detectkit.spec.check import short
 from detectkit.spec.networks import is_keras
 
 if TYPE_CHECKING:
+    from detectkit.compress.accuracy import Left
     from detectkit.compress.prune import Pruner, Size
     from detectkit.model.checkpoint import Model
     from detectkit.model.detector import Detector
@@ -42,6 +43,7 @@ TARGETS = {
 }
 SWEEP = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)  # shares of the parameters that a sweep shows
 ROUNDS, SECONDS = 100, 3.0  # of a comparison of two networks, at most
+LITTLE = 0.4  # of mAP: with less, retraining was seen to fall short of it
 MARGIN = 0.03  # times of the same network differ by so much: a target is aimed at from below
 
 
@@ -165,13 +167,15 @@ def run(args: argparse.Namespace) -> None:
     output = _output(args)
     given = spec.load_experiment(args.experiment_spec) if args.experiment_spec else None
 
-    from detectkit.model import checkpoint  # torch takes seconds: not before
+    from detectkit.compress.retrain import save_pruned  # torch takes seconds: not before
+    from detectkit.model import checkpoint
 
     model = checkpoint.load(args.model, choose_device(args), experiment=given)
     # The spec of a model of TLT is the given one with TLT's layout.
     experiment = model.spec if given is None or is_keras(str(args.model)) else given
     _check_spec(args.model, model, experiment)
     config = _config(args, experiment)
+    _choose_criterion(args, experiment, config)
     job = Job(model, experiment, config, Yardstick(model.detector, experiment), output)
     if args.sweep:
         _sweep(job, output.with_suffix(".png"))
@@ -179,12 +183,14 @@ def run(args: argparse.Namespace) -> None:
     status = StatusLog(make_directory(args.results_dir) / "status.jsonl" if args.results_dir else None)
     status.write("Starting pruning.", status="STARTED")
     with status.failures():
-        pruned = _prune(job, args.results_dir)
+        model = _prune(job, args.results_dir)
+        left = _measure(job, model.detector)
+        # Before the times are measured: a cut there costs no more than the table.
+        save_pruned(job.output, model, config)
         if config.iterations == 1 and job.trains:
-            # Before the times are measured: a cut there costs no more than the table.
             with atomic_write(_retraining_path(output)) as path:
-                path.write_text(_retraining_text(job), encoding="utf-8")
-        kpi = _report(job, pruned, args.model)
+                path.write_text(_retraining_text(job, left), encoding="utf-8")
+        kpi = _report(job, model.detector, args.model, left)
     status.write("Pruning complete.", status="SUCCESS", kpi=kpi)
     _say_next(args, job)
 
@@ -274,6 +280,29 @@ def _config(args: argparse.Namespace, experiment: spec.Experiment) -> PruningCon
     return config
 
 
+def _choose_criterion(args: argparse.Namespace, experiment: spec.Experiment, config: PruningConfig) -> None:
+    """Put what AUTO stands for here in its place, and say what it is."""
+    from detectkit.data.dataset import training_frames
+
+    if config.criterion != PruningConfig.AUTO:
+        return
+    config.criterion = spec.chosen_criterion(config, experiment.dataset_config)
+    if args.sweep or args.equalization_criterion is not None or args.normalizer is not None:
+        config.criterion = PruningConfig.NORM
+    if config.criterion == PruningConfig.NORM:
+        return log.info("criterion NORM, as TLT's: filters are judged by their weights")
+    try:
+        training_frames(experiment.dataset_config, spec.class_names(experiment), at_most=1)
+    except DataError as error:
+        config.criterion = PruningConfig.NORM
+        return log.warning(
+            f"criterion NORM, which looks at no images and leaves less: those to train on cannot be read ({error})"
+        )
+    log.info(
+        "criterion TAYLOR: filters are judged by what the cost of training images would lose (NORM, TLT's, by their weights)"
+    )
+
+
 class Yardstick:
     """How large networks are beside the original, at the input size of a spec."""
 
@@ -342,30 +371,53 @@ class Yardstick:
         return self._onnx(self.original)
 
 
-def _prune(job: Job, results: Path | None) -> Detector:
-    """Prune, with training in between if the spec says so, and write the model."""
+def _prune(job: Job, results: Path | None) -> Model:
+    """Prune, with training in between if the spec says so."""
     from detectkit.compress.prune import prune
-    from detectkit.compress.retrain import prune_and_retrain, save_pruned
+    from detectkit.compress.retrain import prune_and_retrain
 
     model, config, sizes = job.model, job.config, job.yardstick.sizes
     if config.iterations > 1:
         assert results is not None  # `_config` has asked for it
-        model = prune_and_retrain(model, job.experiment, config, results, sizes=sizes)
-    else:
-        pruned = prune(model.detector, config, experiment=job.experiment, sizes=sizes)
+        return prune_and_retrain(model, job.experiment, config, results, sizes=sizes)
+    pruned = prune(model.detector, config, experiment=job.experiment, sizes=sizes)
+    if pruned.threshold is not None:
         text, aim = short(pruned.threshold), config.WhichOneof("aim")
         found = f", found for {aim}: the same again with -pth {text}" if aim in TARGETS else ""
         log.info(f"threshold {text}{found}")
-        model = model._replace(detector=pruned.detector)
-    save_pruned(job.output, model, config)
-    return model.detector
+    return model._replace(detector=pruned.detector)
 
 
-def _report(job: Job, pruned: Detector, path: Path) -> dict[str, float]:
-    """Print what became of the layers and of the whole; gives TLT's figures.
+def _measure(job: Job, pruned: Detector) -> Left | None:
+    """What is left of the accuracy, with a warning where it is little; None: there is nothing to measure it on."""
+    from detectkit.compress.accuracy import what_is_left
+
+    left = what_is_left(job.model.detector, pruned, job.experiment)
+    if left is None or left.share is None or job.config.iterations > 1:
+        return left
+    if left.share < LITTLE:
+        log.warning(
+            f"mAP {100 * left.after:.2f} is left of {100 * left.before:.2f}: training again may not bring it back;"
+            f" {_advice(job.config)}"
+        )
+    return left
+
+
+def _advice(config: PruningConfig) -> str:
+    """What to change where little is left."""
+    aim = config.WhichOneof("aim")
+    less = f"raise {aim}" if aim in TARGETS else "lower threshold (-pth)"
+    if config.criterion != PruningConfig.TAYLOR:
+        return f"set criterion: TAYLOR with a target in pruning_config, or {less}"
+    return f"{less}, or set iterations: 3 in pruning_config, which trains in between"
+
+
+def _report(job: Job, pruned: Detector, path: Path, left: Left | None) -> dict[str, float]:
+    """Print what became of the layers and of the whole; gives TLT's figures, and mAP.
 
     Args:
         path: the file of the original.
+        left: of the accuracy, where it was measured.
     """
     from detectkit.compress.prune import widths
     from detectkit.model.detector import parameters
@@ -376,29 +428,47 @@ def _report(job: Job, pruned: Detector, path: Path) -> dict[str, float]:
     sizes = [file.stat().st_size / 2**20 for file in (path, job.output)]
     macs = [yardstick.gmacs(network) for network in (original, pruned)]
     times = [1000 * seconds for seconds in yardstick.seconds(original, pruned)]
-    table(
-        ("", "before", "after", "after / before"),
-        [
-            ("parameters", f"{before:,}", f"{after:,}", f"{after / before:.4f}"),
-            ("GMACs an image", *_compared(macs)),
-            ("file, MiB", *_compared(sizes)),
-            ("ONNX Runtime, ms an image", *_compared(times)),
-        ],
-        title=f"at {yardstick.width}x{yardstick.height}, on this machine's CPU",
-    )
-    ratio, took, most = after / before, times[1] / times[0], job.config.target_latency
+    rows = [
+        ("parameters", f"{before:,}", f"{after:,}", f"{after / before:.4f}"),
+        ("GMACs an image", *_compared(macs)),
+        ("file, MiB", *_compared(sizes)),
+        ("ONNX Runtime, ms an image", *_compared(times)),
+    ]
+    if left is not None:
+        share = "-" if left.share is None else f"{left.share:.4f}"
+        title = f"mAP %, of {left.images} validation images"
+        rows.append((title, f"{100 * left.before:.2f}", f"{100 * left.after:.2f}", share))
+    title = f"at {yardstick.width}x{yardstick.height}, on this machine's CPU"
+    table(("", "before", "after", "after / before"), rows, title=title)
+    ratio = after / before
     say(f"\nPruning ratio (pruned model / original model): {ratio:.6f}; removed: {1 - ratio:.2%}")
-    if before == after:
+    _warn_of_size(job.config, ratio, times[1] / times[0])
+    kpi = {"pruning_ratio": ratio, "size": sizes[1], "param_count": after / 1e6}
+    if left is not None:
+        kpi |= {"mean_average_precision_before": left.before, "mean_average_precision": left.after}
+    if left is not None and left.share is not None:
+        kpi["mean_average_precision_left"] = left.share
+    return kpi
+
+
+def _warn_of_size(config: PruningConfig, ratio: float, took: float) -> None:
+    """Say where a pruning has missed what was wanted of it.
+
+    Args:
+        ratio: of the parameters.
+        took: of the time.
+    """
+    if ratio == 1:
         log.warning(
             "nothing is left out: raise the threshold (-pth; --sweep shows what each one leaves) or lower"
             " min_num_filters (-nf)"
         )
-    if job.config.HasField("target_latency") and took > most:
+    most = config.target_latency
+    if config.HasField("target_latency") and took > most:
         log.warning(
             f"measured again it takes {took:.4f} of the time, more than the {most:g} of target_latency: times differ here"
             " from one minute to the next; prune again when the machine is idle, or aim lower"
         )
-    return {"pruning_ratio": ratio, "size": sizes[1], "param_count": after / 1e6}
 
 
 def _compared(values: list[float]) -> tuple[str, ...]:
@@ -406,10 +476,11 @@ def _compared(values: list[float]) -> tuple[str, ...]:
     return f"{before:.3f}", f"{after:.3f}", f"{after / before:.4f}"
 
 
-def _retraining_text(job: Job) -> str:
+def _retraining_text(job: Job, left: Left | None) -> str:
     from detectkit.trackers import without_key
 
-    return spec.dumps(spec.retraining_spec(without_key(job.experiment), job.output, job.config.retraining))
+    experiment, kept = without_key(job.experiment), left.share if left is not None else None
+    return spec.dumps(spec.retraining_spec(experiment, job.output, job.config.retraining, kept=kept))
 
 
 def _say_next(args: argparse.Namespace, job: Job) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,6 @@ from detectkit.heads import GridHead
 from detectkit.model.base import Tracer
 from detectkit.model.detector import Detector
 from detectkit.spec import PruningConfig
-from detectkit.train.weighting import ObjectiveWeights
 
 TINY = 1e-30  # keeps the quotients of a layer without weights finite
 
@@ -57,8 +57,12 @@ def taylor(detector: Detector, experiment: spec.Experiment, *, batches: int) -> 
     """What the cost would change by without a channel, to first order (Molchanov et al. 2019).
 
     Each channel has a gate of 1 behind its layer: behind the batch normalisation where a convolution has one, for that is
-    what pruning takes away. The statistic [n] is the root of the mean over training batches of the squared gradient of
-    the gate, which is the sum of parameter x gradient. Batch normalisation stays as it is in detection.
+    what pruning takes away. The statistic [n] is the root of the mean over training images of the squared gradient of
+    the gate. Batch normalisation stays as it is in detection.
+
+    The cost is the sum over classes and objectives of each cost divided by its mean over these images, so that all count
+    alike, as the classes do in mAP: by the weights of the spec, a box cost a hundredth of that of coverage would not be
+    seen, and what makes the boxes would go.
 
     Args:
         experiment: its training images are taken without augmentation; it gives targets and costs their meaning.
@@ -67,24 +71,51 @@ def taylor(detector: Detector, experiment: spec.Experiment, *, batches: int) -> 
     Raises:
         DataError: no training images, or one that cannot be read.
     """
-    head = GridHead(experiment, stride=detector.stride)
-    objective = ObjectiveWeights(experiment.cost_function_config)
     network = copy.deepcopy(detector).eval().requires_grad_(False)
-    gated = {
-        name: list(network.get_submodule(name).requires_grad_(True).parameters()) for name in _gated(network)
-    }
-    device = next(network.parameters()).device
-    squares = {name: torch.zeros(len(first), device=device) for name, (first, *_) in gated.items()}
-    count, drawn = _training_batches(experiment, batches)
+    mean = torch.stack(list(_costs(network, experiment, batches))).mean(0)  # [C, 2]
+    shares = torch.where(mean > 0, 1 / mean, 0)
+    gates = _Gates(network)
+    squares: dict[str, Tensor] = {}
+    images = 0
+    for costs in _costs(network, experiment, batches):
+        slopes = gates.slopes((shares * costs).sum())
+        images += len(next(iter(slopes.values())))
+        for name, slope in slopes.items():
+            squares[name] = squares.get(name, 0) + slope.square().sum(0)
+    return {name: (square / images).sqrt().cpu() for name, square in squares.items()}
+
+
+def _costs(network: Detector, experiment: spec.Experiment, batches: int) -> Iterator[Tensor]:
+    """The costs [C, 2] of training batches."""
+    head, device = GridHead(experiment, stride=network.stride), next(network.parameters()).device
+    count, drawn = training_batches(experiment, batches, size=spec.batch_size(experiment))
     for batch in progress(drawn, total=count, label="weighing filters", unit="batches"):
         prepared = augment.prepare(batch, experiment.augmentation_config, generator=None, device=device)
         outputs = network(prepared.images.contiguous(memory_format=torch.channels_last))
-        costs = head.costs(outputs, head.targets(prepared), prepared.weights)
-        objective.total(costs).backward()  # type: ignore[no-untyped-call]
-        for name, tensors in gated.items():
-            squares[name] += torch.stack([_slope(tensor) for tensor in tensors]).sum(0).square()
-        network.zero_grad()
-    return {name: (square / count).sqrt().cpu() for name, square in squares.items()}
+        yield head.costs(outputs, head.targets(prepared), prepared.weights)
+
+
+class _Gates:
+    """Multiplies what the gated layers of a network give, image by image and channel by channel, by 1."""
+
+    def __init__(self, network: Detector) -> None:
+        self.open: list[tuple[str, Tensor]] = []  # since the last slopes
+        for name in _gated(network):
+            network.get_submodule(name).register_forward_hook(partial(self._multiply, name))
+
+    def slopes(self, cost: Tensor) -> dict[str, Tensor]:
+        """The slope [B, n] of the cost of each of the images that it is the mean of, by the name of the layer."""
+        gradients = torch.autograd.grad(cost, [gate for _, gate in self.open])
+        found: dict[str, Tensor] = {}
+        for (name, _), gradient in zip(self.open, gradients, strict=True):  # a layer may be used twice
+            found[name] = found.get(name, 0) + len(gradient) * gradient.flatten(1)
+        self.open.clear()
+        return found
+
+    def _multiply(self, name: str, _layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        gate = output.new_ones(*output.shape[:2], 1, 1).requires_grad_()
+        self.open.append((name, gate))
+        return output * gate
 
 
 def _gated(network: nn.Module) -> list[str]:
@@ -94,20 +125,15 @@ def _gated(network: nn.Module) -> list[str]:
     norms = [node for node in nodes if isinstance(layers[node.target], nn.BatchNorm2d)]
     before = {source.target for node in norms for source in node.all_input_nodes}
     ends = [node.target for node in nodes if isinstance(layers[node.target], nn.Conv2d)]
-    return [name for name in ends if name not in before] + [node.target for node in norms]
+    return list(
+        dict.fromkeys([name for name in ends if name not in before] + [node.target for node in norms])
+    )
 
 
-def _slope(tensor: Tensor) -> Tensor:
-    """Sum of parameter x gradient by channel [n]."""
-    assert tensor.grad is not None
-    return (tensor.detach() * tensor.grad).reshape(len(tensor), -1).sum(1)
-
-
-def _training_batches(experiment: spec.Experiment, limit: int) -> tuple[int, Iterator[Batch]]:
-    """How many there are, at most `limit`, and they themselves."""
+def training_batches(experiment: spec.Experiment, limit: int, *, size: int) -> tuple[int, Iterator[Batch]]:
+    """How many batches of `size` training images there are, at most `limit`, and they themselves, drawn with `random_seed`."""
     config = experiment.training_config
     frames = training_frames(experiment.dataset_config, spec.class_names(experiment))
-    size = spec.batch_size(experiment)
     order = training_order(frames.groups(), size, seed=experiment.random_seed, epoch=0)[: limit * size]
     batches = loader(
         frames, experiment.augmentation_config, batch_size=size, order=order, workers=config.workers
@@ -135,6 +161,22 @@ def importance(group: Group, statistics: Mapping[str, Tensor], config: PruningCo
             return values.log().mean(0).exp()
         case _:
             return values.amax(0)
+
+
+def joint_slope(group: Group, statistics: Mapping[str, Tensor]) -> Tensor:
+    """What the cost would change by without each of the channels [group.period] of a group, where `statistics` are of `taylor`.
+
+    The root of the sum of the members' squares. They are all in the unit of the cost, so that groups compare as they are.
+
+    Args:
+        statistics: [n] by layer name; members without an entry do not count.
+    """
+    rows = [
+        statistics[layer][first : first + group.width]
+        for layer, first in group.members
+        if layer in statistics
+    ]
+    return torch.stack(rows).reshape(-1, group.period).square().sum(0).sqrt()
 
 
 def _normalized(values: Tensor, config: PruningConfig) -> Tensor:

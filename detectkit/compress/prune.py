@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from detectkit import spec
 from detectkit.compress.graph import Group, wiring
-from detectkit.compress.importance import batch_norm_scales, importance, norms, taylor
+from detectkit.compress.importance import batch_norm_scales, importance, joint_slope, norms, taylor
+from detectkit.compress.statistics import renewed
 from detectkit.console import log
 from detectkit.errors import ModelError, SpecError
 from detectkit.model import checkpoint
@@ -26,6 +27,9 @@ from detectkit.model.detector import Detector
 from detectkit.spec import PruningConfig
 
 Size = Callable[[Detector], float]  # in any unit; falls as layers get narrower
+
+
+STEPS = 5  # of criterion TAYLOR on the way to a target
 
 
 class Width(NamedTuple):
@@ -40,13 +44,16 @@ class Pruned(NamedTuple):
     """A narrowed network."""
 
     detector: Detector
-    threshold: float
+    threshold: float | None  # None: of several steps
 
 
 def prune(
     detector: Detector, config: PruningConfig, *, experiment: spec.Experiment, sizes: Mapping[str, Size]
 ) -> Pruned:
     """Narrow a network as `pruning_config` says, once; the one that is given stays as it is.
+
+    By criterion TAYLOR a target is approached in `STEPS` equal ratios, and each step judges what the last one has left: to
+    first order only a small step is foreseen. At the end batch normalisation gets statistics that suit what is left. The other criteria look at each filter by itself, so that steps change nothing.
 
     Args:
         experiment: for criterion TAYLOR, whose training images it takes.
@@ -61,7 +68,15 @@ def prune(
     aim = config.WhichOneof("aim") or "threshold"
     if aim == "threshold":
         return pruner.pruned(config.threshold)
-    return pruner.pruned(find_threshold(pruner, sizes[aim], getattr(config, aim), name=aim))
+    size, limit = sizes[aim], float(getattr(config, aim))
+    if not pruner.in_steps:
+        return pruner.pruned(find_threshold(pruner, size, limit, name=aim))
+    _check_reach(pruner, size, limit, name=aim)
+    for number in range(1, STEPS):
+        threshold = find_threshold(pruner, size, math.pow(limit, number / STEPS), name=aim)
+        pruner = Pruner(pruner.pruned(threshold).detector, config, experiment)
+    found = pruner.pruned(find_threshold(pruner, size, limit, name=aim)).detector
+    return Pruned(renewed(found, experiment), None)
 
 
 class Pruner:
@@ -75,6 +90,10 @@ class Pruner:
             detector = copy.deepcopy(detector)
             detector.ranges = None
         self.detector, self.config = detector, config
+        self.criterion = spec.chosen_criterion(config, experiment.dataset_config)
+        # A threshold is a person's: it needs statistics between 0 and 1. A target finds its own.
+        has_target = config.WhichOneof("aim") not in (None, "threshold")
+        self.in_steps = has_target and self.criterion == PruningConfig.TAYLOR
         self._outline = copy.deepcopy(detector).to("meta")
         self.wiring = wiring(detector, detector.channels)
         excluded = self._excluded()
@@ -85,7 +104,10 @@ class Pruner:
             if not group.fixed and not layers & excluded:
                 # Gates have no batch normalisation.
                 statistics = chosen if layers & chosen.keys() else plain
-                self.importance[group] = importance(group, statistics, config)
+                if self.in_steps:
+                    self.importance[group] = joint_slope(group, statistics)
+                else:
+                    self.importance[group] = importance(group, statistics, config)
         if not self.importance:
             raise SpecError("excluded_layers (-el): they leave nothing to prune; exclude fewer")
         values = torch.cat([torch.zeros(1), *self.importance.values()])
@@ -139,7 +161,7 @@ class Pruner:
         return network
 
     def _statistics(self, experiment: spec.Experiment) -> Mapping[str, Tensor]:
-        match self.config.criterion:
+        match self.criterion:
             case PruningConfig.BATCH_NORM_SCALE:
                 return batch_norm_scales(self.detector)
             case PruningConfig.TAYLOR:
@@ -202,12 +224,17 @@ def find_threshold(pruner: Pruner, size: Size, limit: float, *, name: str) -> fl
         values, -limit, hi=len(values) - 1, key=lambda value: -size(pruner.pruned(value).detector)
     )
     if index == len(values) - 1:
-        least = size(pruner.pruned(values[-2]).detector)
+        _check_reach(pruner, size, limit, name=name)
+    return _short(values[index], values[index + 1])
+
+
+def _check_reach(pruner: Pruner, size: Size, limit: float, *, name: str) -> None:
+    least = size(pruner.pruned(pruner.thresholds()[-2]).detector)
+    if least > limit:
         raise SpecError(
             f"{name}: {limit:g} cannot be reached: the smallest network is {least:.3g} of the original; lower"
             " min_num_filters (-nf) or granularity (-pg), or exclude fewer layers"
         )
-    return _short(values[index], values[index + 1])
 
 
 def _short(low: float, high: float) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from detectkit import spec
+from detectkit.compress.accuracy import what_is_left
 from detectkit.compress.prune import Size, prune
 from detectkit.console import log
 from detectkit.errors import UsageError
@@ -58,6 +59,9 @@ def prune_and_retrain(
     device = next(model.detector.parameters()).device
     for number in range(1, config.iterations + 1):
         folder, turn = results / f"iteration_{number}", turn_of(config, number)
+        turn.criterion = spec.chosen_criterion(
+            config, experiment.dataset_config
+        )  # a file tells what was done
         log.info(f"turn {number} of {config.iterations}, in {folder}")
         file = folder / "pruned.safetensors"
         if file.exists():
@@ -65,9 +69,14 @@ def prune_and_retrain(
             log.info(f"{file} is there already")
         else:
             pruned = prune(model.detector, turn, experiment=experiment, sizes=sizes)
-            log.info(f"pruned at threshold {short(pruned.threshold)}")
+            if pruned.threshold is not None:
+                log.info(f"pruned at threshold {short(pruned.threshold)}")
             save_pruned(file, model._replace(detector=pruned.detector), turn)
-        again = spec.retraining_spec(experiment, file, config.retraining)
+        left = what_is_left(model.detector, checkpoint.load(file, device).detector, experiment)
+        if left is not None:
+            log.info(f"mAP {100 * left.after:.2f} is left of {100 * left.before:.2f}")
+        kept = left.share if left is not None else None
+        again = spec.retraining_spec(experiment, file, config.retraining, kept=kept)
         run = set_up(again, folder, name="model", device=device)
         log.info(describe(run))
         with run.status.failures():

@@ -21,7 +21,7 @@ from detectkit.pipeline import state as states
 from detectkit.pipeline.fingerprints import IMAGES
 from detectkit.pipeline.plan import TRAINED_WITH, Action, Step
 from detectkit.pipeline.stages import Chain, has_gpu
-from detectkit.spec import DatasetExportConfig, Experiment, PruningConfig, TrainingConfig, batch_size
+from detectkit.spec import DatasetExportConfig, Experiment, TrainingConfig, batch_size
 
 MIB = 2**20
 NOTICED = 0.01  # seconds; what took less was not measured
@@ -296,7 +296,7 @@ def _pruning(chain: Chain, basis: Basis) -> Estimate:
     config, share = chain.experiment.pruning_config, _share(chain)
     seconds = 2 * EXPORT + min(PRUNING_SECONDS, 400 * basis.finding) + 1.0
     mib = basis.mib * share
-    if config.criterion == PruningConfig.TAYLOR:
+    if chain.judges_by_images:
         seconds += config.calibration_batches * batch_size(chain.experiment) * basis.learning
     if config.WhichOneof("aim") == "target_latency":
         seconds *= 8  # networks are exported and timed until one fits

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from detectkit.data import sources
-from detectkit.spec import DataSource, Experiment, ExportConfig, PruningConfig, qat_spec, retraining_spec
+from detectkit.spec import (
+    DataSource,
+    Experiment,
+    ExportConfig,
+    PruningConfig,
+    chosen_criterion,
+    qat_spec,
+    retraining_spec,
+)
 
 Command = list[str]  # the words after `detectkit`
 
@@ -57,6 +65,13 @@ class Chain(NamedTuple):
         return self.prunes and self.experiment.pruning_config.iterations > 1
 
     @property
+    def judges_by_images(self) -> bool:
+        """Whether pruning looks at what the cost of training images would lose."""
+        experiment = self.experiment
+        criterion = chosen_criterion(experiment.pruning_config, experiment.dataset_config)
+        return self.prunes and criterion == PruningConfig.TAYLOR
+
+    @property
     def retrains(self) -> bool:
         """Whether the pruned network is trained again by a stage of its own."""
         return self.prunes and self.trains and not self.prunes_in_turns
@@ -95,7 +110,15 @@ class Chain(NamedTuple):
     @property
     def retraining(self) -> Experiment:
         config = self.experiment.pruning_config.retraining
-        return retraining_spec(self.experiment, Path(self.pruned), config)
+        return retraining_spec(self.experiment, Path(self.pruned), config, kept=self.kept)
+
+    @property
+    def kept(self) -> float | None:
+        """The share of mAP that pruning has left, as it has written down; None: it is not done, or has not measured."""
+        path = Path(self.path("prune", "status.jsonl"))
+        records = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.exists() else ()
+        shares = [record["kpi"].get("mean_average_precision_left") for record in records if "kpi" in record]
+        return shares[-1] if shares else None
 
     @property
     def training_in_8_bits(self) -> Experiment:
@@ -220,8 +243,7 @@ def _pruning_data(chain: Chain) -> list[str]:
 
 def _looks(chain: Chain) -> bool:
     """Whether pruning looks at images: to judge the filters, or because it trains in turns."""
-    by_images = chain.experiment.pruning_config.criterion == PruningConfig.TAYLOR
-    return by_images or chain.prunes_in_turns
+    return chain.judges_by_images or chain.prunes_in_turns
 
 
 def _calibration_data(chain: Chain) -> list[str]:

@@ -41,6 +41,7 @@ from detectkit.spec.load import (
 from detectkit.spec.model_pb2 import ModelConfig
 from detectkit.spec.networks import NETWORKS
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig, ConfidenceConfig, PostProcessingConfig
+from detectkit.spec.pruning import chosen_criterion
 from detectkit.spec.pruning_pb2 import PruningConfig
 from detectkit.spec.retraining import qat_spec, retraining_spec
 from detectkit.spec.runs import MEASURING, another_training, batch_size, changed_sections, field_changes
@@ -111,6 +112,7 @@ __all__ = [
     "batch_size",
     "changed_sections",
     "check",
+    "chosen_criterion",
     "class_names",
     "compare_classes",
     "differences",

@@ -6,20 +6,27 @@ from pathlib import Path
 
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.networks import has_tlt_layout
-from detectkit.spec.training_pb2 import Retraining
+from detectkit.spec.training_pb2 import LearningRateConfig, Retraining
 
 # What was done before the model was there: a spec that starts from the model does not do it again.
 BEFORE = ("dataset_export_config", "pruning_config")
+# Where so much of mAP is left, the first training's greatest rate would undo more of it than it mends.
+KEPT, SLOWER = 0.5, 0.5
+SOFT_START = 0.05  # of the run, at most: the weights are no strangers to their rate
 
 
-def retraining_spec(experiment: Experiment, model: Path, retraining: Retraining | None = None) -> Experiment:
+def retraining_spec(
+    experiment: Experiment, model: Path, retraining: Retraining | None = None, *, kept: float | None = None
+) -> Experiment:
     """The spec that trains a trained model again: its weights and widths are the start, and nothing is frozen.
 
     Sections for what comes after the training stay, those for what was before it do not.
 
     Args:
         experiment: with a training_config.
-        retraining: what differs from that; nothing if None.
+        retraining: what differs from that; what it does not say is as in the first training.
+        kept: the share of mAP that pruning has left; where it is given, the rate starts and rises as `_ease` says,
+            unless `retraining` has one.
     """
     result = Experiment()
     result.CopyFrom(experiment)
@@ -37,7 +44,31 @@ def retraining_spec(experiment: Experiment, model: Path, retraining: Retraining 
         training.num_epochs = retraining.num_epochs
     if retraining is not None and retraining.HasField("learning_rate"):
         training.learning_rate.CopyFrom(retraining.learning_rate)
+    elif kept is not None:
+        _ease(training.learning_rate, kept, training.num_epochs)
     return result
+
+
+def _ease(rate: LearningRateConfig, kept: float, epochs: int) -> None:
+    """Make the rate of a first training that of the training after a pruning.
+
+    The rise is at most `SOFT_START` of the run. From `KEPT` on, the greatest rate is `SLOWER` of what it was.
+
+    Args:
+        rate: changed in place.
+        kept: the share of mAP that is left.
+    """
+    name = rate.WhichOneof("learning_rate")
+    if name is None:
+        return
+    schedule = getattr(rate, name)
+    if kept >= KEPT:
+        least = schedule.min_learning_rate
+        schedule.max_learning_rate = max(float(f"{SLOWER * schedule.max_learning_rate:.3g}"), least)
+    if name == "soft_start_annealing_schedule":
+        schedule.soft_start = min(schedule.soft_start, SOFT_START)
+    else:
+        schedule.soft_start_epochs = min(schedule.soft_start_epochs, int(SOFT_START * epochs))
 
 
 def qat_spec(experiment: Experiment, model: Path) -> Experiment:

@@ -155,9 +155,17 @@ def _confidence(config: PostProcessingConfig) -> Iterator[str]:
 
 def _pruning(config: PruningConfig) -> Iterator[str]:
     is_set = config.calibration_batches != PruningConfig().calibration_batches
-    if is_set and config.criterion != PruningConfig.TAYLOR:
+    if is_set and config.criterion not in (PruningConfig.TAYLOR, PruningConfig.AUTO):
         criterion = PruningConfig.Criterion.Name(config.criterion)
         yield f"pruning_config.calibration_batches has no effect: criterion {criterion} looks at no images"
+    has_target = config.WhichOneof("aim") not in (None, "threshold")
+    if has_target and config.criterion in (PruningConfig.TAYLOR, PruningConfig.AUTO):
+        for name in ("equalization_criterion", "normalizer"):
+            if getattr(config, name):
+                yield (
+                    f"pruning_config.{name} has no effect where criterion TAYLOR comes to a target: it compares filters in the"
+                    " unit of the cost; criterion: NORM heeds it"
+                )
 
 
 def _export(config: ExportConfig) -> Iterator[str]:

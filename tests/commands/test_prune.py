@@ -14,9 +14,11 @@ from torch import nn
 from detectkit import spec
 from detectkit.cli import main
 from detectkit.commands import prune
+from detectkit.compress import accuracy
 from detectkit.deploy import latency, onnx
 from detectkit.model import checkpoint, detector
 from detectkit.model.detector import gmacs, parameters
+from detectkit.spec import PruningConfig
 
 USAGE, SPEC, DATA, MODEL, OUTPUT = 2, 3, 4, 5, 6
 
@@ -131,7 +133,11 @@ def test_what_is_printed_is_what_is_in_the_files(run, learnt, place, monkeypatch
     assert files(place / "out") == ["small.safetensors", "small_retrain.txt"]
     start, end = (json.loads(line) for line in (place / "status/status.jsonl").read_text().splitlines())
     assert (start["status"], end["status"]) == ("STARTED", "SUCCESS")
+    left = {name: end["kpi"].pop(f"mean_average_precision{name}", None) for name in ("_before", "", "_left")}
     assert end["kpi"] == {"pruning_ratio": ratio, "size": sizes[1], "param_count": counts[1] / 1e6}
+    whole, rest, share = printed(out, "mAP %, of 6 validation images")
+    assert [whole, rest] == pytest.approx([100 * left["_before"], 100 * left[""]], abs=5e-3)
+    assert share == pytest.approx(left["_left"], abs=5e-5)
 
 
 @pytest.mark.parametrize("model, output", [("-m", "-o"), ("-pm", "--output_file"), ("--model", "-o")])
@@ -206,7 +212,8 @@ def test_options_go_before_the_spec(quick, tiny, learnt, write_spec, place):
 
 @pytest.mark.parametrize("option, row", [("params", "parameters"), ("macs", "GMACs an image")])
 def test_targets_are_reached_and_hardly_missed(quick, learnt, place, option, row):
-    code, out, error = quick("-m", learnt, "-o", "out", f"--target-{option}", 0.3)
+    """-eq asks for the criterion of TLT, whose thresholds do the same again."""
+    code, out, error = quick("-m", learnt, "-o", "out", f"--target-{option}", 0.3, "-eq", "union")
     assert code == 0
     share = printed(out, row)[2]
     assert 0.28 < share <= 0.3
@@ -216,6 +223,96 @@ def test_targets_are_reached_and_hardly_missed(quick, learnt, place, option, row
         checkpoint.load(f"{name}.safetensors").detector.state_dict() for name in ("out", "again")
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+CHOICES = [
+    # Of a spec, options, the criterion, and what is said of it.
+    (
+        "",
+        "--target-params 0.9",
+        PruningConfig.TAYLOR,
+        "criterion TAYLOR: filters are judged by what the cost of",
+    ),
+    ("", "--target-params 0.9 -eq union", PruningConfig.NORM, "criterion NORM, as TLT's"),
+    ("target_params: 0.9", "-pth 0.95", PruningConfig.NORM, "criterion NORM, as TLT's"),
+    ("target_params: 0.9", "", PruningConfig.TAYLOR, "criterion TAYLOR: "),
+    ("criterion: AUTO threshold: 0.95", "", PruningConfig.NORM, "criterion NORM, as TLT's"),
+    ("criterion: NORM target_params: 0.9", "", PruningConfig.NORM, None),
+    ("criterion: TAYLOR", "-pth 0.1", PruningConfig.TAYLOR, None),
+]
+
+
+@pytest.mark.parametrize("text, options, criterion, words", CHOICES)
+def test_the_criterion_that_is_taken(
+    quick, tiny_text, learnt, place, monkeypatch, text, options, criterion, words
+):
+    """TAYLOR for a target, where neither the spec nor an option of TLT's asks for another."""
+    monkeypatch.setattr(accuracy, "IMAGES", 1)
+    (place / "spec.txt").write_text(f"{tiny_text}pruning_config {{ {text} calibration_batches: 1 }}")
+    code, _, error = quick("-m", learnt, "-o", "out", "-e", "spec.txt", *options.split())
+    assert code == 0, error
+    assert checkpoint.load("out.safetensors").spec.pruning_config.criterion == criterion
+    assert words in error if words else "INFO: criterion" not in error
+
+
+def test_without_the_training_images_filters_are_judged_by_their_norms(
+    quick, tiny, learnt, write_spec, place
+):
+    tiny.dataset_config.data_sources[0].tfrecords_path = "nothing/*"
+    assert quick("-m", learnt, "-o", "out", "-e", write_spec(tiny), "--target-params", 0.9)[0] == 0
+    code, _, error = quick("-m", learnt, "-o", "norm", "-eq", "union", "--target-params", 0.9)
+    assert code == 0
+    first, second = (checkpoint.load(f"{name}.safetensors") for name in ("out", "norm"))
+    assert first.spec.pruning_config.criterion == PruningConfig.NORM
+    before, after = first.detector.state_dict(), second.detector.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_why_it_is_the_norm_and_that_nothing_is_measured(quick, tiny, learnt, write_spec, place):
+    tiny.dataset_config.data_sources[0].tfrecords_path = "nothing/*"
+    code, out, error = quick("-m", learnt, "-o", "out", "-e", write_spec(tiny), "--target-params", 0.9)
+    assert code == 0 and "mAP" not in out
+    reason = "WARNING: criterion NORM, which looks at no images and leaves less: those to train on cannot be read (data"
+    assert error.count(reason) == 1
+    assert error.count("what is left of the accuracy was not measured: data") == 1
+
+
+def test_without_validation_images_nothing_is_measured(quick, tiny, learnt, write_spec, place):
+    tiny.dataset_config.ClearField("validation_fold")
+    code, out, error = quick("-m", learnt, "-o", "out", "-e", write_spec(tiny), "-pth", 0.95, "-r", "status")
+    assert code == 0 and "mAP" not in out
+    words = "what is left of the accuracy was not measured: the spec has no validation_fold or validation_data_source"
+    assert error.count(words) == 1
+    kpi = json.loads((place / "status/status.jsonl").read_text().splitlines()[-1])["kpi"]
+    assert kpi.keys() == {"pruning_ratio", "size", "param_count"}
+
+
+def test_more_is_left_where_the_images_are_looked_at(quick, learnt, place):
+    """And where little is left, a warning names what to change."""
+    left = {}
+    for name, options in (("taylor", []), ("norm", ["-eq", "union"])):
+        code, out, error = quick("-m", learnt, "-o", name, "--target-params", 0.5, *options)
+        assert code == 0
+        before, after, left[name] = printed(out, "mAP %, of 6 validation images")
+        assert before == 100 and after == 100 * left[name]
+    assert left["taylor"] > 0.5 > 0.4 > left["norm"]
+    assert error.count("is left of 100.00: training again may not bring it back; set criterion: TAYLOR") == 1
+
+
+def test_the_rate_of_the_retraining_hangs_on_what_is_left(quick, tiny, learnt, place):
+    before = tiny.training_config.learning_rate.soft_start_annealing_schedule
+    found = {}
+    for name, threshold in (("whole", 0.1), ("little", 0.98)):
+        assert quick("-m", learnt, "-o", name, "-pth", threshold)[0] == 0
+        training = spec.load_experiment(f"{name}_retrain.txt").training_config
+        assert training.num_epochs == tiny.training_config.num_epochs
+        found[name] = training.learning_rate.soft_start_annealing_schedule
+        assert found[name].soft_start == pytest.approx(0.05) and before.soft_start == pytest.approx(0.1)
+        assert found[name].annealing == before.annealing
+        assert found[name].min_learning_rate == before.min_learning_rate
+    assert before.max_learning_rate == pytest.approx(1e-3)
+    assert found["whole"].max_learning_rate == pytest.approx(5e-4)
+    assert found["little"].max_learning_rate == pytest.approx(1e-3)
 
 
 @pytest.fixture

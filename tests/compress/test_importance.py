@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from detectkit.compress.graph import Group, Member
-from detectkit.compress.importance import batch_norm_scales, importance, norms, taylor
+from detectkit.compress.importance import batch_norm_scales, importance, joint_slope, norms, taylor
 from detectkit.compress.prune import Pruner
 from detectkit.data.augment import prepare
 from detectkit.data.dataset import loader, training_frames, training_order
@@ -15,7 +15,6 @@ from detectkit.errors import ModelError
 from detectkit.heads import GridHead
 from detectkit.model.detector import build
 from detectkit.spec import Experiment, ModelConfig, PruningConfig, class_names
-from detectkit.train.weighting import ObjectiveWeights
 
 
 def detector(arch="mobilenet_v2", channels=3, **choices):
@@ -196,6 +195,14 @@ def test_channels_a_period_apart_agree_too(criterion, expected):
     assert close(importance(group(4, ("grouped", 0), period=2), statistics, config), expected)
 
 
+def test_the_slopes_of_tied_layers_are_summed_in_the_unit_of_the_cost():
+    """3-4-5, and no layer is measured by its own greatest."""
+    statistics = {"a": torch.tensor([3.0, 0.0, 1.0, 9.0]), "b": torch.tensor([4.0, 2.0])}
+    found = joint_slope(group(2, ("a", 0), ("b", 0), ("c", 0)), statistics)
+    assert close(found, [5.0, 2.0])
+    assert close(joint_slope(group(4, ("a", 0), period=2), statistics), [10**0.5, 9.0])  # 3 and 1, 0 and 9
+
+
 @pytest.mark.spec_field("PruningConfig.criterion")
 def test_the_criterion_chooses_the_statistic(tiny):
     network = detector("resnet", num_layers=10)
@@ -218,23 +225,23 @@ def test_the_criterion_chooses_the_statistic(tiny):
 
 
 class Gated:
-    """Multiplies each channel of a network by a gate of 1, through hooks.
+    """Multiplies each channel of a network by a gate of 1 for each image, through hooks.
 
     A convolution without bias has a batch normalisation behind it, whose channels have the gates.
     """
 
-    def __init__(self, network):
+    def __init__(self, network, images):
         self.network = copy.deepcopy(network)
         self.gates = {}
         for name, layer in self.network.named_modules():
             if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d)) and layer.bias is not None:
-                self.gates[name] = torch.ones(len(layer.bias), 1, 1, requires_grad=True)
+                self.gates[name] = torch.ones(images, len(layer.bias), 1, 1, requires_grad=True)
                 layer.register_forward_hook(lambda _, __, values, name=name: values * self.gates[name])
 
-    def cost(self, experiment, prepared):
+    def costs(self, experiment, prepared):
+        """By class and objective, [2, 2]."""
         head = GridHead(experiment, stride=self.network.stride)
-        costs = head.costs(self.network(prepared.images), head.targets(prepared), prepared.weights)
-        return ObjectiveWeights(experiment.cost_function_config).total(costs)
+        return head.costs(self.network(prepared.images), head.targets(prepared), prepared.weights)
 
 
 def training_batches(experiment, count):
@@ -247,35 +254,53 @@ def training_batches(experiment, count):
 
 @pytest.mark.parametrize("arch", ["mobilenet_v2", "squeezenet", "efficientnet_b0"])
 def test_taylor_is_the_gradient_of_a_gate(arch, tiny):
-    """The root of its mean square over the batches; squeezenet has no batch normalisation."""
+    """The root of its mean square over the images, of costs that count alike; squeezenet has no batch normalisation."""
     network = detector(arch)
-    gated = Gated(network)
+    gated, drawn = Gated(network, images=4), list(training_batches(tiny, 2))
+    costs = [gated.costs(tiny, prepared) for prepared in drawn]
+    mean = sum(costs).detach() / 2
+    assert mean.min() > 0 and mean.max() > 3 * mean.min()
     squares = {name: 0 for name in gated.gates}
-    for prepared in training_batches(tiny, 2):
-        gradients = torch.autograd.grad(gated.cost(tiny, prepared), list(gated.gates.values()))
+    for cost in costs:
+        gradients = torch.autograd.grad((cost / mean).sum(), list(gated.gates.values()))
         for name, gradient in zip(squares, gradients, strict=True):
-            squares[name] = squares[name] + gradient.flatten() ** 2
+            squares[name] = squares[name] + (4 * gradient.flatten(1)).square().sum(0)
     found = taylor(network, tiny, batches=2)
     assert found.keys() == squares.keys()
     for name, square in squares.items():
-        expected = (square / 2).sqrt()
+        expected = (square / 8).sqrt()
         assert expected.max() > 0, name
         assert torch.allclose(found[name], expected, rtol=1e-3, atol=1e-4 * float(expected.max())), name
 
 
-def test_taylor_is_the_slope_of_the_cost(tiny):
-    """By differences: the channel that counts most in a layer, made 2 % stronger and weaker."""
+def test_taylor_is_the_slope_of_the_costs(tiny):
+    """By differences on one image: the channel that counts most in a layer, made 2 % stronger and weaker."""
     network = detector(activation=ModelConfig.Activation(activation_type="swish"))  # has a slope everywhere
+    tiny.training_config.batch_size_per_gpu = 1
     found = taylor(network, tiny, batches=1)
     (prepared,) = training_batches(tiny, 1)
+    with torch.no_grad():
+        whole = Gated(network, images=1).costs(tiny, prepared)
     for name in ("backbone.features.0.1", "backbone.features.7.conv.3", "output_cov", "output_bbox"):
-        gated, best = Gated(network), int(found[name].argmax())
+        gated, best = Gated(network, images=1), int(found[name].argmax())
         costs = []
         for gate in (0.98, 1.02):
             with torch.no_grad():
-                gated.gates[name][best] = gate
-                costs.append(float(gated.cost(tiny, prepared)))
+                gated.gates[name][0, best] = gate
+                costs.append(float((gated.costs(tiny, prepared) / whole).sum()))
         assert abs(costs[1] - costs[0]) / 0.04 == pytest.approx(float(found[name][best]), rel=0.01), name
+
+
+def test_a_class_without_a_box_counts_by_its_coverage_alone(tiny):
+    """Its box cost is 0, and stays out."""
+    network = detector()
+    for key in list(tiny.dataset_config.target_class_mapping):
+        if key == "bar":
+            del tiny.dataset_config.target_class_mapping[key]
+    found = taylor(network, tiny, batches=1)
+    assert all(values.isfinite().all() for values in found.values())
+    assert found["output_cov"].min() > 0
+    assert found["output_bbox"][:4].min() > 0 and found["output_bbox"][4:].max() == 0
 
 
 def test_taylor_leaves_the_detector_as_it_is_and_gives_the_same_twice(tiny):
@@ -297,12 +322,12 @@ def test_taylor_leaves_the_detector_as_it_is_and_gives_the_same_twice(tiny):
 @pytest.mark.spec_field("PruningConfig.calibration_batches")
 @pytest.mark.parametrize(("batches", "seen"), [(1, [4]), (3, [4, 4, 4]), (100, [4, 4, 4, 4, 4])])
 def test_the_number_of_batches(batches, seen, tiny):
-    """18 pictures in batches of 4 are five batches."""
+    """18 pictures in batches of 4 are five batches, which are gone through twice: for the costs, and for their slopes."""
     network, sizes = detector(), []
     network.register_forward_hook(lambda _, images, __: sizes.append(len(images[0])))
     config = PruningConfig(criterion=PruningConfig.TAYLOR, calibration_batches=batches)
     pruner = Pruner(network, config, tiny)
-    assert sizes == seen
+    assert sizes == 2 * seen
     statistics = taylor(network, tiny, batches=batches)
     for group, values in pruner.importance.items():
         assert torch.equal(values, importance(group, statistics, config))

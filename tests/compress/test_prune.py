@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from detectkit import spec
-from detectkit.compress.prune import Pruner, Width, _short, find_threshold, prune, retained, widths
+from detectkit.compress import prune as prune_module
+from detectkit.compress.prune import STEPS, Pruner, Width, _short, find_threshold, prune, retained, widths
 from detectkit.errors import ModelError, SpecError
 from detectkit.model.base import Backbone
 from detectkit.model.detector import Detector, gmacs, parameters
@@ -393,6 +394,59 @@ def test_a_share_of_anything_that_can_be_measured(small: Detector) -> None:
     result = pruned(small, sizes, target_latency=0.6, **FINE)
     assert result.detector.backbone.out_channels == 12
     assert 0.4 <= result.threshold < 0.45  # of the wide layer 8 have 0.4 and less
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Detector]:
+    """The networks that `taylor` is asked about: each layer's filters count 1, 2, 3, …, those of the wide one a tenth of it."""
+    networks: list[Detector] = []
+
+    def count(network: Detector, experiment: spec.Experiment, *, batches: int) -> dict[str, Tensor]:
+        networks.append(network)
+        wide = len(network.get_parameter("backbone.wide.weight"))
+        both = len(network.get_parameter("backbone.bn.weight"))
+        numbers = {name: torch.arange(both) + 1.0 for name in ("backbone.bn", "backbone.branch")}
+        return numbers | {"backbone.wide": (torch.arange(wide) + 1.0) / 10}
+
+    monkeypatch.setattr(prune_module, "taylor", count)
+    monkeypatch.setattr(prune_module, "renewed", lambda network, _: network)
+    return networks
+
+
+def test_taylor_comes_to_a_target_in_steps(small: Detector, seen: list[Detector]) -> None:
+    """Of equal ratios, and each looks at what the last one has left."""
+    size = share(small)
+    found = pruned(small, {"target_params": size}, criterion=PruningConfig.TAYLOR, target_params=0.3, **FINE)
+    assert found.threshold is None and 0.25 < size(found.detector) <= 0.3
+    wanted = [0.3 ** (number / STEPS) for number in range(STEPS)]
+    shares = [size(network) for network in seen]
+    assert len(shares) == STEPS == 5 and shares[0] == 1
+    assert all(0.8 * limit < share <= limit for share, limit in zip(shares, wanted, strict=True))
+
+
+def test_taylor_compares_the_filters_of_all_layers_as_they_are(small: Detector, seen: list[Detector]) -> None:
+    """A threshold of its own does not: then each layer is measured by its greatest."""
+    sizes = {"target_params": share(small)}
+    found = pruned(small, sizes, criterion=PruningConfig.TAYLOR, target_params=0.8, **FINE)
+    *_, last = [width.after for width in widths(small, found.detector) if width.layer.startswith("backbone")]
+    assert (
+        last < 13 and widths(small, found.detector)[0].after == 12
+    )  # the wide layer counts least, and goes first
+    seen.clear()
+    assert kept(small, criterion=PruningConfig.TAYLOR, threshold=0.5, **FINE) == [6, 6, 10]
+    assert len(seen) == 1
+
+
+def test_a_target_out_of_reach_is_said_before_the_steps(small: Detector, seen: list[Detector]) -> None:
+    sizes = {"target_params": share(small)}
+    # 11 filters everywhere: 330 + 1100 + 132 parameters, and heads of 120, of 2138.
+    with pytest.raises(
+        SpecError, match="target_params: 0.1 cannot be reached: the smallest network is 0.787"
+    ):
+        pruned(
+            small, sizes, criterion=PruningConfig.TAYLOR, target_params=0.1, granularity=1, min_num_filters=11
+        )
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize(

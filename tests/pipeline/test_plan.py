@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from detectkit.console import StatusLog
 from detectkit.errors import DataError, ModelError, OutputError, UsageError
 from detectkit.pipeline import plan as plans
 from detectkit.pipeline import stages, state as states
@@ -58,7 +59,9 @@ def test_stage_json(done):
     assert command == [
         *("prune", "-e", f"{folder}/spec.txt", "-m", model, "-o", pruned, "-r", f"{folder}/prune"),
     ]
-    assert list(state["reads"]) == ["train/weights/model-best.safetensors"] and state["writes"] == [pruned]
+    *images, read = state["reads"]  # those to train on judge the filters
+    assert len(images) == 2 and images[0].endswith("records/tiny-fold-*") and images[1].endswith("kitti")
+    assert read == "train/weights/model-best.safetensors" and state["writes"] == [pruned]
     assert state["wall_seconds"] >= 0 and state["cpu_seconds"] >= 0 and len(state["started"]) == 19
 
 
@@ -591,9 +594,29 @@ def test_the_layers_that_stay_in_float_hang_on_the_images(fake):
     assert str(fake.root / "kitti") in fake.state("export")["reads"]
 
 
+def test_the_retraining_hangs_on_what_pruning_has_left(fake):
+    """As its status file says; the others of the run have no such figure."""
+    text = "pruning_config { target_params: 0.6 }"
+    fake.write("train", more=text)
+    fake.run()
+
+    def rate():
+        return (
+            fake.chain.retraining.training_config.learning_rate.soft_start_annealing_schedule.max_learning_rate
+        )
+
+    whole = rate()
+    status = StatusLog(fake.folder / "prune" / "status.jsonl")
+    status.write("Starting pruning.", status="STARTED")
+    assert rate() == whole
+    for left, factor in ((0.3, 1), (0.9, 0.5)):
+        status.write("Pruning complete.", status="SUCCESS", kpi={"mean_average_precision_left": left})
+        assert rate() == pytest.approx(factor * whole)
+
+
 def test_pruning_by_weights_reads_no_images(fake):
     fake._convert(None)
-    fake.write("train", more="pruning_config { target_params: 0.5 }")
+    fake.write("train", more="pruning_config { target_params: 0.5 criterion: NORM }")
     without_training(fake)
     fake.run()
     assert list(fake.state("prune")["reads"]) == [str(fake.root / "mine.safetensors")]

@@ -1,0 +1,66 @@
+"""Batch normalisation after channels went: half way to the statistics that are found anew."""
+
+import copy
+
+import pytest
+import torch
+
+from detectkit.compress import statistics
+from detectkit.compress.importance import training_batches
+from detectkit.compress.statistics import renewed
+from detectkit.data.augment import prepare
+from detectkit.model.detector import build
+from detectkit.spec import ModelConfig
+
+FIRST = "backbone.bn1"
+
+
+@pytest.fixture
+def network():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        config = ModelConfig(arch="resnet", num_layers=10, use_batch_norm=True)
+        return build(config, ["square", "bar"], 3).eval()
+
+
+def anew(network, experiment, size):
+    """Mean and variance of what comes to the first batch normalisation: the means over two batches of training images."""
+    _, drawn = training_batches(experiment, 2, size=size)
+    inputs = []
+    for batch in drawn:
+        prepared = prepare(batch, experiment.augmentation_config, generator=None, device="cpu")
+        with torch.no_grad():
+            values = network.get_submodule("backbone.conv1")(network.normalize(prepared.images))
+        inputs.append(values.transpose(0, 1).flatten(1))
+    means, variances = zip(*((values.mean(1), values.var(1)) for values in inputs))
+    return sum(means) / 2, sum(variances) / 2
+
+
+def test_statistics_go_half_way_to_those_found_anew(network, tiny, monkeypatch):
+    monkeypatch.setattr(statistics, "IMAGES", 16)
+    monkeypatch.setattr(statistics, "BATCH_SIZE", 8)
+    old = network.get_submodule(FIRST)
+    old.running_mean.copy_(torch.arange(64) / 100)
+    old.running_var.copy_(1 + torch.arange(64))
+    before = copy.deepcopy(network.state_dict())
+    found = renewed(network, tiny)
+    new = found.get_submodule(FIRST)
+    mean, variance = anew(network, tiny, size=8)
+    assert torch.allclose(new.running_mean, (old.running_mean + mean) / 2, atol=1e-5)
+    assert torch.allclose(new.running_var, (old.running_var * variance).sqrt(), rtol=1e-3)
+    assert not new.training and new.momentum == old.momentum
+    after = network.state_dict()  # stays as it is, and so does all but the statistics
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    rest = [name for name in before if "running" not in name]
+    assert all(torch.equal(found.state_dict()[name], before[name]) for name in rest)
+
+
+def test_the_same_twice(network, tiny):
+    first, second = (renewed(network, tiny).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_without_batch_normalisation_nothing_changes(tiny):
+    network = build(ModelConfig(arch="squeezenet"), ["square", "bar"], 3).eval()
+    found = renewed(network, tiny).state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in network.state_dict().items())
