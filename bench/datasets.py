@@ -5,7 +5,8 @@
     python bench/datasets.py -r DIR --table                       # what DIR holds so far, nothing is run
 
 Every row is a spec of specs/: `detectkit run` does its chain, then the float model is pruned to a tenth and trained again. The rows
-`-tlt` have the costs, rates, regulariser, augmentation and clustering of the TLT tutorial (specs/kitti/train.txt) in the place of the recipe's.
+`-tlt` have the costs, rates, regulariser, augmentation and clustering of the TLT tutorial (specs/kitti/train.txt) in the place of the recipe's;
+the network, its weights, batch and input size, epochs and auto-weighting, without which weight_target means nothing, stay.
 Everything stays in DIR, where a bench that was cut goes on. The test images are measured after the last epochs only. The exit code
 is 1 where a bar is missed, or where it is not known yet whether it is met.
 """
@@ -58,7 +59,7 @@ ROWS = {
 
 
 def as_in_the_tutorial(experiment: spec.Experiment) -> spec.Experiment:
-    """A spec with the values of the TLT tutorial for all that the recipe decides but network, input size and epochs."""
+    """A spec with the values of the TLT tutorial for costs, rates, regulariser, augmentation and clustering."""
     tutorial = spec.load_experiment(TUTORIAL)
     made = spec.Experiment()
     made.CopyFrom(experiment)

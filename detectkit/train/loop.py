@@ -32,7 +32,7 @@ from detectkit.train import optim, state as states
 from detectkit.train.report import conclude, plot, report
 from detectkit.train.run import RESUME_FILE, Run
 from detectkit.train.stages import begin, stages
-from detectkit.train.weighting import EPOCHS_TO_FALL, ObjectiveWeights, validation_cost
+from detectkit.train.weighting import ObjectiveWeights, validation_cost
 
 CHECK_STEPS = 20  # the cost is looked at this often; looking waits for the GPU
 SAVE_SECONDS = 300  # the state is saved when the last time is longer ago
@@ -199,14 +199,7 @@ def end_epoch(run: Run) -> None:
     state = run.state
     _require_finite(run, state.cost_sum)
     entry = _entry(run)
-    for number, objective in state.weights.end_epoch():
-        log.warning(
-            "%s: its %s cost has hardly fallen in %d epochs, and auto-weighting gives it less than a hundredth of the class's"
-            " weight: set cost_function_config.min_objective_weight: 0.05, or a higher weight_target for it (docs/tuning.md)",
-            run.head.class_names[number],
-            objective,
-            EPOCHS_TO_FALL,
-        )
+    _adapt_weights(run)
     state.epoch, state.step, state.cost_sum = state.epoch + 1, 0, torch.zeros(())
     result = validate(run) if run.validation is not None and validation_due(run) else None
     if result:
@@ -230,6 +223,19 @@ def end_epoch(run: Run) -> None:
     if due or time.monotonic() - run.saved_at > SAVE_SECONDS:
         plot(run)
         save_state(run)
+
+
+def _adapt_weights(run: Run) -> None:
+    starved = run.state.weights.end_epoch()
+    if run.experiment.model_config.load_graph:
+        return  # trained again: what has been learnt before does not fall
+    for number, objective in starved:
+        log.warning(
+            "%s: its %s cost has hardly fallen since the first epoch, and auto-weighting gives it less than a hundredth of the"
+            " class's weight: set cost_function_config.min_objective_weight: 0.1, or equal weight_targets (docs/tuning.md)",
+            run.head.class_names[number],
+            objective,
+        )
 
 
 def _entry(run: Run) -> dict[str, Any]:

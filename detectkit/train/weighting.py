@@ -25,7 +25,8 @@ class ObjectiveWeights:
     With `enable_autoweighting`, an objective's weight after an epoch is the share of its target over its summed cost:
     u = weight_target / sum, weight = clamp(u / Σu, min_objective_weight, max_objective_weight), for each class by
     itself and not normalised again after the clamp. Sums of an epoch of less than `MEMORY` steps are noise (TLT uses
-    them): what is left of the memory holds those of the epochs before.
+    them): what is left of the memory holds those of the epochs before. Until it is full, a class of which an objective
+    has had no cost yet keeps its weights: it has not been seen.
     """
 
     def __init__(self, config: CostFunctionConfig):
@@ -38,7 +39,8 @@ class ObjectiveWeights:
         self.steps = 0
         self.past = torch.zeros_like(self.targets)  # of the epochs before, fading
         self.first = torch.zeros_like(self.targets)  # mean costs of the first epoch
-        self.epochs = 0
+        self.epochs = self.all_steps = 0
+        self.warned = torch.zeros_like(self.targets, dtype=torch.bool)
         self._factors: Tensor | None = None  # class weight x objective weight, on the device of the costs
         self.adaptive = config.enable_autoweighting
         self.minimum, self.maximum = config.min_objective_weight, config.max_objective_weight
@@ -66,33 +68,40 @@ class ObjectiveWeights:
         """Adapt the weights to the costs of the last steps, and start the sums of a new epoch.
 
         Returns:
-            class number and objective of what starves: its weight is below `STARVED`, and its cost stands still. Each is
-            looked for once, after `EPOCHS_TO_FALL` epochs.
+            class number and objective of what has begun to starve: auto-weighting gives it less than `STARVED`, and its cost
+            stands still. Each is named once.
         """
         sums = self.sums.cpu()
         mean = sums / max(self.steps, 1)
         self.first = mean if self.epochs == 0 else self.first
         self.past = self.past * max(1 - self.steps / MEMORY, 0.0) + sums
-        starved = (self.weights < STARVED) & (mean > STANDING_STILL * self.first)
-        if self.adaptive:
-            shares = torch.where(self.past > 0, self.targets / self.past, 0.0)
-            total = shares.sum(dim=1, keepdim=True)
-            adapted = (shares / total).clamp(self.minimum, self.maximum).float()
-            self.weights, self._factors = torch.where(total > 0, adapted, self.weights), None
+        self.epochs, self.all_steps = self.epochs + 1, self.all_steps + self.steps
         self.sums, self.steps = torch.zeros_like(sums), 0
-        self.epochs += 1
-        if self.epochs != EPOCHS_TO_FALL:
+        if not self.adaptive:
             return []
+        starved = (self.weights < STARVED) & (mean > STANDING_STILL * self.first) & ~self.warned
+        self._adapt()
+        if self.epochs < EPOCHS_TO_FALL or self.all_steps < MEMORY:
+            return []
+        self.warned |= starved
         return [(row, OBJECTIVES[column]) for row, column in starved.nonzero().tolist()]
+
+    def _adapt(self) -> None:
+        shares = torch.where(self.past > 0, self.targets / self.past, 0.0)
+        total = shares.sum(dim=1, keepdim=True)
+        adapted = (shares / total).clamp(self.minimum, self.maximum).float()
+        seen = (self.past > 0).all(dim=1, keepdim=True) | (self.all_steps >= MEMORY)
+        self.weights, self._factors = torch.where((total > 0) & seen, adapted, self.weights), None
 
     def state(self) -> dict[str, Any]:
         tensors = {"weights": self.weights, "sums": self.sums.cpu(), "past": self.past, "first": self.first}
-        return {**tensors, "steps": self.steps, "epochs": self.epochs}
+        counts = {"steps": self.steps, "epochs": self.epochs, "all_steps": self.all_steps}
+        return {**tensors, **counts, "warned": self.warned}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.weights, self.sums, self._factors = state["weights"], state["sums"], None
-        self.past, self.first = state["past"], state["first"]
-        self.steps, self.epochs = state["steps"], state["epochs"]
+        self.past, self.first, self.warned = state["past"], state["first"], state["warned"]
+        self.steps, self.epochs, self.all_steps = state["steps"], state["epochs"], state["all_steps"]
 
 
 def validation_cost(weights: ObjectiveWeights, head: GridHead, predicted: Predicted) -> float:

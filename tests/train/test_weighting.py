@@ -83,18 +83,37 @@ def test_epochs_of_few_steps_are_weighed_by_the_last_two_hundred():
 
 def test_an_objective_that_gets_a_hundredth_and_does_not_fall_starves():
     learnt, stuck = (ObjectiveWeights(config(minimum=1e-4, enable_autoweighting=True)) for _ in range(2))
+    fixed = ObjectiveWeights(config())
+    fixed.weights[0] = torch.tensor([0.001, 0.999])  # as the spec wants it
     found = []
     for epoch in range(8):
-        learnt.accumulate(torch.tensor([[0.5**epoch, 1e-6], [1.0, 1.0]]))
-        stuck.accumulate(torch.tensor([[0.5, 1e-6], [1.0, 1.0]]))
-        found.append((learnt.end_epoch(), stuck.end_epoch()))
-    assert [after for _, after in found] == [[], [], [], [], [(0, "cov")], [], [], []]
-    assert not any(before for before, _ in found)
+        for _ in range(40):
+            learnt.accumulate(torch.tensor([[0.5**epoch, 1e-6], [1.0, 1.0]]))
+            stuck.accumulate(torch.tensor([[0.5, 1e-6], [1.0, 1.0]]))
+            fixed.accumulate(torch.tensor([[0.5, 1e-6], [1.0, 1.0]]))
+        found.append([weights.end_epoch() for weights in (learnt, stuck, fixed)])
+    assert [after for _, after, _ in found] == [
+        [],
+        [],
+        [],
+        [],
+        [(0, "cov")],
+        [],
+        [],
+        [],
+    ]  # after 200 steps, once
+    assert not any(before or without for before, _, without in found)
 
 
 def test_an_objective_without_cost_counts_nothing_and_a_class_without_any_keeps_its_weights():
     weights = ObjectiveWeights(config(enable_autoweighting=True))
     weights.accumulate(torch.tensor([[2.0, 0.0], [0.0, 0.0]]))
+    weights.end_epoch()
+    assert weights.weights[0].tolist() == pytest.approx(
+        [0.2, 0.8]
+    )  # one step says nothing of a class without boxes in it
+    for _ in range(200):
+        weights.accumulate(torch.tensor([[2.0, 0.0], [0.0, 0.0]]))
     weights.end_epoch()
     assert weights.weights[0].tolist() == pytest.approx([0.99, 0.01])
     assert weights.weights[1].tolist() == pytest.approx([0.2, 0.8])
