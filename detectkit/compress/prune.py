@@ -92,8 +92,7 @@ class Pruner:
         self.detector, self.config = detector, config
         self.criterion = spec.chosen_criterion(config, experiment.dataset_config)
         # A threshold is a person's: it needs statistics between 0 and 1. A target finds its own.
-        has_target = config.WhichOneof("aim") not in (None, "threshold")
-        self.in_steps = has_target and self.criterion == PruningConfig.TAYLOR
+        self.in_steps = spec.has_target(config) and self.criterion == PruningConfig.TAYLOR
         self._outline = copy.deepcopy(detector).to("meta")
         self.wiring = wiring(detector, detector.channels)
         excluded = self._excluded()

@@ -41,7 +41,7 @@ from detectkit.spec.load import (
 from detectkit.spec.model_pb2 import ModelConfig
 from detectkit.spec.networks import NETWORKS
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig, ConfidenceConfig, PostProcessingConfig
-from detectkit.spec.pruning import chosen_criterion
+from detectkit.spec.pruning import chosen_criterion, has_target
 from detectkit.spec.pruning_pb2 import PruningConfig
 from detectkit.spec.retraining import qat_spec, retraining_spec
 from detectkit.spec.runs import MEASURING, another_training, batch_size, changed_sections, field_changes
@@ -119,6 +119,7 @@ __all__ = [
     "dumps",
     "explain",
     "field_changes",
+    "has_target",
     "kind_of",
     "load",
     "load_dataset_export",

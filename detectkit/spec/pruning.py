@@ -14,5 +14,9 @@ def chosen_criterion(config: PruningConfig, dataset: DatasetConfig) -> PruningCo
     """
     if config.criterion != PruningConfig.AUTO:
         return config.criterion
-    has_target = config.WhichOneof("aim") not in (None, "threshold")
-    return PruningConfig.TAYLOR if has_target and dataset.data_sources else PruningConfig.NORM
+    return PruningConfig.TAYLOR if has_target(config) and dataset.data_sources else PruningConfig.NORM
+
+
+def has_target(config: PruningConfig) -> bool:
+    """Whether the threshold is to be found for a share of the original."""
+    return config.WhichOneof("aim") not in (None, "threshold")

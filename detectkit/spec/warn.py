@@ -27,6 +27,7 @@ from detectkit.spec.label_filter_pb2 import ObjectiveLabelFilter
 from detectkit.spec.model_pb2 import ModelConfig
 from detectkit.spec.networks import NETWORKS, Network
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig, PostProcessingConfig
+from detectkit.spec.pruning import chosen_criterion, has_target
 from detectkit.spec.pruning_pb2 import PruningConfig
 
 
@@ -78,7 +79,7 @@ def _experiment(spec: Experiment) -> Iterator[str]:
     yield from _model(spec.model_config)
     yield from _evaluation(spec.evaluation_config)
     yield from _confidence(spec.postprocessing_config)
-    yield from _pruning(spec.pruning_config)
+    yield from _pruning(spec.pruning_config, spec.dataset_config)
     yield from _export(spec.export_config)
     if spec.HasField("loss_mask_label_filter"):
         yield from _loss_mask(spec.loss_mask_label_filter)
@@ -153,18 +154,18 @@ def _confidence(config: PostProcessingConfig) -> Iterator[str]:
             )
 
 
-def _pruning(config: PruningConfig) -> Iterator[str]:
+def _pruning(config: PruningConfig, dataset: DatasetConfig) -> Iterator[str]:
+    criterion = chosen_criterion(config, dataset)
     is_set = config.calibration_batches != PruningConfig().calibration_batches
-    if is_set and config.criterion not in (PruningConfig.TAYLOR, PruningConfig.AUTO):
-        criterion = PruningConfig.Criterion.Name(config.criterion)
-        yield f"pruning_config.calibration_batches has no effect: criterion {criterion} looks at no images"
-    has_target = config.WhichOneof("aim") not in (None, "threshold")
-    if has_target and config.criterion in (PruningConfig.TAYLOR, PruningConfig.AUTO):
+    if is_set and criterion != PruningConfig.TAYLOR:
+        name = PruningConfig.Criterion.Name(criterion)
+        yield f"pruning_config.calibration_batches has no effect: criterion {name} looks at no images"
+    if has_target(config) and criterion == PruningConfig.TAYLOR:
         for name in ("equalization_criterion", "normalizer"):
             if getattr(config, name):
                 yield (
-                    f"pruning_config.{name} has no effect where criterion TAYLOR comes to a target: it compares filters in the"
-                    " unit of the cost; criterion: NORM heeds it"
+                    f"pruning_config.{name} has no effect: on the way to a target, criterion TAYLOR compares filters in the unit"
+                    " of the cost; criterion: NORM heeds it"
                 )
 
 

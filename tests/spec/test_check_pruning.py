@@ -112,6 +112,7 @@ def test_frozen_layers_may_be_retrained_in_turns(experiment):
             "criterion BATCH_NORM_SCALE looks at no images",
         ),
         ("calibration_batches: 20 criterion: TAYLOR", ""),
+        ("calibration_batches: 20 target_macs: 0.5", ""),  # AUTO is TAYLOR there
         ("calibration_batches: 10", ""),  # the default, as a spec that was written out has it
     ],
 )
@@ -119,3 +120,20 @@ def test_batches_that_nothing_looks_at(experiment, pruning, expected):
     experiment.model_config.use_batch_norm = True
     path = "pruning_config.calibration_batches has no effect: "
     assert warnings(experiment, pruning) == ([path + expected] if expected else [])
+
+
+@pytest.mark.parametrize("name", ["equalization_criterion: INTERSECTION", "normalizer: L2"])
+def test_what_norms_alone_have_a_use_for(experiment, name):
+    path = f"pruning_config.{name.partition(':')[0]} has no effect: on the way to a target, criterion TAYLOR compares filters"
+    for pruning in ("target_params: 0.5", "criterion: TAYLOR target_params: 0.5"):
+        experiment.pruning_config.Clear()
+        (found,) = warnings(experiment, f"{pruning} {name}")
+        assert found.startswith(path)
+    for pruning in (
+        "",
+        "threshold: 0.5",
+        "criterion: NORM target_params: 0.5",
+        "criterion: TAYLOR threshold: 0.5",
+    ):
+        experiment.pruning_config.Clear()
+        assert warnings(experiment, f"{pruning} {name}") == []

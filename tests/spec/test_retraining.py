@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from google.protobuf import text_format
 
 from detectkit import spec
@@ -79,3 +80,40 @@ def test_the_spec_of_training_in_8_bits(tiny):
     assert found.training_config.learning_rate == retraining.learning_rate
     assert found.calibration_config == spec.CalibrationConfig(tensorrt_version="8.6.1")  # nothing to do twice
     assert not whole.training_config.enable_qat  # stays as it is
+
+
+def eased(tiny, kept, retraining=None):
+    return retraining_spec(tiny, Path("a"), retraining, kept=kept).training_config
+
+
+def test_the_rate_of_a_retraining_hangs_on_what_is_left(tiny):
+    """Half of it from half of mAP on; the rise, a tenth of the run before, is a twentieth; all else stays."""
+    whole = spec.TrainingConfig()
+    whole.CopyFrom(tiny.training_config)
+    before = whole.learning_rate.soft_start_annealing_schedule
+    assert (before.soft_start, before.max_learning_rate) == pytest.approx((0.1, 1e-3))
+    before.soft_start = 0.05
+    assert eased(tiny, 0.49) == whole
+    before.max_learning_rate = 5e-4
+    assert eased(tiny, 0.5) == eased(tiny, 1.2) == whole
+    assert eased(tiny, None) == tiny.training_config  # not measured
+    schedule = tiny.training_config.learning_rate.soft_start_annealing_schedule
+    schedule.soft_start, schedule.min_learning_rate = 0.0, 8e-4
+    found = eased(tiny, 1.0).learning_rate.soft_start_annealing_schedule
+    assert found.soft_start == 0 and found.max_learning_rate == found.min_learning_rate  # no lower
+
+
+def test_a_rate_that_is_said_is_not_eased(tiny):
+    retraining = text_format.Parse(RETRAINING, spec.Retraining())
+    assert eased(tiny, 1.0, retraining).learning_rate == retraining.learning_rate
+    found = eased(tiny, 1.0, spec.Retraining(num_epochs=7))
+    assert found.num_epochs == 7
+    assert found.learning_rate.soft_start_annealing_schedule.max_learning_rate == pytest.approx(5e-4)
+
+
+def test_the_rise_of_an_early_stopping_schedule_is_counted_in_epochs(tiny):
+    tiny.training_config.num_epochs = 40
+    schedule = tiny.training_config.learning_rate.early_stopping_annealing_schedule
+    schedule.min_learning_rate, schedule.max_learning_rate, schedule.soft_start_epochs = 1e-5, 1e-3, 8
+    found = eased(tiny, 0.9).learning_rate.early_stopping_annealing_schedule
+    assert found.soft_start_epochs == 2 and found.max_learning_rate == pytest.approx(5e-4)
