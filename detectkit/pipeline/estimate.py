@@ -27,6 +27,10 @@ MIB = 2**20
 NOTICED = 0.01  # seconds; what took less was not measured
 UNKNOWN_SHARE = 0.5  # of the network that is left by a threshold
 SAMPLE_IMAGES, SAMPLE_VALIDATION = 1000, 0.2  # of `sample_config`
+PRUNING_STEPS, LEFT_IMAGES = (
+    5,
+    100,
+)  # of a pruning by images; of those on which it measures what is left, at most
 # Seconds
 PER_LABEL, PER_DRAWING = 0.003, 0.008  # of converting; of drawing a picture of `sample_config`
 PER_DETECTED = 0.003  # clustering and matching in one image
@@ -297,9 +301,15 @@ def _pruning(chain: Chain, basis: Basis) -> Estimate:
     seconds = 2 * EXPORT + min(PRUNING_SECONDS, 400 * basis.finding) + 1.0
     mib = basis.mib * share
     if chain.judges_by_images:
-        seconds += config.calibration_batches * batch_size(chain.experiment) * basis.learning
+        # In each of its steps what the costs are, and what each image says of each filter.
+        seconds += (
+            2 * PRUNING_STEPS * config.calibration_batches * batch_size(chain.experiment) * basis.learning
+        )
     if config.WhichOneof("aim") == "target_latency":
-        seconds *= 8  # networks are exported and timed until one fits
+        # Networks are exported and timed until one fits.
+        seconds *= 8 * (PRUNING_STEPS if chain.judges_by_images else 1)
+    if chain.validates:
+        seconds += 2 * LEFT_IMAGES * basis.finding
     if config.iterations > 1:
         retraining = config.retraining.num_epochs or chain.experiment.training_config.num_epochs
         _, written, kept = _of_training(chain.experiment, retraining, mib)

@@ -116,9 +116,13 @@ class Chain(NamedTuple):
     def kept(self) -> float | None:
         """The share of mAP that pruning has left, as it has written down; None: it is not done, or has not measured."""
         path = Path(self.path("prune", "status.jsonl"))
-        records = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.exists() else ()
-        shares = [record["kpi"].get("mean_average_precision_left") for record in records if "kpi" in record]
-        return shares[-1] if shares else None
+        for line in reversed(path.read_text(encoding="utf-8").splitlines() if path.exists() else []):
+            try:
+                share = json.loads(line)["kpi"]["mean_average_precision_left"]
+            except (ValueError, LookupError, TypeError):  # of another kind, or cut by a crash
+                continue
+            return float(share)
+        return None
 
     @property
     def training_in_8_bits(self) -> Experiment:

@@ -612,6 +612,9 @@ def test_the_retraining_hangs_on_what_pruning_has_left(fake):
     for left, factor in ((0.3, 1), (0.9, 0.5)):
         status.write("Pruning complete.", status="SUCCESS", kpi={"mean_average_precision_left": left})
         assert rate() == pytest.approx(factor * whole)
+    with open(fake.folder / "prune" / "status.jsonl", "a") as file:
+        file.write('{"kpi": {"mean_average')  # cut by a crash
+    assert rate() == pytest.approx(0.5 * whole)
 
 
 def test_pruning_by_weights_reads_no_images(fake):
