@@ -128,7 +128,7 @@ def test_one_line_where_it_cannot_be_read(
             )
             for options in (
                 "--data_type int8",
-                "--no-nms",
+                "--nms",
                 "--calibration scales.json",
                 "--cal_json_file tlt.json",
                 "--cal_cache_file calibration.cache",
