@@ -19,6 +19,7 @@ from detectkit.model import checkpoint, tlt
 from detectkit.model.base import Conv2dSame, borders
 from detectkit.model.detector import Detector, build
 from detectkit.spec import ModelConfig
+from detectkit.spec.networks import ENCRYPTED_FILES
 
 Save = Callable[..., Path]
 CLASSES = ["car", "van"]
@@ -254,7 +255,7 @@ FAMILIES = [("resnet", 50), ("googlenet", 0), ("mobilenet_v2", 0), ("efficientne
     [
         ("w/resnet18.hdf5", ModelConfig.AS_PRETRAINED, True),
         ("w/resnet18.H5", ModelConfig.AS_PRETRAINED, True),
-        ("w/pruned.tlt", ModelConfig.AS_PRETRAINED, True),
+        *((f"w/pruned{suffix}", ModelConfig.AS_PRETRAINED, False) for suffix in ENCRYPTED_FILES),  # never read
         ("w/resnet18.pth", ModelConfig.AS_PRETRAINED, False),
         ("", ModelConfig.AS_PRETRAINED, False),
         ("w/resnet18.hdf5", ModelConfig.TORCHVISION, False),
