@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a training spec, for calibration_config; for its training images (those in the model)",
     )
     parser.add_argument(
-        "-m", "--model", type=Path, metavar="MODEL", help="a .safetensors model, or an .hdf5 of TLT"
+        "-m", "--model", type=Path, metavar="MODEL", help="a .safetensors model, or with -e an .hdf5 of TLT"
     )
     parser.add_argument(
         "-o",

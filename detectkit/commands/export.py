@@ -43,6 +43,13 @@ OPTIONS = {
     "nms": "--nms",
     "gen_ds_config": "--gen_ds_config",
 }
+# The other options that say what an ONNX file is like.
+OF_ONNX = {
+    "calibration": "--calibration",
+    "cal_json_file": "--cal_json_file",
+    "cal_cache_file": "--cal_cache_file",
+    "max_batch_size": "--max_batch_size",
+}
 ANY_BATCH = -1
 RANKED_ON = 16  # training images that say which layers hurt
 # Options of TLT's export that other commands serve here, and what does; the first ones take a value.
@@ -232,10 +239,11 @@ def _write_model(args: argparse.Namespace, given: spec.Experiment | None, output
     from detectkit.model.detector import parameters
     from detectkit.trackers import without_key
 
-    others = [option for name, option in OPTIONS.items() if getattr(args, name) is not None]
-    if not is_keras(str(args.model)) or others:
-        what = f"{others[0]} is for" if others else f"{args.model} is no Keras file of TLT: give"
-        raise UsageError(f"-o {output}: {what} an {SUFFIX} file")
+    others = [option for name, option in (OPTIONS | OF_ONNX).items() if getattr(args, name) is not None]
+    if others:
+        raise UsageError(f"-o {output}: leave {', '.join(others)} out, or give an {SUFFIX} file")
+    if not is_keras(str(args.model)):
+        raise UsageError(f"-o {output}: {args.model} is no Keras file of TLT: give an {SUFFIX} file")
     model = checkpoint.load(args.model, experiment=given)
     checkpoint.save(output, model.detector, spec.dumps(without_key(model.spec)), model.class_names)
     size = output.stat().st_size / 2**20

@@ -341,11 +341,7 @@ def _from_detectkit(
     source = load(path)
     source.detector.ranges = None
     _check_channels(path, detector, source.detector.channels)
-    if source.detector.backbone.tlt != detector.backbone.tlt:
-        layout = "TLT" if source.detector.backbone.tlt else "TORCHVISION"
-        raise ModelError(
-            f"{path} is a network in the layout of another: set layout: {layout} in model_config"
-        )
+    _check_layout(path, detector, source)
     own, new = detector.state_dict(), source.detector.state_dict()
     _same_names(path, own, new, f"give model_config its architecture: {_architecture(source.spec)}")
     heads = [name for name in own if name.partition(".")[0] in HEADS]
@@ -390,6 +386,25 @@ def _architecture(experiment: Experiment) -> str:
     )
     fields += [f"{field}: {str(getattr(model, field)).lower()}" for field, chosen in choices if chosen]
     return ", ".join(fields)
+
+
+def _check_layout(path: str | os.PathLike[str], detector: Detector, source: Model) -> None:
+    """Refuse the other layout than that of a model, where its network has two: no tensor tells them apart."""
+    is_tlt = source.detector.backbone.tlt
+    if is_tlt == detector.backbone.tlt:
+        return
+    config = ModelConfig()
+    config.CopyFrom(source.spec.model_config)
+    forms = []
+    with torch.device("meta"):
+        for layout in (ModelConfig.TLT, ModelConfig.TORCHVISION):
+            config.layout = layout
+            forms.append(build(config, source.class_names, source.detector.channels).backbone)
+    if not computes_the_same(*forms):
+        of_file, asked = ("TLT", "torchvision") if is_tlt else ("torchvision", "TLT")
+        raise ModelError(
+            f"{path} has {of_file}'s form of the network, the spec {asked}'s: set layout: {of_file.upper()} in model_config"
+        )
 
 
 def _check_layers(path: str | os.PathLike[str], detector: Detector, source: Model) -> None:

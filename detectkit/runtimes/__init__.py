@@ -79,8 +79,8 @@ def kind(path: str | os.PathLike[str]) -> str:
         raise ModelError(f"{file} is encrypted: {DECRYPT}")
     if suffix not in SUFFIXES:
         raise ModelError(
-            f"{file} is no model file by its name: give a .safetensors model of detectkit train, an .onnx model or"
-            f" a TensorRT engine ({', '.join(ENGINES)})"
+            f"{file} is no model file by its name: give a .safetensors model of detectkit train, an .onnx model,"
+            f" a TensorRT engine ({', '.join(ENGINES)}), or with -e an .hdf5 of TLT"
         )
     if suffix in ENGINES:
         return "engine"

@@ -58,5 +58,5 @@ def has_tlt_layout(config: ModelConfig) -> bool:
     if network is None or not network.in_tlt:
         return False
     if config.layout == ModelConfig.AS_PRETRAINED:
-        return is_of_tlt(config.pretrained_model_file)
+        return is_keras(config.pretrained_model_file)
     return config.layout == ModelConfig.TLT

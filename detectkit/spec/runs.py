@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 from detectkit.spec.check import present, show
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.load import resolved
+from detectkit.spec.networks import has_tlt_layout
 
 # What may change between two halves of a training; any other change makes it another one.
 MEASURING = ("evaluation_config", "postprocessing_config")
@@ -60,4 +61,6 @@ def _without_changeable(experiment: Experiment) -> Experiment:
         kept.ClearField(name)
     for name in CHANGEABLE_TRAINING:
         kept.training_config.ClearField(name)
+    config = kept.model_config  # a layout that is written out is the one that the name of a file has said
+    config.layout = config.TLT if has_tlt_layout(config) else config.TORCHVISION
     return kept

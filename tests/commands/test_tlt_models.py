@@ -121,7 +121,24 @@ def test_one_line_where_it_cannot_be_read(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("-m", "model.hdf5", "--data_type", "int8"), "-o out.safetensors: --data_type is for an .onnx file"),
+        *(
+            (
+                ("-m", "model.hdf5", *options.split()),
+                f"-o out.safetensors: leave {options.split()[0]} out, or give an .onnx file",
+            )
+            for options in (
+                "--data_type int8",
+                "--nms",
+                "--calibration scales.json",
+                "--cal_json_file tlt.json",
+                "--cal_cache_file calibration.cache",
+                "--max_batch_size 8",
+            )
+        ),
+        (
+            ("-m", "model.hdf5", "--max_batch_size", "8", "--static_batch_size", "4"),
+            "leave --static_batch_size, --max_batch_size out, or give an .onnx file",
+        ),
         (
             ("-m", "model.safetensors"),
             "-o out.safetensors: model.safetensors is no Keras file of TLT: give an .onnx file",

@@ -252,7 +252,7 @@ def training_batches(experiment, count):
         yield prepare(batch, augmentation, generator=None, device="cpu")
 
 
-@pytest.mark.parametrize("arch", ["mobilenet_v2", "squeezenet", "efficientnet_b0"])
+@pytest.mark.parametrize("arch", ["mobilenet_v2", "squeezenet", "efficientnet_b0", "efficientnet_lite0"])
 def test_taylor_is_the_gradient_of_a_gate(arch, tiny):
     """The root of its mean square over the images, of costs that count alike; squeezenet has no batch normalisation."""
     network = detector(arch)

@@ -19,6 +19,7 @@ from detectkit.model import checkpoint, tlt
 from detectkit.model.base import Conv2dSame, borders
 from detectkit.model.detector import Detector, build
 from detectkit.spec import ModelConfig
+from detectkit.spec.networks import ENCRYPTED_FILES
 
 Save = Callable[..., Path]
 CLASSES = ["car", "van"]
@@ -254,7 +255,7 @@ FAMILIES = [("resnet", 50), ("googlenet", 0), ("mobilenet_v2", 0), ("efficientne
     [
         ("w/resnet18.hdf5", ModelConfig.AS_PRETRAINED, True),
         ("w/resnet18.H5", ModelConfig.AS_PRETRAINED, True),
-        ("w/pruned.tlt", ModelConfig.AS_PRETRAINED, True),
+        *((f"w/pruned{suffix}", ModelConfig.AS_PRETRAINED, False) for suffix in ENCRYPTED_FILES),  # never read
         ("w/resnet18.pth", ModelConfig.AS_PRETRAINED, False),
         ("", ModelConfig.AS_PRETRAINED, False),
         ("w/resnet18.hdf5", ModelConfig.TORCHVISION, False),
@@ -281,8 +282,26 @@ def test_a_model_in_the_other_layout_is_refused(tmp_path: Path, of_file: str, as
     network = detector(layout=stored.model_config.layout)
     checkpoint.save(tmp_path / "m.safetensors", network, spec.dumps(stored), CLASSES)
     other = detector(layout=ModelConfig.Layout.Value(asked))
-    with pytest.raises(ModelError, match=f"set layout: {of_file} in model_config"):
+    names = {"TLT": "TLT's", "TORCHVISION": "torchvision's"}
+    words = f"m.safetensors has {names[of_file]} form of the network, the spec {names[asked]}: set layout: {of_file} in"
+    with pytest.raises(ModelError, match=words):
         checkpoint.load_pretrained(other, tmp_path / "m.safetensors", CLASSES)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"arch": "squeezenet"}, {"arch": "mobilenet_v1", "use_batch_norm": False}, {"use_batch_norm": False}]
+)
+@pytest.mark.parametrize("of_file", ["TLT", "TORCHVISION"])
+def test_a_network_of_one_form_has_no_other_layout(
+    tmp_path: Path, changes: dict[str, Any], of_file: str
+) -> None:
+    stored = experiment(layout=ModelConfig.Layout.Value(of_file), **changes)
+    network = detector(**changes, layout=stored.model_config.layout)
+    checkpoint.save(tmp_path / "m.safetensors", network, spec.dumps(stored), CLASSES)
+    asked = {"TLT": ModelConfig.TORCHVISION, "TORCHVISION": ModelConfig.TLT}[of_file]
+    fresh = detector(seed=1, **changes, layout=asked)
+    checkpoint.load_pretrained(fresh, tmp_path / "m.safetensors", CLASSES)
+    assert equal(fresh, network) and fresh.backbone.tlt != network.backbone.tlt
 
 
 # --- what is refused

@@ -30,7 +30,7 @@ def test_kind(name, expected):
 @pytest.mark.parametrize("name", ["a.pt", "a", "onnx", ".onnx"])
 def test_other_names(name):
     with pytest.raises(
-        ModelError, match=rf"^{name} is no model file by its name: .*safetensors.*onnx.*engine"
+        ModelError, match=rf"^{name} is no model file by its name: .*safetensors.*onnx.*engine.*-e an .hdf5"
     ):
         kind(name)
 

@@ -155,3 +155,20 @@ def test_what_makes_another_training(experiment, change, other):
     changed = spec.loads(spec.dumps(experiment))
     text_format.Merge(change, changed)
     assert spec.another_training(experiment, changed) == other
+
+
+@pytest.mark.parametrize(
+    ("file", "layout", "other"),
+    [
+        ("resnet18.hdf5", "TLT", []),
+        ("resnet18.hdf5", "TORCHVISION", ["model_config"]),
+        ("resnet18.pth", "TORCHVISION", []),
+        ("resnet18.pth", "TLT", ["model_config"]),
+    ],
+)
+def test_a_layout_written_out_is_the_same_training(experiment, file, layout, other):
+    experiment.model_config.pretrained_model_file = file
+    experiment.model_config.layout = spec.ModelConfig.AS_PRETRAINED
+    changed = spec.loads(spec.dumps(experiment))
+    changed.model_config.layout = spec.ModelConfig.Layout.Value(layout)
+    assert spec.another_training(experiment, changed) == other

@@ -41,6 +41,19 @@ def test_the_retraining_spec_does_again_nothing_that_was_before(tiny):
     assert whole.HasField("pruning_config") and whole.training_config.HasField("first_stage")
 
 
+def test_the_retraining_spec_keeps_the_layout_that_a_name_has_said(tiny):
+    """Beside the rate that hangs on what is left."""
+    whole = spec.Experiment()
+    whole.CopyFrom(tiny)
+    whole.model_config.pretrained_model_file = "resnet10.hdf5"
+    found = retraining_spec(whole, Path("pruned.safetensors"), kept=0.9)
+    assert found.model_config.layout == spec.ModelConfig.TLT
+    assert found.model_config.pretrained_model_file == "pruned.safetensors" and found.model_config.load_graph
+    rate = found.training_config.learning_rate.soft_start_annealing_schedule
+    assert rate.max_learning_rate == pytest.approx(5e-4) and rate.soft_start == pytest.approx(0.05)  # of 1e-3
+    assert whole.model_config.layout == spec.ModelConfig.AS_PRETRAINED
+
+
 RETRAINING = """
 num_epochs: 3
 learning_rate {
