@@ -22,6 +22,7 @@ from detectkit.predict import Predicted
 ON_LABEL = (
     0.1  # IoU from which a wrong box belongs to the object beneath it; below it, TIDE calls it background
 )
+LENIENT = 0.5  # IoU at which a class counts as learnt, however exact its boxes must be
 
 
 class CoverageMeter:
@@ -80,6 +81,7 @@ class _Judged(NamedTuple):
     best: Tensor  # int64 [N], the label that a detection overlaps most, -1 without any
     overlap: Tensor  # float64 [N], with that label
     average_precision: float
+    lenient_average_precision: float  # at an IoU of at most LENIENT
 
 
 class _Misplaced(NamedTuple):
@@ -110,12 +112,17 @@ def _judged(scores: Scores, index: int, found: Found, labels: Labelled) -> _Judg
     rows = scores.counts(index, found).nonzero().flatten()
     wanted = Labelled(*(column[scores.counts(index, labels)] for column in labels))
     regions = Labelled(*(column[labels.classes == DONTCARE] for column in labels))
-    hit, neutral = judge(Found(*(column[rows] for column in found)), wanted, regions, least_overlap=least)
+    candidates = Found(*(column[rows] for column in found))
+    hit, neutral = judge(candidates, wanted, regions, least_overlap=least)
+    eased, aside = (
+        judge(candidates, wanted, regions, least_overlap=LENIENT) if least > LENIENT else (hit, neutral)
+    )
+    lenient = _area(scores, candidates.scores[~aside], eased[~aside], len(wanted.boxes))
     rows, hit = rows[~neutral], hit[~neutral]
     own = Found(*(column[rows] for column in found))
     best, overlap = best_overlaps(own.boxes, own.images, wanted.boxes, wanted.images)
     area = _area(scores, own.scores, hit, len(wanted.boxes))
-    return _Judged(rows, own, hit, wanted, best, overlap, area)
+    return _Judged(rows, own, hit, wanted, best, overlap, area, lenient)
 
 
 def _misplaced(scores: Scores, judged: list[_Judged], found: Found) -> _Misplaced:
@@ -155,6 +162,7 @@ def _of_class(
         found=int(judged.hit.sum()),
         detections=len(own.scores),
         average_precision=judged.average_precision if labels else None,
+        lenient_average_precision=judged.lenient_average_precision if labels else None,
         doubled=int(doubled.sum()),
         doubled_cost=without - judged.average_precision,
         confused=len(confused),

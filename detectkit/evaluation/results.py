@@ -65,6 +65,7 @@ class ClassMistakes(NamedTuple):
     found: int  # labels that are detected, at any score
     detections: int  # that count for or against
     average_precision: float | None  # 0 to 1; None without a label
+    lenient_average_precision: float | None  # the same at an IoU of at most 0.5
     doubled: int  # detections on a label that another one has found
     doubled_cost: float  # what average_precision gains without them
     confused: int  # labels over which a detection of another class is stronger than all of this one

@@ -300,9 +300,26 @@ def validate(run: Run) -> Evaluation:
 
 
 def measure_training(run: Run) -> Evaluation:
-    """The same of at most TRAINING_SAMPLE training images, evenly spread, without augmentation."""
-    total = len(run.training)
-    return _measure(run, run.training, spread(min(total, TRAINING_SAMPLE), total))
+    """The same of at most TRAINING_SAMPLE training images, without augmentation."""
+    return _measure(run, run.training, sample(run.training, TRAINING_SAMPLE))
+
+
+def sample(images: Dataset, most: int) -> list[int]:
+    """At most `most` image numbers, ascending and evenly spread, the same ones every time.
+
+    Where a class is missing there, the first image of each class is among them.
+    """
+    count, total = min(most, len(images)), len(images)
+    held = [{number for number in frame.objects.classes.tolist() if number >= 0} for frame in images.frames]
+    first: dict[int, int] = {}
+    for image, classes in enumerate(held):
+        for number in classes:
+            first.setdefault(number, image)
+    chosen = spread(count, total)
+    if first.keys() <= set().union(*(held[image] for image in chosen)):
+        return chosen
+    needed = sorted(set(first.values()))[:count]
+    return sorted({*needed, *spread(count - len(needed), total)})
 
 
 def _measure(run: Run, frames: Dataset, order: Sequence[int]) -> Evaluation:

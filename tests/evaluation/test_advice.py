@@ -7,7 +7,7 @@ from detectkit.evaluation import Evaluation
 from detectkit.evaluation.advice import findings, learning
 from detectkit.evaluation.results import ClassMistakes, Coverage
 
-HEALTHY = ClassMistakes("ace", 100, 95, 140, 0.85, 12, 0.02, 4, "king", 0.03, Coverage(0.8, 0.003))
+HEALTHY = ClassMistakes("ace", 100, 95, 140, 0.85, 0.85, 12, 0.02, 4, "king", 0.03, Coverage(0.8, 0.003))
 
 
 def result(*mistakes, images=50):
@@ -109,16 +109,22 @@ def test_an_entry_for_machines(tiny):
     assert finding.entry() == {"kind": "doubled", "class": "ace", "number": 0.5, "text": finding.text}
 
 
-def learnt(own, other, *, start=""):
+def learnt(own, other, *, start="", eased=0.0):
     experiment = spec.Experiment()
     experiment.training_config.num_epochs = 40
     experiment.model_config.pretrained_model_file = start
     training = result(
-        HEALTHY._replace(average_precision=own),
-        HEALTHY._replace(name="king", average_precision=own + 0.1),
+        HEALTHY._replace(average_precision=own, lenient_average_precision=own + eased),
+        HEALTHY._replace(
+            name="king", average_precision=own + 0.1, lenient_average_precision=own + 0.1 + eased
+        ),
         images=100,
     )
-    validation = None if other is None else result(HEALTHY._replace(average_precision=other))
+    others = [
+        HEALTHY._replace(average_precision=other),
+        HEALTHY._replace(name="king", average_precision=other),
+    ]
+    validation = None if other is None else result(*others)
     return learning(training, validation, experiment, total=296)
 
 
@@ -137,7 +143,7 @@ def test_a_network_that_knows_its_images_by_heart():
     finding = learnt(0.9, 0.6)
     assert finding.kind == "by heart" and finding.number == pytest.approx(0.95)
     assert (
-        "mAP 95.0 % on 100 of its 296 training images, 60.0 % on the validation images: more images"
+        "mAP 95.0 % on 100 of its 296 training images, 60.0 % on the validation images (least ace, 60.0 %): more images"
         in finding.text
     )
     assert learnt(0.9, 0.8) is None and learnt(0.9, None) is None
@@ -146,3 +152,33 @@ def test_a_network_that_knows_its_images_by_heart():
 def test_training_images_without_a_label_say_nothing():
     nothing = result(HEALTHY._replace(labels=0, average_precision=None))
     assert learning(nothing, None, spec.Experiment(), total=1) is None
+
+
+def test_what_is_hard_to_place_is_judged_at_an_overlap_of_a_half():
+    assert learnt(0.4, 0.4, eased=0.2) is None  # 65 % there
+    finding = learnt(0.4, 0.4, eased=0.1)
+    assert finding.number == pytest.approx(0.45)
+    assert "mAP 45.0 %, 55.0 % at an IoU of 0.5, on 100 of its 296 training images" in finding.text
+
+
+def test_by_heart_compares_the_classes_that_both_know():
+    own = HEALTHY._replace(average_precision=0.9, lenient_average_precision=0.9)
+    rare = HEALTHY._replace(name="king", average_precision=None, lenient_average_precision=None, labels=0)
+    lost = rare._replace(average_precision=0.0, lenient_average_precision=0.0, labels=3)
+
+    def judged(training, validation):
+        return learning(result(*training), result(*validation), spec.Experiment(), total=50)
+
+    assert judged([own, rare], [own, lost]) is None  # 90 % and 45 % over all
+    assert judged([own], [lost]) is None  # nothing to compare
+    finding = judged([own, rare], [own._replace(average_precision=0.6), lost])
+    assert finding.kind == "by heart" and finding.number == 0.9
+    assert "90.0 % on its 50 training images, 60.0 % on the validation images" in finding.text
+    assert "without king: more images" in finding.text
+
+
+def test_classes_without_coverage_are_not_counted_as_flooded(tiny):
+    starved = HEALTHY._replace(name="king", average_precision=0.36, coverage=Coverage(0.9, 0.46))
+    unseen = HEALTHY._replace(found=45, average_precision=0.3, coverage=Coverage(0.04, 0.01))
+    [finding] = findings(result(starved, unseen), tiny)
+    assert finding.class_name == "king" and "more class" not in finding.text

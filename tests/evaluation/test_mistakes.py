@@ -108,6 +108,14 @@ def test_sizes_overlaps_and_regions_are_those_of_the_evaluation():
     assert king.detections == 1 and king.confused_cost == 0
 
 
+def test_average_precision_at_an_easy_overlap():
+    config = spec.EvaluationConfig(minimum_detection_ground_truth_overlap={"ace": 0.7, "king": 0.3})
+    found = [((0, 0, 20, 12), ACE, 0.8), ((40, 0, 60, 8), KING, 0.8)]  # IoU 0.6 and 0.4
+    ace, king = measured((found, [(HERE, ACE), (THERE, KING)]), config=config)
+    assert (ace.average_precision, ace.lenient_average_precision) == (0, 1)
+    assert (king.average_precision, king.lenient_average_precision) == (1, 1)  # at 0.3
+
+
 def test_nothing_found_and_nothing_there():
     ace, king = measured(([], []))
     assert (

@@ -4,9 +4,11 @@ import json
 import logging
 import re
 
+import numpy as np
 import pytest
 import torch
 
+from detectkit.data.dataset import Dataset, Frame, Objects
 from detectkit.evaluation import advice
 from detectkit.model import checkpoint
 from detectkit.train import loop
@@ -67,6 +69,22 @@ def test_a_sample_is_measured_without_augmentation(knowing, tmp_path, monkeypatc
     run = set_up(knowing, tmp_path, name="model", device=torch.device("cpu"))
     measured = loop.measure_training(run)
     assert measured.images == 4 and advice.mean_average_precision(measured) > 0.9
+
+
+def test_a_class_that_few_images_have_is_in_the_sample():
+    def frames(total, *rare):
+        zeros = np.zeros(1, np.float32), np.zeros(1, np.int64)
+        found = [
+            Objects(np.zeros((1, 4), np.float32), np.array([int(at in rare)]), ("a",), *zeros)
+            for at in range(total)
+        ]
+        found = [Frame(str(at), f"{at}.png", None, 0, (96, 64), own) for at, own in enumerate(found)]
+        return Dataset(found, ["square", "bar"])
+
+    assert loop.sample(frames(3, 1), 100) == [0, 1, 2]
+    assert loop.sample(frames(16, 6, 7), 4) == [2, 6, 10, 14]  # spread evenly, with a bar in the sixth
+    assert loop.sample(frames(16, 7, 8), 4) == [0, 4, 7, 12]  # the first square and bar, two more
+    assert loop.sample(frames(16, 7), 1) == [0]
 
 
 def test_the_model_is_there_before_its_end_is_measured(small, tmp_path, monkeypatch):
