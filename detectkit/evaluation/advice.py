@@ -134,12 +134,11 @@ def _is_unseen(item: ClassMistakes) -> bool:
 
 def _coverage(ill: Sequence[ClassMistakes], images: int) -> Finding | None:
     flooded = [item for item in ill if _floods(item, images)]
+    alike = flooded or ill
     if flooded:
-        alike = flooded
         number, name, told = max(map(_flood, flooded))
         fix = "; after a long training, equal weight_targets of cov and bbox, and a prior of 0.01 for cov"
     elif ill:
-        alike = ill
         number, name, told = min(map(_darkness, ill))
         fix = "; a higher class_weight and coverage_foreground_weight; more images of it if training images are better"
     else:

@@ -186,7 +186,7 @@ def test_what_a_spec_of_tlt_does_differently_here(capsys):
     for name in ("infer", "convert"):
         assert cli.main(["check", "--from-tlt", str(SPECS / f"kitti_{name}.txt")]) == 0
     printed = capsys.readouterr().out
-    assert "TLT's models are not read" in printed and "TLT takes the first names in the alphabet" in printed
+    assert "encrypted models of TLT are not read" in printed and "TLT takes the first names in the alphabet" in printed
 
 
 def test_a_spec_that_does_nothing_else_here(tmp_path, capsys):
