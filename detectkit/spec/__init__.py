@@ -39,7 +39,7 @@ from detectkit.spec.load import (
     resolved,
 )
 from detectkit.spec.model_pb2 import ModelConfig
-from detectkit.spec.networks import NETWORKS
+from detectkit.spec.networks import NETWORKS, spec_to_use
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig, ConfidenceConfig, PostProcessingConfig
 from detectkit.spec.pruning import chosen_criterion
 from detectkit.spec.pruning_pb2 import PruningConfig
@@ -131,5 +131,6 @@ __all__ = [
     "reduced",
     "resolved",
     "retraining_spec",
+    "spec_to_use",
     "warnings",
 ]
