@@ -21,7 +21,7 @@ from detectkit.heads import ClassClustering, GridHead
 from detectkit.ops.boxes import area, clip, transform
 from detectkit.ops.cluster import Detections
 from detectkit.runtimes import Forward, Network, load
-from detectkit.spec import AugmentationConfig, Experiment, class_names
+from detectkit.spec import AugmentationConfig, Experiment, class_names, spec_to_use
 
 
 class Latency(NamedTuple):
@@ -154,7 +154,7 @@ def load_model(
     """
     device = default_device() if device is None else device
     network = load(path, device, experiment=experiment)
-    return make_predictor(network, network.spec if experiment is None else experiment, device)
+    return make_predictor(network, spec_to_use(experiment, network.spec, network.file), device)
 
 
 def make_predictor(

@@ -180,7 +180,7 @@ def _job(args: argparse.Namespace, given: spec.Experiment | None) -> _Job:
     network = runtimes.load(args.model, "cpu", experiment=given)
     if not isinstance(network.forward, Detector):
         raise UsageError(f"-m {args.model}: give the .safetensors model that it was made from")
-    experiment = given or network.spec
+    experiment = spec.spec_to_use(given, network.spec, network.file)
     make_predictor(network, experiment, "cpu")  # refuses one for other classes or channels
     section = given.calibration_config if given else spec.CalibrationConfig()
     settings = Settings(args, section, "calibration_config", OPTIONS)

@@ -131,7 +131,7 @@ def _evaluate_model(args: argparse.Namespace, given: spec.Experiment | None) -> 
 
     device = choose_device(args)
     network = runtimes.load(args.model_path, device, experiment=given)
-    experiment = given or network.spec
+    experiment = spec.spec_to_use(given, network.spec, network.file)
     config = experiment.evaluation_config
     require_package(config)
     predictor = make_predictor(network, experiment, device)

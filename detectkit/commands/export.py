@@ -329,7 +329,7 @@ def _source(args: argparse.Namespace, given: spec.Experiment | None) -> Source:
             f"{args.model} is exported already: give the .safetensors model that it was made from"
         )
     network = runtimes.load(args.model, "cpu", experiment=given)
-    detector, experiment = network.forward, given or network.spec
+    detector, experiment = network.forward, spec.spec_to_use(given, network.spec, network.file)
     assert isinstance(detector, Detector)
     make_predictor(network, experiment, "cpu")  # it refuses a spec of another model
     if any(side % detector.stride for side in image_size(experiment)):

@@ -184,7 +184,7 @@ def _predictor(
         if args.model_path is None:
             raise UsageError("give the model: -m MODEL")
         network = load(args.model_path, device, experiment=given)
-        experiment = given or network.spec
+        experiment = spec.spec_to_use(given, network.spec, network.file)
         return make_predictor(network, experiment, device), experiment
     config = given.inferencer_config
     named = config.tlt_config.model or config.tensorrt_config.trt_engine

@@ -15,7 +15,6 @@ from detectkit.errors import DataError, ModelError, SpecError, UsageError
 from detectkit.files import atomic_write, check_writable, make_directory
 from detectkit.spec import PruningConfig
 from detectkit.spec.check import short
-from detectkit.spec.networks import is_keras
 
 if TYPE_CHECKING:
     from detectkit.compress.accuracy import Left
@@ -171,8 +170,7 @@ def run(args: argparse.Namespace) -> None:
     from detectkit.model import checkpoint
 
     model = checkpoint.load(args.model, choose_device(args), experiment=given)
-    # The spec of a model of TLT is the given one with TLT's layout.
-    experiment = model.spec if given is None or is_keras(str(args.model)) else given
+    experiment = spec.spec_to_use(given, model.spec, args.model)
     _check_spec(args.model, model, experiment)
     config = _config(args, experiment)
     _choose_criterion(args, experiment, config)

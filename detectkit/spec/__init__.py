@@ -39,7 +39,7 @@ from detectkit.spec.load import (
     resolved,
 )
 from detectkit.spec.model_pb2 import ModelConfig
-from detectkit.spec.networks import NETWORKS
+from detectkit.spec.networks import NETWORKS, spec_to_use
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig, ConfidenceConfig, PostProcessingConfig
 from detectkit.spec.pruning import chosen_criterion, has_target
 from detectkit.spec.pruning_pb2 import PruningConfig
@@ -132,5 +132,6 @@ __all__ = [
     "reduced",
     "resolved",
     "retraining_spec",
+    "spec_to_use",
     "warnings",
 ]

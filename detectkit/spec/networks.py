@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import PurePath
 from typing import NamedTuple
 
+from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.model_pb2 import ModelConfig
 
 KERAS_FILES = (".hdf5", ".h5")  # how the names of plain Keras files end
@@ -50,6 +52,17 @@ def is_keras(path: str) -> bool:
 def is_of_tlt(path: str) -> bool:
     """Whether a file of weights is TLT's, by its name."""
     return PurePath(path).suffix.lower() in (*KERAS_FILES, *ENCRYPTED_FILES)
+
+
+def spec_to_use(
+    given: Experiment | None, stored: Experiment, model_file: str | os.PathLike[str]
+) -> Experiment:
+    """The spec that a command goes by: the given one, else that of the model.
+
+    Args:
+        stored: the model's; that of a Keras file is made of the given one, with TLT's layout, and goes before it.
+    """
+    return stored if given is None or is_keras(os.fspath(model_file)) else given
 
 
 def has_tlt_layout(config: ModelConfig) -> bool:

@@ -445,6 +445,13 @@ def test_the_retraining_spec_is_the_one_given_and_its_paths_are_as_given(
     assert "secret" not in (place / "below/out_retrain.txt").read_text()  # results are shown to others
 
 
+def test_a_spec_that_names_an_encrypted_file_is_of_the_own_model(quick, tiny, learnt, write_spec, place):
+    """As TLT's specs do: that file is never read, and says nothing of the network."""
+    tiny.model_config.pretrained_model_file = "resnet10.tlt"
+    assert quick("-m", learnt, "-e", write_spec(tiny), "-o", "out")[0] == 0
+    assert spec.load_experiment("out_retrain.txt").model_config.layout == spec.ModelConfig.AS_PRETRAINED
+
+
 def test_a_cut_while_times_are_measured_leaves_all_that_retraining_needs(quick, learnt, place, monkeypatch):
     def cut(models, **_):
         raise KeyboardInterrupt

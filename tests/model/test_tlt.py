@@ -255,7 +255,9 @@ FAMILIES = [("resnet", 50), ("googlenet", 0), ("mobilenet_v2", 0), ("efficientne
     [
         ("w/resnet18.hdf5", ModelConfig.AS_PRETRAINED, True),
         ("w/resnet18.H5", ModelConfig.AS_PRETRAINED, True),
-        *((f"w/pruned{suffix}", ModelConfig.AS_PRETRAINED, False) for suffix in ENCRYPTED_FILES),  # never read
+        *(
+            (f"w/pruned{suffix}", ModelConfig.AS_PRETRAINED, False) for suffix in ENCRYPTED_FILES
+        ),  # never read
         ("w/resnet18.pth", ModelConfig.AS_PRETRAINED, False),
         ("", ModelConfig.AS_PRETRAINED, False),
         ("w/resnet18.hdf5", ModelConfig.TORCHVISION, False),
@@ -289,7 +291,8 @@ def test_a_model_in_the_other_layout_is_refused(tmp_path: Path, of_file: str, as
 
 
 @pytest.mark.parametrize(
-    "changes", [{"arch": "squeezenet"}, {"arch": "mobilenet_v1", "use_batch_norm": False}, {"use_batch_norm": False}]
+    "changes",
+    [{"arch": "squeezenet"}, {"arch": "mobilenet_v1", "use_batch_norm": False}, {"use_batch_norm": False}],
 )
 @pytest.mark.parametrize("of_file", ["TLT", "TORCHVISION"])
 def test_a_network_of_one_form_has_no_other_layout(
