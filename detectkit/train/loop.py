@@ -331,6 +331,7 @@ def _measure(run: Run, frames: Dataset, order: Sequence[int]) -> Evaluation:
         predictor.batches(batches),
         run.head.class_names,
         run.experiment.evaluation_config,
+        geometry=run.head.geometry,
         cost=lambda predicted: validation_cost(weights, run.head, predicted),
     )
 
