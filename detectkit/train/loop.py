@@ -310,7 +310,7 @@ def sample(images: Dataset, most: int) -> list[int]:
         for number in classes:
             first.setdefault(number, image)
     chosen = spread(count, total)
-    if first.keys() <= set().union(*(held[image] for image in chosen)):
+    if first.keys() <= {number for image in chosen for number in held[image]}:
         return chosen
     needed = sorted(set(first.values()))[:count]
     return sorted({*needed, *spread(count - len(needed), total)})
