@@ -359,12 +359,34 @@ def test_boxes_smaller_than_a_cell(place: Place, capsys: Capture) -> None:
 
 
 def test_boxes_that_are_all_below_the_least_size(place: Place, capsys: Capture) -> None:
-    place.experiment.augmentation_config.preprocessing.min_bbox_height = 17
+    place.experiment.augmentation_config.preprocessing.min_bbox_height = 29
     place.write()
     for command in (place.check, place.train):
         assert command() == DATA_ERROR
-        assert "all 18 training boxes of class bar are outside the 96x64 pixels" in complaint(capsys)
+        assert "all 36 training boxes of all classes are outside the 96x64 pixels" in complaint(capsys)
         assert not place.results.exists()
+    place.experiment.augmentation_config.preprocessing.min_bbox_height = 17
+    place.write()
+    for command in (place.check, place.train):  # squares of 28 pixels are left
+        assert command() == 0
+        assert "WARNING: all 18 training boxes of bar are outside the 96x64" in capsys.readouterr().err
+
+
+def test_training_images_without_objects_and_a_rare_class(place: Place, capsys: Capture) -> None:
+    training = sorted(path for path in place.labels.iterdir() if path.stem in trained_on(place))
+    for path in training:
+        path.write_text("".join(LINE.format(f"{3 * at} 20 {3 * at + 24} 44") for at in range(24)))
+    for path in training[:4]:
+        path.write_text("")
+    for path in training[4:7]:
+        path.write_text(path.read_text() + LINE.format("10 2 50 18").replace("square", "bar"))
+    place.experiment.training_config.num_epochs = 2
+    assert place.experiment.cost_function_config.enable_autoweighting
+    place.write()
+    told = train_again(place, capsys)
+    assert "too few training boxes to learn a class from: bar 3; label more" in told
+    assert "rare beside the 336 training boxes of square: bar 3; " in told
+    assert "it has not learnt its own images: mAP" in told
 
 
 def test_validation_images_without_objects(place: Place, capsys: Capture) -> None:

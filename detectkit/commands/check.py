@@ -108,7 +108,7 @@ def _check_data(experiment: spec.Experiment) -> None:
     """Print the boxes of each class, and what will be hard to learn from them.
 
     Raises:
-        DataError: unreadable data, or a class without a training box that the network sees.
+        DataError: unreadable data, a class without a training box, or none at all that the network sees.
     """
     from detectkit.data.dataset import capped, class_counts, training_frames, validation_frames
     from detectkit.data.warn import warnings

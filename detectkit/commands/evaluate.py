@@ -150,6 +150,7 @@ def _evaluate_model(args: argparse.Namespace, given: spec.Experiment | None) -> 
         collector.watch(predicted) if collector else predicted,
         names,
         config,
+        geometry=predictor.head.geometry,
         cost=lambda batch: validation_cost(weights, predictor.head, batch),
     )
     details = collector.details(result) if collector else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from detectkit.data.augment import preprocessing_matrices
-from detectkit.data.dataset import Dataset
+from detectkit.data.dataset import Dataset, Frame
 from detectkit.errors import DataError
 from detectkit.ops.boxes import clip, transform
 from detectkit.spec import AugmentationConfig
@@ -43,10 +43,14 @@ def warnings(
         stride: network pixels of a grid cell.
 
     Raises:
-        DataError: a class has training boxes, but the network sees none of them.
+        DataError: the network sees no training box of any class.
     """
     counts = _counts(training)
-    found = [*_few(training, counts), *_unseen(training, augmentation.preprocessing, stride=stride)]
+    found = [
+        *_few(training),
+        *_rare(training, counts),
+        *_unseen(training, augmentation.preprocessing, boxes=sum(counts), stride=stride),
+    ]
     if validation is not None:
         held_out = _counts(validation)
         empty = [name for name, count in zip(training.class_names, held_out) if not count]
@@ -57,53 +61,75 @@ def warnings(
     return found
 
 
-def _counts(dataset: Dataset) -> list[int]:
-    """Boxes of each target class."""
-    classes = [frame.objects.classes for frame in dataset.frames]
+def _counts(dataset: Dataset, frames: Iterable[Frame] | None = None) -> list[int]:
+    """Boxes of each target class, in all images or in some."""
+    classes = [frame.objects.classes for frame in (dataset.frames if frames is None else frames)]
     joined = np.concatenate(classes) if classes else np.zeros(0, np.int64)
     counts: list[int] = np.bincount(joined[joined >= 0], minlength=len(dataset.class_names)).tolist()
     return counts
 
 
-def _few(training: Dataset, counts: Sequence[int]) -> Iterator[str]:
-    if len(training) < FEW_IMAGES:
+def _distinct(frames: Iterable[Frame]) -> list[Frame]:
+    """The images without the copies that num_duplicates made: nothing more is to be learnt from those."""
+    found = {
+        # Images in records have the shard for their path, and their copies may be in another one.
+        (
+            frame.source,
+            frame.frame_id,
+            frame.path if frame.shard is None else "",
+            frame.objects.boxes.tobytes(),
+        ): frame
+        for frame in frames
+    }
+    return list(found.values())
+
+
+def _few(training: Dataset) -> Iterator[str]:
+    frames = _distinct(training.frames)
+    if len(frames) < FEW_IMAGES:
         yield (
-            f"{len(training)} training images are few: what is learnt of them may be true of them alone; more images, or"
+            f"{len(frames)} training images are few: what is learnt of them may be true of them alone; more images, or"
             " pretrained_model_file and augmentation"
         )
-    named = list(zip(training.class_names, counts, strict=True))
+    named = zip(training.class_names, _counts(training, frames), strict=True)
     few = [f"{name} {count:,}" for name, count in named if count < FEW_BOXES]
     if few:
         yield (
-            f"too few training boxes to learn a class from: {', '.join(few)}; label more, or copy their images (num_duplicates"
-            " of sample_modifier_config)"
+            f"too few training boxes to learn a class from: {', '.join(few)}; label more (copies of an image count once)"
         )
+
+
+def _rare(training: Dataset, counts: Sequence[int]) -> Iterator[str]:
+    """Copies count: they weigh in the cost."""
+    named = list(zip(training.class_names, counts, strict=True))
     largest, most = max(named, key=lambda pair: pair[1])
     rare = [f"{name} {count:,}" for name, count in named if RARE * count < most]
     if rare:
         yield (
             f"rare beside the {most:,} training boxes of {largest}: {', '.join(rare)}; rare classes weigh little in the cost:"
-            " raise their class_weight"
+            " raise their class_weight, or copy their images (num_duplicates of sample_modifier_config)"
         )
 
 
 def _unseen(
-    training: Dataset, preprocessing: AugmentationConfig.Preprocessing, *, stride: int
+    training: Dataset, preprocessing: AugmentationConfig.Preprocessing, *, boxes: int, stride: int
 ) -> Iterator[str]:
-    """Boxes that preprocessing cuts away or makes too small."""
+    """Boxes that preprocessing cuts away or makes too small; `boxes` counts those of all target classes."""
     seen = _seen(training, preprocessing)
     least = preprocessing.min_bbox_width, preprocessing.min_bbox_height
     is_lost = ~((seen.sizes > 0) & (seen.sizes >= least)).all(axis=1)
     is_small = ~is_lost & (seen.sizes.prod(axis=1) < stride**2)
     size = f"{preprocessing.output_image_width}x{preprocessing.output_image_height}"
+    why = f"outside the {size} pixels that the network sees, or below min_bbox_width or min_bbox_height"
+    fix = "enable_auto_resize: true, or a larger output_image_width and output_image_height"
+    if boxes and is_lost.sum() == boxes:
+        raise DataError(f"all {boxes:,} training boxes of all classes are {why}: {fix}, or lower limits")
     for number, name in enumerate(training.class_names):
         own = seen.classes == number
         count, lost, small = int(own.sum()), int((own & is_lost).sum()), int((own & is_small).sum())
-        why = f"outside the {size} pixels that the network sees, or below min_bbox_width or min_bbox_height"
-        fix = "enable_auto_resize: true, or a larger output_image_width and output_image_height"
         if count and lost == count:
-            raise DataError(f"all {count:,} training boxes of class {name} are {why}: {fix}, or lower limits")
-        if lost > MANY_SMALL * count:
+            yield f"all {count:,} training boxes of {name} are {why}, so it is not learnt: {fix}, or lower limits"
+        elif lost > MANY_SMALL * count:
             yield f"{lost:,} of {count:,} training boxes of {name} are {why}: {fix}"
         if small > MANY_SMALL * count:
             yield (

@@ -15,6 +15,7 @@ from detectkit.evaluation.mistakes import CoverageMeter, mistakes
 from detectkit.evaluation.results import Evaluation, Truth
 from detectkit.evaluation.voc import Scores
 from detectkit.ops.cluster import Detections
+from detectkit.ops.rasterize import ClassGeometry
 from detectkit.predict import Latency, Predicted
 from detectkit.spec import EvaluationConfig
 
@@ -27,24 +28,28 @@ def evaluate(
     class_names: list[str],
     config: EvaluationConfig,
     *,
+    geometry: ClassGeometry | None = None,
     cost: Cost | None = None,
 ) -> Evaluation:
     """Measure predicted batches as `config.protocol` says: VOC in network pixels, the others in those of the files.
 
     Args:
+        geometry: of the head's classes; coverage on and beside objects is measured where it is given.
         cost: of a predicted batch, for the validation cost.
 
     Raises:
         DetectkitError: the protocol needs a package that is not installed.
     """
-    scores, meter = new_scores(class_names, config), CoverageMeter(len(class_names))
+    scores = new_scores(class_names, config)
+    meter = CoverageMeter(geometry) if geometry else None
     cost_sum = 0.0
     latencies: list[Latency] = []
     for predicted in predictions:
         places, truths = placements(predicted, config), image_truths(predicted, config)
         for detections, place, truth in zip(predicted.detections, places, truths, strict=True):
             scores.add(place(detections), truth)
-        meter.add(predicted)
+        if meter:
+            meter.add(predicted)
         latencies.append(predicted.latency)
         if cost:
             cost_sum += cost(predicted) * len(predicted.detections)

@@ -16,7 +16,7 @@ from detectkit.data.dataset import DONTCARE
 from detectkit.evaluation.results import ClassMistakes, Coverage
 from detectkit.evaluation.voc import Found, Labelled, Scores, judge
 from detectkit.ops.metrics import best_overlaps, match, precision_recall
-from detectkit.ops.rasterize import touched
+from detectkit.ops.rasterize import ClassGeometry, touched
 from detectkit.predict import Predicted
 
 ON_LABEL = (
@@ -26,9 +26,15 @@ LENIENT = 0.5  # IoU at which a class counts as learnt, however exact its boxes 
 
 
 class CoverageMeter:
-    """Sums up what a network gives in the middle of objects and where there is nothing, batch by batch."""
+    """Sums up what a network gives at the centres of objects and where there is nothing, batch by batch.
 
-    def __init__(self, classes: int):
+    Args:
+        geometry: of the C classes, whose centres need not be in the middle.
+    """
+
+    def __init__(self, geometry: ClassGeometry):
+        self._center = torch.stack((geometry.center_x, geometry.center_y), dim=1)  # [C, 2], parts of a box
+        classes = len(self._center)
         self._sums = torch.zeros(2, classes, dtype=torch.float64)  # on objects, on the background
         self._counts = torch.zeros(2, classes, dtype=torch.float64)  # of labels, of cells
 
@@ -38,8 +44,9 @@ class CoverageMeter:
         batch, classes, height, width = coverage.shape
         stride = prepared.images.shape[-1] // width
         labels = prepared.labels
-        middle = (labels.boxes[:, :2] + labels.boxes[:, 2:]) / (2 * stride)
-        column, row = middle.long().unbind(1)
+        low, high = labels.boxes[:, :2], labels.boxes[:, 2:]
+        center = low + self._center.to(low)[labels.classes] * (high - low)
+        column, row = (center / stride).long().unbind(1)
         at = (labels.image_index, labels.classes, row.clamp(max=height - 1), column.clamp(max=width - 1))
         zeros = coverage.new_zeros(classes)
         on_objects = zeros.index_add(0, labels.classes, coverage[at])

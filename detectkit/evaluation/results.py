@@ -48,7 +48,7 @@ class Coverage(NamedTuple):
 
     objects: (
         float | None
-    )  # mean over the cells in the middle of its labels, where 1 is asked; None without any
+    )  # mean over the cells at the centres (cov_center_x, cov_center_y) of its labels, where 1 is asked; None without any
     background: (
         float | None
     )  # mean over the cells that no label reaches into, where 0 is asked; None without any

@@ -316,7 +316,7 @@ def sample(images: Dataset, most: int) -> list[int]:
         for number in classes:
             first.setdefault(number, image)
     chosen = spread(count, total)
-    if first.keys() <= set().union(*(held[image] for image in chosen)):
+    if first.keys() <= {number for image in chosen for number in held[image]}:
         return chosen
     needed = sorted(set(first.values()))[:count]
     return sorted({*needed, *spread(count - len(needed), total)})
@@ -337,6 +337,7 @@ def _measure(run: Run, frames: Dataset, order: Sequence[int]) -> Evaluation:
         predictor.batches(batches),
         run.head.class_names,
         run.experiment.evaluation_config,
+        geometry=run.head.geometry,
         cost=lambda predicted: validation_cost(weights, run.head, predicted),
     )
 

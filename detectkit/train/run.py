@@ -115,7 +115,7 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
     """Open the data, build or load the network, and take up the state that `results` holds, if any.
 
     Raises:
-        DataError: no usable data, or a target class without a box to train on.
+        DataError: no usable data, or a target class without a box to train on, or no box that the network sees.
         ModelError: the pretrained file or the saved state does not fit.
         UsageError: `results` holds a run of another spec.
         OutputError: `results` cannot be written.
@@ -125,8 +125,10 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
     torch.manual_seed(experiment.random_seed)
     training, validation = _open_data(experiment)
     network = _network(experiment, saved, results)
-    for doubt in warnings(training, validation, experiment.augmentation_config, stride=network.stride):
-        log.warning(doubt)
+    doubts = warnings(training, validation, experiment.augmentation_config, stride=network.stride)
+    if not (saved or experiment.model_config.load_graph):  # else the first training on these images said so
+        for doubt in doubts:
+            log.warning(doubt)
     detector = network.to(device).to(memory_format=torch.channels_last)
     dtype = number_format(experiment.model_config.training_precision, device)
     state = _state(experiment, detector, dtype=dtype, device=device, images=len(training))

@@ -110,7 +110,7 @@ def test_a_crop_that_leaves_nothing_is_named(training_spec, tmp_path, capsys):
     assert cli.main(["check", "-e", str(training_spec)]) == 4  # something is left, but no object
     error = capsys.readouterr().err
     assert "leave nothing" not in error
-    assert "all 2 training boxes of class car are outside the 1248x384 pixels that the network sees" in error
+    assert "all 4 training boxes of all classes are outside the 1248x384 pixels that the network sees" in error
 
 
 def test_a_broken_image_is_named(training_spec, tmp_path, capsys):

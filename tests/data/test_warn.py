@@ -18,13 +18,14 @@ def augmentation(**preprocessing):
     return config
 
 
-def dataset(images, *boxes, size=(96, 64)):
-    """So many images with the same (box, class), of square and bar."""
+def dataset(images, *boxes, size=(96, 64), name="a"):
+    """So many images with the same (box, class), of square and bar; `name` begins those of the files."""
     sides = np.array([box for box, _ in boxes], np.float32).reshape(-1, 4)
     classes = np.array([number for _, number in boxes], np.int64)
     zeros = np.zeros(len(boxes), np.float32), np.zeros(len(boxes), np.int64)
     objects = Objects(sides, classes, ("a",) * len(boxes), *zeros)
-    return Dataset([Frame("a", "a.png", None, 0, size, objects)] * images, ["square", "bar"])
+    frames = [Frame(f"{name}{at}", f"{name}{at}.png", None, 0, size, objects) for at in range(images)]
+    return Dataset(frames, ["square", "bar"])
 
 
 SQUARE, BAR = ([0, 0, 20, 20], 0), ([40, 0, 80, 16], 1)
@@ -45,13 +46,13 @@ def test_few_images():
 
 def test_a_class_with_three_boxes_beside_one_with_thousands():
     data = dataset(1000, SQUARE, SQUARE)
-    data.frames += dataset(3, BAR).frames
+    data.frames += dataset(3, BAR, name="b").frames
     few, rare = told(data)
     assert few.startswith("too few training boxes to learn a class from: bar 3; label more")
     assert (
         rare.startswith("rare beside the 2,000 training boxes of square: bar 3; ") and "class_weight" in rare
     )
-    data.frames += dataset(17, BAR).frames
+    data.frames += dataset(17, BAR, name="c").frames
     assert told(data) == []  # 20 are enough, and one for 100
 
 
@@ -77,12 +78,33 @@ def test_boxes_that_the_network_does_not_see():
     )
     assert "enable_auto_resize" in warning
     assert told(dataset(50, SQUARE, BAR, BAR, BAR, away, size=(192, 64))) == []
-    with pytest.raises(DataError, match="all 50 training boxes of class bar are outside the 96x64 pixels"):
-        told(dataset(50, SQUARE, away, size=(192, 64)))
-    with pytest.raises(
-        DataError, match="all 50 training boxes of class bar .* below min_bbox_width or min_bbox_height"
-    ):
-        told(dataset(50, SQUARE, BAR), min_bbox_height=17)
+
+
+def test_a_class_that_the_network_does_not_see_stops_no_training_of_another():
+    away = ([100, 0, 140, 16], 1)
+    [warning] = told(dataset(50, SQUARE, away, size=(192, 64)))
+    assert warning.startswith(
+        "all 50 training boxes of bar are outside the 96x64 pixels that the network sees"
+    )
+    [warning] = told(dataset(50, SQUARE, BAR), min_bbox_height=17)
+    assert "all 50 training boxes of bar " in warning and "below min_bbox_width or min_bbox_height" in warning
+    with pytest.raises(DataError, match="all 100 training boxes of all classes are outside the 96x64 pixels"):
+        told(dataset(50, SQUARE, BAR), min_bbox_height=21)
+    unknown = dataset(50, SQUARE, BAR)
+    unknown.frames[0] = unknown.frames[0]._replace(size=None)  # not known before it is decoded
+    assert len(told(unknown, min_bbox_height=21)) == 2
+
+
+def test_copies_of_images_count_once():
+    data = dataset(50, SQUARE)
+    data.frames += dataset(5, BAR, name="b").frames * 5  # as num_duplicates: 4 writes them
+    [few] = told(data)
+    assert few.startswith("too few training boxes to learn a class from: bar 5; label more")
+    [few, _] = told(Dataset(data.frames[:10] * 9 + data.frames[50:], data.class_names))
+    assert few.startswith("15 training images are few")
+    many = dataset(1000, SQUARE)
+    many.frames += dataset(5, BAR, name="b").frames * 2
+    [_] = told(many)  # not rare: 10 boxes of 1,000 in the cost
 
 
 def test_labels_of_no_class_are_not_counted():

@@ -10,6 +10,7 @@ from detectkit.data.dataset import BACKGROUND, DONTCARE, Objects, Sample, collat
 from detectkit.evaluation import Truth, evaluate, new_scores
 from detectkit.evaluation.mistakes import CoverageMeter, mistakes
 from detectkit.ops.cluster import Detections
+from detectkit.ops.rasterize import ClassGeometry
 from detectkit.predict import Latency, Predicted
 
 ACE, KING = 0, 1
@@ -153,12 +154,33 @@ def predicted(tiny):
     return Predicted(batch, prepared, (coverage, torch.zeros(1, 8, 4, 6)), [found], Latency(1.0, 1.0, 1.0))
 
 
+def geometry(center_y=0.5):
+    return ClassGeometry(*(torch.full((2,), value) for value in (0.5, center_y, 0.6, 0.6, 0.7)))
+
+
 def test_coverage_in_the_middle_of_objects_and_where_no_label_is(predicted):
-    result = evaluate([predicted, predicted], ["ace", "king"], spec.EvaluationConfig())
+    result = evaluate([predicted, predicted], ["ace", "king"], spec.EvaluationConfig(), geometry=geometry())
     ace, king = (item.coverage for item in result.mistakes)
     assert (ace.objects, ace.background) == (0.75, 0.5)
     assert (king.objects, king.background) == (None, 0)
 
 
+def test_coverage_at_the_foot_of_objects(predicted):
+    """Where cov_center_y asks for it: the cell that holds the middle of the ace's lower side."""
+    predicted.prepared.labels.boxes[0, 3] = (
+        40  # from 8: its centre is in the second row, its foot in the third
+    )
+    predicted.outputs[0][0, ACE, 2, 1] = 0.875
+    scores = [
+        evaluate([predicted], ["ace", "king"], spec.EvaluationConfig(), geometry=geometry(center_y=at))
+        for at in (0.5, 1)
+    ]
+    assert [found.mistakes[ACE].coverage.objects for found in scores] == [0.75, 0.875]
+    predicted.prepared.labels.boxes[0, 3] = 64  # the lower side of the image: its last row of cells
+    predicted.outputs[0][0, ACE, 3, 1] = 0.125
+    [ace, _] = evaluate([predicted], ["ace", "king"], spec.EvaluationConfig(), geometry=geometry(1)).mistakes
+    assert ace.coverage.objects == 0.125
+
+
 def test_coverage_without_a_batch():
-    assert CoverageMeter(1).result() == [(None, None)]
+    assert CoverageMeter(geometry()).result() == [(None, None)] * 2

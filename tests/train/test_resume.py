@@ -119,3 +119,21 @@ def test_how_to_prune_may_change_and_the_best_model_stays_the_best(everything, t
     everything.evaluation_config.minimum_detection_ground_truth_overlap["square"] = 0.25
     again = set_up(everything, tmp_path, name="model", device=torch.device("cpu"))
     assert again.state.best == -1  # measured otherwise
+
+
+def test_what_is_said_of_the_data_is_said_in_the_first_training_alone(small, tmp_path, caplog):
+    def told(experiment, results):
+        caplog.clear()
+        outcome = run(experiment, results)
+        return "6 training images are few" in caplog.text, outcome
+
+    small.training_config.num_epochs = 1
+    said, outcome = told(small, tmp_path / "first")
+    assert said
+    small.training_config.num_epochs = 2
+    said, _ = told(small, tmp_path / "first")  # goes on
+    assert not said
+    small.model_config.pretrained_model_file = str(outcome.last)
+    assert told(small, tmp_path / "other")[0]
+    small.model_config.load_graph = True
+    assert not told(small, tmp_path / "again")[0]
