@@ -81,7 +81,7 @@ def test_evaluation_computes_the_folded_network_in_8_bits():
         found, wanted, plain = detector(images), by_hand(detector, images), detector.plain(images)
     for one, other, third in zip(found, wanted, plain, strict=True):
         torch.testing.assert_close(one.double(), other.double(), atol=1e-5, rtol=1e-5)
-        assert (one - third).abs().max() > 1e-3  # the rounding is to be seen
+        assert (one - third).abs().max() > 1e-2 * third.abs().max()  # the rounding is to be seen
 
 
 class Rounded(fx.Interpreter):
