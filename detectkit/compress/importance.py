@@ -70,8 +70,8 @@ def taylor(detector: Detector, experiment: spec.Experiment, *, batches: int) -> 
     Raises:
         DataError: no training images, or one that cannot be read.
     """
+    mean = mean_costs(detector, experiment, batches=batches)
     network = copy.deepcopy(detector).eval().requires_grad_(False)
-    mean = torch.stack(list(_costs(network, experiment, batches))).mean(0)  # [C, 2]
     shares = torch.where(mean > 0, 1 / mean, 0)
     gates = _Gates(network)
     squares: dict[str, Tensor] = {}
@@ -82,6 +82,12 @@ def taylor(detector: Detector, experiment: spec.Experiment, *, batches: int) -> 
         for name, slope in slopes.items():
             squares[name] = squares.get(name, 0) + slope.square().sum(0)
     return {name: (square / images).sqrt().cpu() for name, square in squares.items()}
+
+
+@torch.no_grad()
+def mean_costs(detector: Detector, experiment: spec.Experiment, *, batches: int) -> Tensor:
+    """The cost [C, 2] of each class and objective on training images, unweighted; arguments and errors as in `taylor`."""
+    return torch.stack(list(_costs(copy.deepcopy(detector).eval(), experiment, batches))).mean(0)
 
 
 def _costs(network: Detector, experiment: spec.Experiment, batches: int) -> Iterator[Tensor]:

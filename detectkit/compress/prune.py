@@ -53,7 +53,7 @@ def prune(
     """Narrow a network as `pruning_config` says, once; the one that is given stays as it is.
 
     By criterion TAYLOR a target is approached in `STEPS` equal ratios, and each step judges what the last one has left: to
-    first order only a small step is foreseen. At the end batch normalisation gets statistics that suit what is left. The other criteria look at each filter by itself, so that steps change nothing.
+    first order only a small step is foreseen. At the end batch normalisation gets statistics that suit what is left (`renewed`). The other criteria look at each filter by itself, so that steps change nothing.
 
     Args:
         experiment: for criterion TAYLOR, whose training images it takes.
@@ -76,7 +76,7 @@ def prune(
         threshold = find_threshold(pruner, size, math.pow(limit, number / STEPS), name=aim)
         pruner = Pruner(pruner.pruned(threshold).detector, config, experiment)
     found = pruner.pruned(find_threshold(pruner, size, limit, name=aim)).detector
-    return Pruned(renewed(found, experiment), None)
+    return Pruned(renewed(found, experiment, batches=config.calibration_batches), None)
 
 
 class Pruner:

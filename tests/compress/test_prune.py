@@ -409,7 +409,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Detector]:
         return numbers | {"backbone.wide": (torch.arange(wide) + 1.0) / 10}
 
     monkeypatch.setattr(prune_module, "taylor", count)
-    monkeypatch.setattr(prune_module, "renewed", lambda network, _: network)
+    monkeypatch.setattr(prune_module, "renewed", lambda network, *_, **__: network)
     return networks
 
 
