@@ -53,34 +53,32 @@ def batch_norm_scales(detector: Detector) -> dict[str, Tensor]:
     return scales
 
 
-def taylor(
-    detector: Detector, experiment: spec.Experiment, *, batches: int, costs: Tensor
-) -> dict[str, Tensor]:
+def taylor(detector: Detector, experiment: spec.Experiment, *, batches: int) -> dict[str, Tensor]:
     """What the cost would change by without a channel, to first order (Molchanov et al. 2019).
 
     Each channel has a gate of 1 behind its layer: behind the batch normalisation where a convolution has one, for that is
     what pruning takes away. The statistic [n] is the root of the mean over training images of the squared gradient of
     the gate. Batch normalisation stays as it is in detection.
 
-    The cost is the sum over classes and objectives of their shares of `costs`, so that all count alike, as the classes do in
-    mAP: by the weights of the spec, a box cost a hundredth of that of coverage would not be seen, and what makes the boxes
-    would go.
+    The cost is the sum over classes and objectives of each cost divided by its mean over these images, so that all count
+    alike, as the classes do in mAP: by the weights of the spec, a box cost a hundredth of that of coverage would not be
+    seen, and what makes the boxes would go.
 
     Args:
         experiment: its training images are taken without augmentation; it gives targets and costs their meaning.
         batches: at most so many of `batch_size_per_gpu` images, drawn with `random_seed`.
-        costs: `mean_costs` of the network before any pruning; one that is 0 counts nothing.
 
     Raises:
         DataError: no training images, or one that cannot be read.
     """
+    mean = mean_costs(detector, experiment, batches=batches)
     network = copy.deepcopy(detector).eval().requires_grad_(False)
-    weights = torch.where(costs > 0, 1 / costs, 0)
+    shares = torch.where(mean > 0, 1 / mean, 0)
     gates = _Gates(network)
     squares: dict[str, Tensor] = {}
     images = 0
-    for cost in _costs(network, experiment, batches):
-        slopes = gates.slopes((weights * cost).sum())
+    for costs in _costs(network, experiment, batches):
+        slopes = gates.slopes((shares * costs).sum())
         images += len(next(iter(slopes.values())))
         for name, slope in slopes.items():
             squares[name] = squares.get(name, 0) + slope.square().sum(0)

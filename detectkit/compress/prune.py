@@ -18,14 +18,7 @@ from torch import Tensor, nn
 
 from detectkit import spec
 from detectkit.compress.graph import Group, wiring
-from detectkit.compress.importance import (
-    batch_norm_scales,
-    importance,
-    joint_slope,
-    mean_costs,
-    norms,
-    taylor,
-)
+from detectkit.compress.importance import batch_norm_scales, importance, joint_slope, norms, taylor
 from detectkit.compress.statistics import renewed
 from detectkit.console import log
 from detectkit.errors import ModelError, SpecError
@@ -60,7 +53,7 @@ def prune(
     """Narrow a network as `pruning_config` says, once; the one that is given stays as it is.
 
     By criterion TAYLOR a target is approached in `STEPS` equal ratios, and each step judges what the last one has left: to
-    first order only a small step is foreseen. At the end batch normalisation gets statistics that suit what is left. The other criteria look at each filter by itself, so that steps change nothing.
+    first order only a small step is foreseen. At the end batch normalisation gets statistics that suit what is left (`renewed`). The other criteria look at each filter by itself, so that steps change nothing.
 
     Args:
         experiment: for criterion TAYLOR, whose training images it takes.
@@ -81,26 +74,15 @@ def prune(
     _check_reach(pruner, size, limit, name=aim)
     for number in range(1, STEPS):
         threshold = find_threshold(pruner, size, math.pow(limit, number / STEPS), name=aim)
-        pruner = Pruner(pruner.pruned(threshold).detector, config, experiment, costs=pruner.costs)
+        pruner = Pruner(pruner.pruned(threshold).detector, config, experiment)
     found = pruner.pruned(find_threshold(pruner, size, limit, name=aim)).detector
-    return Pruned(renewed(found, experiment), None)
+    return Pruned(renewed(found, experiment, batches=config.calibration_batches), None)
 
 
 class Pruner:
-    """The importance of the filters of a network; arguments and errors as in `prune`.
+    """The importance of the filters of a network; arguments and errors as in `prune`."""
 
-    Args:
-        costs: of the network before any pruning, for criterion TAYLOR, see `taylor`; those of this one if None.
-    """
-
-    def __init__(
-        self,
-        detector: Detector,
-        config: PruningConfig,
-        experiment: spec.Experiment,
-        *,
-        costs: Tensor | None = None,
-    ) -> None:
+    def __init__(self, detector: Detector, config: PruningConfig, experiment: spec.Experiment) -> None:
         if detector.ranges is not None:
             log.info(
                 "the ranges of 8-bit rounding are left out: they are those of the whole network; enable_qat finds new ones"
@@ -112,7 +94,6 @@ class Pruner:
         # A threshold is a person's: it needs statistics between 0 and 1. A target finds its own.
         self.in_steps = spec.has_target(config) and self.criterion == PruningConfig.TAYLOR
         self._outline = copy.deepcopy(detector).to("meta")
-        self.costs = costs
         self.wiring = wiring(detector, detector.channels)
         excluded = self._excluded()
         chosen, plain = self._statistics(experiment), norms(detector)
@@ -183,10 +164,7 @@ class Pruner:
             case PruningConfig.BATCH_NORM_SCALE:
                 return batch_norm_scales(self.detector)
             case PruningConfig.TAYLOR:
-                batches = self.config.calibration_batches
-                if self.costs is None:
-                    self.costs = mean_costs(self.detector, experiment, batches=batches)
-                return taylor(self.detector, experiment, batches=batches, costs=self.costs)
+                return taylor(self.detector, experiment, batches=self.config.calibration_batches)
             case _:
                 return norms(self.detector)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from detectkit import spec
-from detectkit.compress.importance import training_batches
+from detectkit.compress.importance import mean_costs, training_batches
 from detectkit.data import augment
 from detectkit.model.detector import Detector
 
@@ -17,24 +17,32 @@ IMAGES, BATCH_SIZE = 96, 16
 SHARE = 0.5  # of the way from the old statistics to those found anew
 
 
-def renewed(detector: Detector, experiment: spec.Experiment) -> Detector:
+def renewed(detector: Detector, experiment: spec.Experiment, *, batches: int) -> Detector:
     """A narrowed network with statistics of batch normalisation that suit it; the one that is given stays as it is.
 
     A layer that has lost inputs gives less variance. By the statistics of the whole network its outputs are too small; by
-    those found anew on images they are as large as they were, what is noise in them too. Half way between is better than
-    either: means in a straight line, variances in one of their logarithms.
+    those found anew on images they are as large as they were, what is noise in them too. Half way between is mostly better
+    than either: means in a straight line, variances in one of their logarithms. Where it is not, by the mean over classes
+    and objectives of the ratio of their costs, the old statistics stay.
 
     Args:
-        experiment: its training images are taken without augmentation, as many as `IMAGES`, drawn with `random_seed`.
+        experiment: its training images are taken without augmentation, drawn with `random_seed`: as many as `IMAGES`.
+        batches: that the costs are compared on, see `taylor`.
 
     Raises:
         DataError: no training images, or one that cannot be read.
     """
-    result = copy.deepcopy(detector)
-    layers = _layers(result)
-    if not layers:
-        return result
-    for layer, new in zip(layers, _layers(_found_anew(detector, experiment)), strict=True):
+    if not _layers(detector):
+        return detector
+    result = _between(detector, _found_anew(detector, experiment))
+    old, new = (mean_costs(network, experiment, batches=batches) for network in (detector, result))
+    return result if torch.where(old > 0, new / old, 1).mean() < 1 else detector
+
+
+def _between(one: Detector, other: Detector) -> Detector:
+    """The first network, its statistics moved towards those of the other."""
+    result = copy.deepcopy(one)
+    for layer, new in zip(_layers(result), _layers(other), strict=True):
         assert layer.running_mean is not None and layer.running_var is not None
         assert new.running_mean is not None and new.running_var is not None
         layer.running_mean.lerp_(new.running_mean, SHARE)

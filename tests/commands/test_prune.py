@@ -272,9 +272,9 @@ def test_why_it_is_the_norm_and_that_nothing_is_measured(quick, tiny, learnt, wr
     tiny.dataset_config.data_sources[0].tfrecords_path = "nothing/*"
     code, out, error = quick("-m", learnt, "-o", "out", "-e", write_spec(tiny), "--target-params", 0.9)
     assert code == 0 and "mAP" not in out
-    reason = "WARNING: criterion NORM, which looks at no images and leaves less: those to train on cannot be read (data"
+    reason = "WARNING: criterion NORM, which looks at no images and leaves less: those to train on cannot be read (no files match"
     assert error.count(reason) == 1
-    assert error.count("what is left of the accuracy was not measured: data") == 1
+    assert error.count("what is left of the accuracy was not measured: no files match") == 1
 
 
 def test_without_validation_images_nothing_is_measured(quick, tiny, learnt, write_spec, place):
@@ -295,7 +295,7 @@ def test_more_is_left_where_the_images_are_looked_at(quick, learnt, place):
         assert code == 0
         before, after, left[name] = printed(out, "mAP %, of 6 validation images")
         assert before == 100 and after == 100 * left[name]
-    assert left["taylor"] > 0.5 > 0.4 > left["norm"]
+    assert left["taylor"] > 0.4 > 0.2 > left["norm"]  # chance has made the features: real ones keep more
     assert error.count("is left of 100.00: training again may not bring it back; set criterion: TAYLOR") == 1
 
 
@@ -341,8 +341,9 @@ def drifting(monkeypatch, place):
 def test_a_target_of_time_holds_when_it_is_measured_again(run, tiny, learnt, write_spec, drifting):
     measured = drifting(1.02)
     tiny.pruning_config.target_latency = 0.4
+    tiny.pruning_config.criterion = PruningConfig.NORM
     code, out, error = run("-m", learnt, "-e", write_spec(tiny), "-o", "out")
-    assert code == 0 and "WARNING" not in error
+    assert code == 0 and "measured again" not in error
     assert 0.37 < printed(out, "parameters")[2] < 0.4 / 1.02
     assert 0.38 < printed(out, "ONNX Runtime, ms an image")[2] <= 0.4
     searched = [narrow for _, narrow in measured[:-1]]  # then comes the table

@@ -7,14 +7,7 @@ import torch
 from torch import nn
 
 from detectkit.compress.graph import Group, Member
-from detectkit.compress.importance import (
-    batch_norm_scales,
-    importance,
-    joint_slope,
-    mean_costs,
-    norms,
-    taylor,
-)
+from detectkit.compress.importance import batch_norm_scales, importance, joint_slope, norms, taylor
 from detectkit.compress.prune import Pruner
 from detectkit.data.augment import prepare
 from detectkit.data.dataset import loader, training_frames, training_order
@@ -230,8 +223,6 @@ def test_the_criterion_chooses_the_statistic(tiny):
 
 # The cost of training images
 
-EQUAL = torch.ones(2, 2)
-
 
 class Gated:
     """Multiplies each channel of a network by a gate of 1 for each image, through hooks.
@@ -274,8 +265,7 @@ def test_taylor_is_the_gradient_of_a_gate(arch, tiny):
         gradients = torch.autograd.grad((cost / mean).sum(), list(gated.gates.values()))
         for name, gradient in zip(squares, gradients, strict=True):
             squares[name] = squares[name] + (4 * gradient.flatten(1)).square().sum(0)
-    assert torch.allclose(mean_costs(network, tiny, batches=2), mean)
-    found = taylor(network, tiny, batches=2, costs=mean)
+    found = taylor(network, tiny, batches=2)
     assert found.keys() == squares.keys()
     for name, square in squares.items():
         expected = (square / 8).sqrt()
@@ -287,9 +277,10 @@ def test_taylor_is_the_slope_of_the_costs(tiny):
     """By differences on one image: the channel that counts most in a layer, made 2 % stronger and weaker."""
     network = detector(activation=ModelConfig.Activation(activation_type="swish"))  # has a slope everywhere
     tiny.training_config.batch_size_per_gpu = 1
-    whole = torch.tensor([[0.5, 0.1], [1.0, 0.2]])
-    found = taylor(network, tiny, batches=1, costs=whole)
+    found = taylor(network, tiny, batches=1)
     (prepared,) = training_batches(tiny, 1)
+    with torch.no_grad():
+        whole = Gated(network, images=1).costs(tiny, prepared)
     for name in ("backbone.features.0.1", "backbone.features.7.conv.3", "output_cov", "output_bbox"):
         gated, best = Gated(network, images=1), int(found[name].argmax())
         costs = []
@@ -306,9 +297,7 @@ def test_a_class_without_a_box_counts_by_its_coverage_alone(tiny):
     for key in list(tiny.dataset_config.target_class_mapping):
         if key == "bar":
             del tiny.dataset_config.target_class_mapping[key]
-    costs = mean_costs(network, tiny, batches=1)
-    assert costs[1, 1] == 0 and costs.sum(1).min() > 0
-    found = taylor(network, tiny, batches=1, costs=costs)
+    found = taylor(network, tiny, batches=1)
     assert all(values.isfinite().all() for values in found.values())
     assert found["output_cov"].min() > 0
     assert found["output_bbox"][:4].min() > 0 and found["output_bbox"][4:].max() == 0
@@ -316,12 +305,12 @@ def test_a_class_without_a_box_counts_by_its_coverage_alone(tiny):
 
 def test_taylor_leaves_the_detector_as_it_is_and_gives_the_same_twice(tiny):
     network = detector(dropout_rate=0.5)
-    first = taylor(network, tiny, batches=2, costs=EQUAL)
+    first = taylor(network, tiny, batches=2)
     network.train().backbone.features[0].requires_grad_(False)
     before = copy.deepcopy(network.state_dict())
     trained = {name: weight.requires_grad for name, weight in network.named_parameters()}
     random = torch.get_rng_state()
-    second = taylor(network, tiny, batches=2, costs=EQUAL)
+    second = taylor(network, tiny, batches=2)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert {name: weight.requires_grad for name, weight in network.named_parameters()} == trained
@@ -339,13 +328,13 @@ def test_the_number_of_batches(batches, seen, tiny):
     config = PruningConfig(criterion=PruningConfig.TAYLOR, calibration_batches=batches)
     pruner = Pruner(network, config, tiny)
     assert sizes == 2 * seen
-    statistics = taylor(network, tiny, batches=batches, costs=pruner.costs)
+    statistics = taylor(network, tiny, batches=batches)
     for group, values in pruner.importance.items():
         assert torch.equal(values, importance(group, statistics, config))
 
 
 def test_the_seed_draws_the_batches(tiny):
     network = detector()
-    first = taylor(network, tiny, batches=1, costs=EQUAL)["output_cov"]
+    first = taylor(network, tiny, batches=1)["output_cov"]
     tiny.random_seed += 1
-    assert not torch.equal(taylor(network, tiny, batches=1, costs=EQUAL)["output_cov"], first)
+    assert not torch.equal(taylor(network, tiny, batches=1)["output_cov"], first)

@@ -23,6 +23,17 @@ def network():
         return build(config, ["square", "bar"], 3).eval()
 
 
+@pytest.fixture
+def costs(monkeypatch):
+    """Makes the network cost what it is given, first by its old statistics, then by the new ones."""
+
+    def make(*values):
+        left = [torch.as_tensor(value) for value in values]
+        monkeypatch.setattr(statistics, "mean_costs", lambda *_, **__: left.pop(0))
+
+    return make
+
+
 def anew(network, experiment, size):
     """Mean and variance of what comes to the first batch normalisation: the means over two batches of training images."""
     _, drawn = training_batches(experiment, 2, size=size)
@@ -36,14 +47,15 @@ def anew(network, experiment, size):
     return sum(means) / 2, sum(variances) / 2
 
 
-def test_statistics_go_half_way_to_those_found_anew(network, tiny, monkeypatch):
+def test_statistics_go_half_way_to_those_found_anew(network, tiny, costs, monkeypatch):
     monkeypatch.setattr(statistics, "IMAGES", 16)
     monkeypatch.setattr(statistics, "BATCH_SIZE", 8)
     old = network.get_submodule(FIRST)
     old.running_mean.copy_(torch.arange(64) / 100)
     old.running_var.copy_(1 + torch.arange(64))
     before = copy.deepcopy(network.state_dict())
-    found = renewed(network, tiny)
+    costs(5.0, 4.9)
+    found = renewed(network, tiny, batches=1)
     new = found.get_submodule(FIRST)
     mean, variance = anew(network, tiny, size=8)
     assert torch.allclose(new.running_mean, (old.running_mean + mean) / 2, atol=1e-5)
@@ -55,12 +67,29 @@ def test_statistics_go_half_way_to_those_found_anew(network, tiny, monkeypatch):
     assert all(torch.equal(found.state_dict()[name], before[name]) for name in rest)
 
 
-def test_the_same_twice(network, tiny):
-    first, second = (renewed(network, tiny).state_dict() for _ in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+def test_where_they_cost_more_the_old_ones_stay(network, tiny, costs):
+    """By the mean ratio of the costs of classes and objectives; one that was 0 counts as it was."""
+    for old, new, stays in (
+        (2.0, 2.0, True),
+        ([[100.0, 1.0]], [[50.0, 1.6]], True),  # (0.5 + 1.6) / 2
+        ([[100.0, 1.0]], [[50.0, 1.4]], False),
+        ([[100.0, 0.0]], [[99.0, 9.0]], False),
+        (1.0, float("nan"), True),
+    ):
+        costs(old, new)
+        assert (renewed(network, tiny, batches=1) is network) == stays
+
+
+def test_statistics_that_are_wrong_by_far_are_found_again(network, tiny):
+    """By real costs, and the same twice."""
+    layer = network.get_submodule(FIRST)
+    layer.running_mean.fill_(50.0)
+    layer.running_var.fill_(1e4)
+    first, second = (renewed(network, tiny, batches=2).get_submodule(FIRST) for _ in range(2))
+    assert first.running_mean.abs().max() < 26 and first.running_var.max() < 1e4
+    assert torch.equal(first.running_mean, second.running_mean)
 
 
 def test_without_batch_normalisation_nothing_changes(tiny):
     network = build(ModelConfig(arch="squeezenet"), ["square", "bar"], 3).eval()
-    found = renewed(network, tiny).state_dict()
-    assert all(torch.equal(tensor, found[name]) for name, tensor in network.state_dict().items())
+    assert renewed(network, tiny, batches=1) is network
