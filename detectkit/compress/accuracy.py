@@ -34,7 +34,8 @@ def what_is_left(before: Detector, after: Detector, experiment: spec.Experiment)
     """Measure both on at most `IMAGES` validation images, evenly spaced; None, with the reason logged, where that is impossible."""
     try:
         images = _sample(experiment)
-        precisions = [_precision(network, experiment, images) for network in (before, after)]
+        label = "measuring what is left"
+        precisions = [precision(network, experiment, images, label=label) for network in (before, after)]
     except DetectkitError as error:
         log.info(f"what is left of the accuracy was not measured: {error}")
         return None
@@ -50,7 +51,12 @@ def _sample(experiment: spec.Experiment) -> Dataset:
     return found
 
 
-def _precision(network: Detector, experiment: spec.Experiment, images: Dataset) -> float:
+def precision(network: Detector, experiment: spec.Experiment, images: Dataset, *, label: str) -> float:
+    """The mean average precision, 0 to 1, of a network on images, as `evaluation_config` says.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
     predictor = Predictor(
         network,
         GridHead(experiment, stride=network.stride),
@@ -58,5 +64,5 @@ def _precision(network: Detector, experiment: spec.Experiment, images: Dataset) 
         channels=network.channels,
         device=next(network.parameters()).device,
     )
-    found = predictions(predictor, experiment, images=images, label="measuring what is left")
+    found = predictions(predictor, experiment, images=images, label=label)
     return evaluate(found, predictor.class_names, experiment.evaluation_config).mean_average_precision

@@ -76,7 +76,7 @@ def prune(
         threshold = find_threshold(pruner, size, math.pow(limit, number / STEPS), name=aim)
         pruner = Pruner(pruner.pruned(threshold).detector, config, experiment)
     found = pruner.pruned(find_threshold(pruner, size, limit, name=aim)).detector
-    return Pruned(renewed(found, experiment, batches=config.calibration_batches), None)
+    return Pruned(renewed(found, experiment), None)
 
 
 class Pruner:

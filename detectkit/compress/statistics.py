@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from detectkit import spec
-from detectkit.compress.importance import mean_costs, training_batches
+from detectkit.compress.accuracy import precision
+from detectkit.compress.importance import training_batches
 from detectkit.data import augment
+from detectkit.data.dataset import training_frames
 from detectkit.model.detector import Detector
 
 # Enough that what a batch happens to show averages out; and a batch large enough for statistics of its own.
@@ -17,17 +19,16 @@ IMAGES, BATCH_SIZE = 96, 16
 SHARE = 0.5  # of the way from the old statistics to those found anew
 
 
-def renewed(detector: Detector, experiment: spec.Experiment, *, batches: int) -> Detector:
+def renewed(detector: Detector, experiment: spec.Experiment) -> Detector:
     """A narrowed network with statistics of batch normalisation that suit it; the one that is given stays as it is.
 
     A layer that has lost inputs gives less variance. By the statistics of the whole network its outputs are too small; by
     those found anew on images they are as large as they were, what is noise in them too. Half way between is mostly better
-    than either: means in a straight line, variances in one of their logarithms. Where it is not, by the mean over classes
-    and objectives of the ratio of their costs, the old statistics stay.
+    than either: means in a straight line, variances in one of their logarithms. Where it is not, by the mean average
+    precision on training images, the old statistics stay. Costs would not tell: they rise where no box is lost.
 
     Args:
-        experiment: its training images are taken without augmentation, drawn with `random_seed`: as many as `IMAGES`.
-        batches: that the costs are compared on, see `taylor`.
+        experiment: as many as `IMAGES` of its training images are taken, without augmentation.
 
     Raises:
         DataError: no training images, or one that cannot be read.
@@ -35,8 +36,14 @@ def renewed(detector: Detector, experiment: spec.Experiment, *, batches: int) ->
     if not _layers(detector):
         return detector
     result = _between(detector, _found_anew(detector, experiment))
-    old, new = (mean_costs(network, experiment, batches=batches) for network in (detector, result))
-    return result if torch.where(old > 0, new / old, 1).mean() < 1 else detector
+    images = training_frames(experiment.dataset_config, spec.class_names(experiment), at_most=IMAGES)
+    measured = spec.Experiment()
+    measured.CopyFrom(experiment)
+    measured.evaluation_config.protocol = spec.EvaluationConfig.VOC  # needs no other package
+    old, new = (
+        precision(network, measured, images, label="comparing statistics") for network in (detector, result)
+    )
+    return detector if old > new else result
 
 
 def _between(one: Detector, other: Detector) -> Detector:

@@ -9,8 +9,9 @@ from detectkit.compress import statistics
 from detectkit.compress.importance import training_batches
 from detectkit.compress.statistics import renewed
 from detectkit.data.augment import prepare
+from detectkit.model import checkpoint
 from detectkit.model.detector import build
-from detectkit.spec import ModelConfig
+from detectkit.spec import EvaluationConfig, ModelConfig
 
 FIRST = "backbone.bn1"
 
@@ -24,12 +25,12 @@ def network():
 
 
 @pytest.fixture
-def costs(monkeypatch):
-    """Makes the network cost what it is given, first by its old statistics, then by the new ones."""
+def precisions(monkeypatch):
+    """Gives the network the precisions that are named, first by its old statistics, then by the new ones."""
 
     def make(*values):
-        left = [torch.as_tensor(value) for value in values]
-        monkeypatch.setattr(statistics, "mean_costs", lambda *_, **__: left.pop(0))
+        left = list(values)
+        monkeypatch.setattr(statistics, "precision", lambda *_, **__: left.pop(0))
 
     return make
 
@@ -47,15 +48,15 @@ def anew(network, experiment, size):
     return sum(means) / 2, sum(variances) / 2
 
 
-def test_statistics_go_half_way_to_those_found_anew(network, tiny, costs, monkeypatch):
+def test_statistics_go_half_way_to_those_found_anew(network, tiny, precisions, monkeypatch):
     monkeypatch.setattr(statistics, "IMAGES", 16)
     monkeypatch.setattr(statistics, "BATCH_SIZE", 8)
     old = network.get_submodule(FIRST)
     old.running_mean.copy_(torch.arange(64) / 100)
     old.running_var.copy_(1 + torch.arange(64))
     before = copy.deepcopy(network.state_dict())
-    costs(5.0, 4.9)
-    found = renewed(network, tiny, batches=1)
+    precisions(0.4, 0.5)
+    found = renewed(network, tiny)
     new = found.get_submodule(FIRST)
     mean, variance = anew(network, tiny, size=8)
     assert torch.allclose(new.running_mean, (old.running_mean + mean) / 2, atol=1e-5)
@@ -67,29 +68,39 @@ def test_statistics_go_half_way_to_those_found_anew(network, tiny, costs, monkey
     assert all(torch.equal(found.state_dict()[name], before[name]) for name in rest)
 
 
-def test_where_they_cost_more_the_old_ones_stay(network, tiny, costs):
-    """By the mean ratio of the costs of classes and objectives; one that was 0 counts as it was."""
-    for old, new, stays in (
-        (2.0, 2.0, True),
-        ([[100.0, 1.0]], [[50.0, 1.6]], True),  # (0.5 + 1.6) / 2
-        ([[100.0, 1.0]], [[50.0, 1.4]], False),
-        ([[100.0, 0.0]], [[99.0, 9.0]], False),
-        (1.0, float("nan"), True),
-    ):
-        costs(old, new)
-        assert (renewed(network, tiny, batches=1) is network) == stays
+def test_where_less_is_found_by_them_the_old_ones_stay(network, tiny, precisions):
+    for old, new, stays in ((0.5, 0.4, True), (0.4, 0.5, False), (0.0, 0.0, False)):
+        precisions(old, new)
+        assert (renewed(network, tiny) is network) == stays
 
 
-def test_statistics_that_are_wrong_by_far_are_found_again(network, tiny):
-    """By real costs, and the same twice."""
+def test_it_is_training_images_that_they_are_compared_on(network, tiny, monkeypatch):
+    """And the protocol VOC, which needs no other package."""
+    monkeypatch.setattr(statistics, "IMAGES", 16)
+    tiny.evaluation_config.protocol = EvaluationConfig.COCO
+    tiny.dataset_config.validation_fold = 0
+    seen = []
+
+    def look(network, experiment, images, *, label):
+        seen.append((len(images), images.total, experiment.evaluation_config.protocol))
+        return 0.5
+
+    monkeypatch.setattr(statistics, "precision", look)
+    renewed(network, tiny)
+    assert seen == [(16, 18, EvaluationConfig.VOC)] * 2
+
+
+def test_of_a_network_that_has_learnt_the_old_ones_stay(learnt, tiny):
+    """Whole, it finds all by them; and what is found again is the same twice."""
+    network = checkpoint.load(learnt).detector
+    assert renewed(network, tiny) is network
     layer = network.get_submodule(FIRST)
     layer.running_mean.fill_(50.0)
     layer.running_var.fill_(1e4)
-    first, second = (renewed(network, tiny, batches=2).get_submodule(FIRST) for _ in range(2))
-    assert first.running_mean.abs().max() < 26 and first.running_var.max() < 1e4
-    assert torch.equal(first.running_mean, second.running_mean)
+    first, second = (renewed(network, tiny).get_submodule(FIRST) for _ in range(2))
+    assert torch.equal(first.running_mean, second.running_mean) and first.running_mean.abs().max() < 26
 
 
 def test_without_batch_normalisation_nothing_changes(tiny):
     network = build(ModelConfig(arch="squeezenet"), ["square", "bar"], 3).eval()
-    assert renewed(network, tiny, batches=1) is network
+    assert renewed(network, tiny) is network
