@@ -110,7 +110,9 @@ def test_a_crop_that_leaves_nothing_is_named(training_spec, tmp_path, capsys):
     assert cli.main(["check", "-e", str(training_spec)]) == 4  # something is left, but no object
     error = capsys.readouterr().err
     assert "leave nothing" not in error
-    assert "all 4 training boxes of all classes are outside the 1248x384 pixels that the network sees" in error
+    assert (
+        "all 4 training boxes of all classes are outside the 1248x384 pixels that the network sees" in error
+    )
 
 
 def test_a_broken_image_is_named(training_spec, tmp_path, capsys):
@@ -186,7 +188,10 @@ def test_what_a_spec_of_tlt_does_differently_here(capsys):
     for name in ("infer", "convert"):
         assert cli.main(["check", "--from-tlt", str(SPECS / f"kitti_{name}.txt")]) == 0
     printed = capsys.readouterr().out
-    assert "encrypted models of TLT are not read" in printed and "TLT takes the first names in the alphabet" in printed
+    assert (
+        "encrypted models of TLT are not read" in printed
+        and "TLT takes the first names in the alphabet" in printed
+    )
 
 
 def test_a_spec_that_does_nothing_else_here(tmp_path, capsys):
