@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -201,7 +202,7 @@ def main() -> None:
     folder = args.results_dir.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     for inputs in ("specs", "data"):
-        if not (folder / inputs).exists():
+        if not os.path.lexists(folder / inputs):
             (folder / inputs).symlink_to(ROOT / inputs)
     for name in () if args.table else args.rows or ROWS:
         for seed in args.seeds or ROWS[name].seeds:
