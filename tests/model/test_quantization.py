@@ -75,13 +75,14 @@ def by_hand(detector, images):
 
 
 def test_evaluation_computes_the_folded_network_in_8_bits():
-    detector = quantised().double()  # in 32 bits a few values would be rounded to the other side
+    # Coverage of 0.5 is where rounding shows most. In 32 bits a few values would be rounded to the other side.
+    detector = quantised(objective_set={"bbox": {}, "cov": {"prior": 0.5}}).double()
     images = torch.rand(2, 3, 64, 96, dtype=torch.float64)
     with torch.no_grad():
         found, wanted, plain = detector(images), by_hand(detector, images), detector.plain(images)
     for one, other, third in zip(found, wanted, plain, strict=True):
         torch.testing.assert_close(one.double(), other.double(), atol=1e-5, rtol=1e-5)
-        assert (one - third).abs().max() > 1e-2 * third.abs().max()  # the rounding is to be seen
+        assert (one - third).abs().max() > 1e-3  # the rounding is to be seen
 
 
 class Rounded(fx.Interpreter):

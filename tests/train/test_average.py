@@ -47,6 +47,7 @@ def test_a_restored_average_goes_on_as_the_first():
 @pytest.mark.spec_field("TrainingConfig.ema_decay")
 def test_the_average_is_saved_and_the_weights_are_trained_on(small, tmp_path):
     small.training_config.num_epochs = 1
+    small.model_config.objective_set.cov.prior = 0.5  # a bias of 0, so that little is lost in its last digits
     plain = train(set_up(small, tmp_path / "plain", name="model", device=torch.device("cpu")))
     small.training_config.ema_decay = 0.2
     run = set_up(small, tmp_path / "ema", name="model", device=torch.device("cpu"))
@@ -61,6 +62,6 @@ def test_the_average_is_saved_and_the_weights_are_trained_on(small, tmp_path):
     name = "output_cov.bias"
     between = (saved[name] - 0.8 * trained[name] - 2 / 11 * 0.04 * start) / (1 - 0.8 - 2 / 11 * 0.04)
     low, high = torch.minimum(start, trained[name]), torch.maximum(start, trained[name])
-    assert torch.all((between >= low - 1e-5) & (between <= high + 1e-5))
+    assert torch.all((between >= low - 1e-6) & (between <= high + 1e-6))
     assert not torch.equal(saved[name], trained[name])
     assert averaged.history[0]["validation_cost"] != plain.history[0]["validation_cost"]
