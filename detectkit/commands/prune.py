@@ -151,6 +151,7 @@ class Job(NamedTuple):
     """What is pruned, and how."""
 
     model: Model
+    path: Path  # of the model
     experiment: spec.Experiment  # for retraining
     config: PruningConfig
     yardstick: Yardstick
@@ -174,7 +175,7 @@ def run(args: argparse.Namespace) -> None:
     _check_spec(args.model, model, experiment)
     config = _config(args, experiment)
     _choose_criterion(args, experiment, config)
-    job = Job(model, experiment, config, Yardstick(model.detector, experiment), output)
+    job = Job(model, args.model, experiment, config, Yardstick(model.detector, experiment), output)
     if args.sweep:
         _sweep(job, output.with_suffix(".png"))
         return
@@ -188,7 +189,7 @@ def run(args: argparse.Namespace) -> None:
         if config.iterations == 1 and job.trains:
             with atomic_write(_retraining_path(output)) as path:
                 path.write_text(_retraining_text(job, left), encoding="utf-8")
-        kpi = _report(job, model.detector, args.model, left)
+        kpi = _report(job, model.detector, left)
     status.write("Pruning complete.", status="SUCCESS", kpi=kpi)
     _say_next(args, job)
 
@@ -377,7 +378,7 @@ def _prune(job: Job, results: Path | None) -> Model:
     model, config, sizes = job.model, job.config, job.yardstick.sizes
     if config.iterations > 1:
         assert results is not None  # `_config` has asked for it
-        return prune_and_retrain(model, job.experiment, config, results, sizes=sizes)
+        return prune_and_retrain(model, job.experiment, config, results, sizes=sizes, teacher=job.path)
     pruned = prune(model.detector, config, experiment=job.experiment, sizes=sizes)
     if pruned.threshold is not None:
         text, aim = short(pruned.threshold), config.WhichOneof("aim")
@@ -410,11 +411,10 @@ def _advice(config: PruningConfig) -> str:
     return f"{less}, or set iterations: 3 in pruning_config, which trains in between"
 
 
-def _report(job: Job, pruned: Detector, path: Path, left: Left | None) -> dict[str, float]:
+def _report(job: Job, pruned: Detector, left: Left | None) -> dict[str, float]:
     """Print what became of the layers and of the whole; gives TLT's figures, and mAP.
 
     Args:
-        path: the file of the original.
         left: of the accuracy, where it was measured.
     """
     from detectkit.compress.prune import widths
@@ -423,7 +423,7 @@ def _report(job: Job, pruned: Detector, path: Path, left: Left | None) -> dict[s
     original, yardstick = job.model.detector, job.yardstick
     table(("layer", "filters", "kept"), widths(original, pruned), title="convolutions")
     before, after = parameters(original), parameters(pruned)
-    sizes = [file.stat().st_size / 2**20 for file in (path, job.output)]
+    sizes = [file.stat().st_size / 2**20 for file in (job.path, job.output)]
     macs = [yardstick.gmacs(network) for network in (original, pruned)]
     times = [1000 * seconds for seconds in yardstick.seconds(original, pruned)]
     rows = [
@@ -478,7 +478,8 @@ def _retraining_text(job: Job, left: Left | None) -> str:
     from detectkit.trackers import without_key
 
     experiment, kept = without_key(job.experiment), left.share if left is not None else None
-    return spec.dumps(spec.retraining_spec(experiment, job.output, job.config.retraining, kept=kept))
+    again = spec.retraining_spec(experiment, job.output, job.config.retraining, kept=kept, teacher=job.path)
+    return spec.dumps(again)
 
 
 def _say_next(args: argparse.Namespace, job: Job) -> None:

@@ -40,6 +40,7 @@ def prune_and_retrain(
     results: Path,
     *,
     sizes: Mapping[str, Size],
+    teacher: Path,
 ) -> Model:
     """Prune and train `config.iterations` times, each in a folder `iteration_N` of `results`, where the model is.
 
@@ -48,6 +49,7 @@ def prune_and_retrain(
     Args:
         experiment: how to train, where `config.retraining` does not say it.
         sizes: see `prune`; shares of the network that this begins with.
+        teacher: the file of that network, which teaches in all turns unless the spec says otherwise.
 
     Returns:
         The model after the last training: the best of its validation, if there was one.
@@ -76,7 +78,7 @@ def prune_and_retrain(
         if left is not None:
             log.info(f"mAP {100 * left.after:.2f} is left of {100 * left.before:.2f}")
         kept = left.share if left is not None else None
-        again = spec.retraining_spec(experiment, file, config.retraining, kept=kept)
+        again = spec.retraining_spec(experiment, file, config.retraining, kept=kept, teacher=teacher)
         run = set_up(again, folder, name="model", device=device)
         log.info(describe(run))
         with run.status.failures():

@@ -67,6 +67,22 @@ def giou_cost(
     return ((1 - generalized_iou(boxes, wanted) + crossing) * weight).mean((0, 2, 3))
 
 
+def correlation_cost(predicted: Tensor, target: Tensor) -> Tensor:
+    """1 - the correlation of each channel of two feature maps [B, n, H, W], mean over channels, a scalar in [0, 2].
+
+    Over images and cells, in 32 bits or more. The size and offset of a channel do not count: half the mean squared difference of the
+    standardised maps (PKD, Cao et al. 2022). A channel that is the same everywhere is correlated with nothing: 0.5.
+    """
+    first, second = (_standardized(_at_least_float32(maps)) for maps in (predicted, target))
+    return (first - second).square().mean() / 2
+
+
+def _standardized(maps: Tensor) -> Tensor:
+    """Mean 0 and variance 1 of every channel; one without variance is 0."""
+    centred = maps - maps.mean((0, 2, 3), keepdim=True)
+    return centred * (centred.square().mean((0, 2, 3), keepdim=True) + EPSILON**2).rsqrt()
+
+
 def _around_anchor(distances: Tensor) -> Tensor:
     """Boxes [B, C, H, W, 4] in units of the scale, seen from each cell's anchor; distances [B, C, 4, H, W]."""
     left, top, right, bottom = _at_least_float32(distances).unbind(2)

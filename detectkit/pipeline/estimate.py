@@ -276,9 +276,15 @@ def _training(chain: Chain, step: Step, basis: Basis) -> Estimate:
     passes, written, mib = _of_training(experiment, left, basis.mib * share)
     size = batch_size(experiment)
     images = -(-basis.training // size) * size
-    seconds = left * images * basis.learning * factor + passes * basis.measuring * factor
+    each = basis.learning * factor + _teaching(experiment, basis)
+    seconds = left * images * each + passes * basis.measuring * factor
     freed = size_mib(step.folder) if step.action == Action.AGAIN else 0.0
     return Estimate(TRAINING + seconds + written * WRITTEN, mib, freed)
+
+
+def _teaching(experiment: Experiment, basis: Basis) -> float:
+    """Seconds an image that a teacher takes, as if it were the network of the spec."""
+    return basis.finding if experiment.training_config.HasField("distillation") else 0.0
 
 
 def _of_training(experiment: Experiment, epochs: int, weights: float) -> tuple[int, float, float]:
@@ -314,7 +320,8 @@ def _pruning(chain: Chain, basis: Basis) -> Estimate:
         retraining = config.retraining.num_epochs or chain.experiment.training_config.num_epochs
         _, written, kept = _of_training(chain.experiment, retraining, mib)
         each = retraining * (basis.training * basis.learning + basis.measuring) + written * WRITTEN
-        seconds += config.iterations * each * (1 + share) / 2
+        taught = retraining * basis.training * _teaching(chain.retraining, basis)
+        seconds += config.iterations * (each * (1 + share) / 2 + taught)
         mib += config.iterations * kept
     return Estimate(seconds, mib + MEASURED)
 

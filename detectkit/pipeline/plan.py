@@ -295,11 +295,12 @@ def _name(chain: Chain, source: str) -> str:
 def _sections(experiment: Experiment) -> dict[str, str]:
     """The fingerprint of each section, whether its defaults are written out or not."""
     experiment = spec.reduced(experiment)
+    # A stage that starts from a model, or has one as its teacher, reads the file.
     if experiment.HasField("model_config"):
-        experiment.model_config.ClearField(
-            "pretrained_model_file"
-        )  # a stage that starts from it reads the file
+        experiment.model_config.ClearField("pretrained_model_file")
     if experiment.HasField("training_config"):
+        if experiment.training_config.HasField("distillation"):
+            experiment.training_config.distillation.ClearField("teacher_model_file")
         for name in UNLEARNED:
             experiment.training_config.ClearField(name)
     names = [field.name for field, _ in experiment.ListFields()]

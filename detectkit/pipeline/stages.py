@@ -110,7 +110,8 @@ class Chain(NamedTuple):
     @property
     def retraining(self) -> Experiment:
         config = self.experiment.pruning_config.retraining
-        return retraining_spec(self.experiment, Path(self.pruned), config, kept=self.kept)
+        teacher = Path(self.float_model)
+        return retraining_spec(self.experiment, Path(self.pruned), config, kept=self.kept, teacher=teacher)
 
     @property
     def kept(self) -> float | None:
@@ -229,20 +230,29 @@ def _sources(chain: Chain, *, training: bool, validation: bool) -> list[str]:
 
 def _all_data(chain: Chain) -> list[str]:
     pretrained = [chain.experiment.model_config.pretrained_model_file] if chain.trains else []
-    return _sources(chain, training=True, validation=True) + [path for path in pretrained if path]
+    found = _sources(chain, training=True, validation=True) + [path for path in pretrained if path]
+    return found + _teacher(chain.experiment)
 
 
 def _retraining_data(chain: Chain) -> list[str]:
-    return [*_sources(chain, training=True, validation=True), chain.pruned]
+    return [*_sources(chain, training=True, validation=True), chain.pruned, *_teacher(chain.retraining)]
 
 
 def _qat_data(chain: Chain) -> list[str]:
-    return [*_sources(chain, training=True, validation=True), chain.final]
+    teacher = _teacher(chain.training_in_8_bits)
+    return [*_sources(chain, training=True, validation=True), chain.final, *teacher]
 
 
 def _pruning_data(chain: Chain) -> list[str]:
     data = _sources(chain, training=True, validation=chain.prunes_in_turns) if _looks(chain) else []
-    return [*data, chain.float_model]
+    teacher = _teacher(chain.retraining) if chain.prunes_in_turns else []
+    return list(dict.fromkeys([*data, chain.float_model, *teacher]))
+
+
+def _teacher(experiment: Experiment) -> list[str]:
+    """The file of the network that teaches in a training."""
+    name = experiment.training_config.distillation.teacher_model_file
+    return [os.path.expanduser(name)] if name else []
 
 
 def _looks(chain: Chain) -> bool:

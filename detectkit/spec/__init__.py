@@ -43,12 +43,13 @@ from detectkit.spec.networks import NETWORKS, spec_to_use
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig, ConfidenceConfig, PostProcessingConfig
 from detectkit.spec.pruning import chosen_criterion, has_target
 from detectkit.spec.pruning_pb2 import PruningConfig
-from detectkit.spec.retraining import qat_spec, retraining_spec
+from detectkit.spec.retraining import has_teacher, qat_spec, retraining_spec
 from detectkit.spec.runs import MEASURING, another_training, batch_size, changed_sections, field_changes
 from detectkit.spec.training_pb2 import (
     AdamOptimizerConfig,
     AdamWOptimizerConfig,
     CostScalingConfig,
+    DistillationConfig,
     EarlyStoppingAnnealingScheduleConfig,
     FirstStageConfig,
     LearningRateConfig,
@@ -79,6 +80,7 @@ __all__ = [
     "DataSource",
     "DatasetConfig",
     "DatasetExportConfig",
+    "DistillationConfig",
     "EarlyStoppingAnnealingScheduleConfig",
     "EngineConfig",
     "EvaluationConfig",
@@ -120,6 +122,7 @@ __all__ = [
     "explain",
     "field_changes",
     "has_target",
+    "has_teacher",
     "kind_of",
     "load",
     "load_dataset_export",

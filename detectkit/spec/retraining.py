@@ -6,7 +6,7 @@ from pathlib import Path
 
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.networks import has_tlt_layout
-from detectkit.spec.training_pb2 import LearningRateConfig, Retraining
+from detectkit.spec.training_pb2 import DistillationConfig, LearningRateConfig, Retraining, TrainingConfig
 
 # What was done before the model was there: a spec that starts from the model does not do it again.
 BEFORE = ("dataset_export_config", "pruning_config")
@@ -16,7 +16,12 @@ SOFT_START = 0.05  # of the run, at most: the weights are no strangers to their 
 
 
 def retraining_spec(
-    experiment: Experiment, model: Path, retraining: Retraining | None = None, *, kept: float | None = None
+    experiment: Experiment,
+    model: Path,
+    retraining: Retraining | None = None,
+    *,
+    kept: float | None = None,
+    teacher: Path | None = None,
 ) -> Experiment:
     """The spec that trains a trained model again: its weights and widths are the start, and nothing is frozen.
 
@@ -27,6 +32,7 @@ def retraining_spec(
         retraining: what differs from that; what it does not say is as in the first training.
         kept: the share of mAP that pruning has left; where it is given, the rate starts and rises as `_ease` says,
             unless `retraining` has one.
+        teacher: of a pruned network, the one before the pruning: it teaches, unless the spec has another teacher, or a weight of 0.
     """
     result = Experiment()
     result.CopyFrom(experiment)
@@ -46,7 +52,25 @@ def retraining_spec(
         training.learning_rate.CopyFrom(retraining.learning_rate)
     elif kept is not None:
         _ease(training.learning_rate, kept, training.num_epochs)
+    _teach(training, retraining, teacher)
     return result
+
+
+def has_teacher(config: DistillationConfig) -> bool:
+    """Whether one is named, and counts."""
+    return bool(config.teacher_model_file) and config.weight > 0
+
+
+def _teach(training: TrainingConfig, retraining: Retraining | None, teacher: Path | None) -> None:
+    config = DistillationConfig()
+    config.CopyFrom(training.distillation)
+    if retraining is not None:
+        config.MergeFrom(retraining.distillation)
+    if teacher is not None and not config.teacher_model_file:
+        config.teacher_model_file = str(teacher)
+    training.ClearField("distillation")
+    if has_teacher(config):
+        training.distillation.CopyFrom(config)
 
 
 def _ease(rate: LearningRateConfig, kept: float, epochs: int) -> None:
@@ -78,7 +102,9 @@ def qat_spec(experiment: Experiment, model: Path) -> Experiment:
         experiment: with a training_config.
     """
     training = experiment.calibration_config.quantization_aware_training
-    result = retraining_spec(experiment, model, training)
+    # Nothing was lost yet, so a teacher is there if it is asked for.
+    teacher = model if training.HasField("distillation") else None
+    result = retraining_spec(experiment, model, training, teacher=teacher)
     result.training_config.enable_qat = True
     result.calibration_config.ClearField("quantization_aware_training")  # this is it
     return result

@@ -44,6 +44,7 @@ class Board:
         costs: Tensor,
         regularization: Tensor,
         rate: float,
+        teacher_cost: Tensor | None = None,
     ) -> None:
         """Scalars `scalar_logging_frequency` times an epoch, pictures at the start of every
         `infrequent_logging_frequency` epochs; `steps` is the length of an epoch."""
@@ -51,7 +52,10 @@ class Board:
             return
         number = state.epoch * steps + state.step
         if state.step % max(steps // (self.config.scalar_logging_frequency or 10), 1) == 0:
-            self._scalars({"learning_rate": rate, **self._costs(state, costs, float(regularization))}, number)
+            others = {"regularization_cost": float(regularization)}
+            if teacher_cost is not None:
+                others["teacher_cost"] = float(teacher_cost)
+            self._scalars({"learning_rate": rate, **self._costs(state, costs, others)}, number)
         is_due = state.step == 0 and state.epoch % (self.config.infrequent_logging_frequency or 1) == 0
         if is_due and self.config.num_images:
             shown = self._pictures(prepared, targets, outputs)
@@ -79,15 +83,11 @@ class Board:
         for tracker in self.trackers:
             tracker.scalars(values, step)
 
-    def _costs(self, state: State, costs: Tensor, regularization: float) -> dict[str, float]:
+    def _costs(self, state: State, costs: Tensor, others: dict[str, float]) -> dict[str, float]:
         costs = costs.cpu()
         weighted = costs * state.weights.class_weights[:, None] * state.weights.weights
         task = float(weighted.sum())
-        values = {
-            "task_cost": task,
-            "regularization_cost": regularization,
-            "total_cost": task + regularization,
-        }
+        values = {"task_cost": task, **others, "total_cost": task + sum(others.values())}
         for row, name in enumerate(self.head.class_names):
             for column, objective in enumerate(OBJECTIVES):
                 part = float(weighted[row, column])

@@ -140,11 +140,13 @@ def train_step(run: Run, batch: Batch) -> Tensor:
         device=run.device,
     )
     targets = run.head.targets(prepared)
-    outputs = forward(run, prepared.images.contiguous(memory_format=torch.channels_last))
+    images = prepared.images.contiguous(memory_format=torch.channels_last)
+    outputs = forward(run, images)
     costs = run.head.costs(outputs, targets, prepared.weights)
     task_cost = state.weights.total(costs)
+    teacher_cost = None if state.teacher is None else state.teacher.cost(images)
     regularization = optim.regularization_cost(run.regularized, run.config.regularizer)
-    total = task_cost + regularization
+    total = task_cost + regularization + (0 if teacher_cost is None else teacher_cost)
     _descend(run, total)
     state.weights.accumulate(costs)
     run.board.step(
@@ -154,6 +156,7 @@ def train_step(run: Run, batch: Batch) -> Tensor:
         targets=targets,
         outputs=outputs,
         costs=costs.detach(),
+        teacher_cost=None if teacher_cost is None else teacher_cost.detach(),
         regularization=regularization.detach(),
         rate=rate,
     )

@@ -28,6 +28,7 @@ from detectkit.train.board import Board
 from detectkit.train.precision import cost_scale, number_format
 from detectkit.train.stages import Stage, begin, stages
 from detectkit.train.state import State
+from detectkit.train.teacher import load_teacher
 from detectkit.train.weighting import ObjectiveWeights
 
 RESUME_FILE = "resume.pt"
@@ -227,6 +228,7 @@ def _state(
         ObjectiveWeights(experiment.cost_function_config),
         images=images,
         average=WeightAverage(detector, config.ema_decay) if config.ema_decay else None,
+        teacher=load_teacher(experiment, detector),  # not before the average was copied: it sees the detector
         scale=cost_scale(config.cost_scaling, dtype, device),
     )
     begin(state, config, 0)

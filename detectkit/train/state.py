@@ -18,6 +18,7 @@ from detectkit.model.detector import Detector
 from detectkit.ops.schedule import Plateau
 from detectkit.train.average import WeightAverage
 from detectkit.train.precision import CostScale
+from detectkit.train.teacher import Teacher
 from detectkit.train.weighting import ObjectiveWeights
 
 FORMAT = 3
@@ -38,6 +39,7 @@ class State:
     weights: ObjectiveWeights
     images: int
     average: WeightAverage | None = None
+    teacher: Teacher | None = None
     scale: CostScale | None = None
     optimizer: Optimizer = field(init=False)  # made with each stage
     epoch: int = 0
@@ -69,6 +71,7 @@ def save(path: Path, state: State, spec_text: str) -> None:
         "detector": state.detector.state_dict(),
         "frozen": sorted(state.detector.frozen),
         "average": state.average.state() if state.average else None,
+        "adapter": state.teacher.adapter.state_dict() if state.teacher else None,
         "optimizer": state.optimizer.state_dict(),
         "cost_scale_exponent": float(state.scale.exponent) if state.scale else None,
         "weights": state.weights.state(),
@@ -113,6 +116,8 @@ def restore(state: State, content: dict[str, Any]) -> None:
     state.optimizer.load_state_dict(content["optimizer"])
     if state.average:
         state.average.restore(content["average"])
+    if state.teacher:
+        state.teacher.adapter.load_state_dict(content["adapter"])
     if state.scale and content["cost_scale_exponent"] is not None:
         state.scale.exponent.fill_(content["cost_scale_exponent"])
     state.weights.restore(content["weights"])

@@ -40,9 +40,15 @@ def share_of(model):
     return {"target_params": lambda network: parameters(network) / parameters(model.detector)}
 
 
-def turns(experiment, model, results):
-    config = experiment.pruning_config
-    return prune_and_retrain(model, experiment, config, results, sizes=share_of(model))
+@pytest.fixture(scope="module")
+def turns(learnt):
+    """Prunes a model, that of `learnt` itself or after a turn, and trains it again."""
+
+    def run(experiment, model, results, config=None):
+        config, sizes = config or experiment.pruning_config, share_of(model)
+        return prune_and_retrain(model, experiment, config, results, sizes=sizes, teacher=learnt)
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +57,7 @@ def model(learnt):
 
 
 @pytest.fixture(scope="module")
-def whole(experiment, model, tmp_path_factory):
+def whole(turns, experiment, model, tmp_path_factory):
     """The results folder of an unbroken run."""
     results = tmp_path_factory.mktemp("whole")
     turns(experiment, model, results)
@@ -124,7 +130,7 @@ def test_a_spec_that_trains_nothing_has_none_for_retraining(quick, tiny, learnt,
 
 
 @pytest.mark.spec_field("Retraining.num_epochs")
-def test_turns_are_trained_as_the_retraining_says(experiment, model, tmp_path, monkeypatch):
+def test_turns_are_trained_as_the_retraining_says(turns, experiment, model, tmp_path, monkeypatch):
     """Two epochs where the first training had one; a changed retraining does not prune again."""
     config = PruningConfig(target_params=0.5, iterations=1)
     config.retraining.num_epochs = 2
@@ -138,10 +144,10 @@ def test_turns_are_trained_as_the_retraining_says(experiment, model, tmp_path, m
         return outcomes[0]
 
     monkeypatch.setattr(retrain, "train", watched)
-    prune_and_retrain(model, experiment, config, tmp_path, sizes=share_of(model))
+    turns(experiment, model, tmp_path, config)
     assert [entry["epoch"] for entry in outcomes[0].history] == [1, 2]
     config.retraining.num_epochs = 3
-    prune_and_retrain(model, experiment, config, tmp_path, sizes=share_of(model))
+    turns(experiment, model, tmp_path, config)
     assert outcomes[1] == 3
 
 
@@ -173,7 +179,7 @@ def test_the_network_gets_narrower_and_learns_in_every_turn(model, whole):
     assert coverage.shape == (1, 2, 4, 6)
 
 
-def test_what_is_there_is_not_done_again(experiment, model, whole, monkeypatch):
+def test_what_is_there_is_not_done_again(turns, experiment, model, whole, monkeypatch):
     files = {path: path.stat().st_mtime_ns for path in whole.rglob("*.safetensors")}
     monkeypatch.setattr(retrain, "prune", lambda *_, **__: pytest.fail("pruned"))
     again = turns(experiment, model, whole)
@@ -190,7 +196,7 @@ def test_what_is_there_is_not_done_again(experiment, model, whole, monkeypatch):
         ({"threshold": 0.5}, "iteration_1/pruned"),
     ],
 )
-def test_another_pruning_in_the_same_folder_is_refused(experiment, model, whole, change, file):
+def test_another_pruning_in_the_same_folder_is_refused(turns, experiment, model, whole, change, file):
     other = spec.Experiment()
     other.CopyFrom(experiment)
     for name, value in change.items():
@@ -199,14 +205,14 @@ def test_another_pruning_in_the_same_folder_is_refused(experiment, model, whole,
         turns(other, model, whole)
 
 
-def test_another_model_in_the_same_folder_is_refused(experiment, model, whole):
+def test_another_model_in_the_same_folder_is_refused(turns, experiment, model, whole):
     with pytest.raises(
         UsageError, match="iteration_1/pruned.* was pruned with another model: use another -r"
     ):
         turns(experiment, model._replace(detector=final(whole)), whole)
 
 
-def test_another_training_in_the_same_folder_is_refused(experiment, model, whole):
+def test_another_training_in_the_same_folder_is_refused(turns, experiment, model, whole):
     other = spec.Experiment()
     other.CopyFrom(experiment)
     other.training_config.batch_size_per_gpu = 3
@@ -296,7 +302,7 @@ def wait_for(path, process):
     ],
 )
 def test_a_run_that_is_killed_and_started_again_ends_as_one_that_was_not(
-    experiment, model, learnt, whole, tmp_path, caplog, moment
+    turns, experiment, model, learnt, whole, tmp_path, caplog, moment
 ):
     path, results = tmp_path / "spec.txt", tmp_path / "cut"
     path.write_text(spec.dumps(experiment))

@@ -155,6 +155,29 @@ def test_another_rate_while_it_trains_is_taken_up(done):
     assert done.actions()["train"] == "goes on"
 
 
+def test_the_network_before_the_pruning_teaches_the_one_after_it(done):
+    """Unless the spec says that none does."""
+    float_model = "train/weights/model-best.safetensors"
+    *_, pruned, teacher = done.state("retrain")["reads"].keys()
+    assert (pruned, teacher) == ("prune/pruned.safetensors", float_model)
+    assert done.chain.retraining.training_config.distillation.teacher_model_file == str(
+        done.folder / float_model
+    )
+    none = "distillation { weight: 0 }"
+    done.write(change={"retraining { num_epochs: 1": f"retraining {{ num_epochs: 1 {none}"})
+    assert set(done.run()) == {*PRUNED[2:], *INT8, "latency"}
+    assert list(done.state("retrain")["reads"])[-1] == "prune/pruned.safetensors"
+
+
+def test_a_teacher_of_the_training_is_read_by_it(fake):
+    fake._convert(None)
+    (fake.root / "large.safetensors").write_text("1")
+    text = f'distillation {{ teacher_model_file: "{fake.root}/large.safetensors" }}'
+    fake.write("train", change={"num_epochs: 2": f"num_epochs: 2 {text}"})
+    fake.run()
+    assert list(fake.state("train")["reads"])[-1] == str(fake.root / "large.safetensors")
+
+
 def test_retraining_with_another_rate_is_done_again(done):
     """A retraining is short, and only what the spec says of it has changed."""
     schedule = (

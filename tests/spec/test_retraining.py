@@ -95,6 +95,47 @@ def test_the_spec_of_training_in_8_bits(tiny):
     assert not whole.training_config.enable_qat  # stays as it is
 
 
+TEACHER, OTHER = Path("whole.safetensors"), Path("other.safetensors")
+
+
+def teacher_of(tiny, retraining="", *, own=""):
+    whole = spec.Experiment()
+    whole.CopyFrom(tiny)
+    text_format.Parse(own, whole.training_config)
+    retraining = text_format.Parse(retraining, spec.Retraining())
+    return retraining_spec(whole, Path("pruned"), retraining, teacher=TEACHER).training_config.distillation
+
+
+def test_the_network_before_a_pruning_teaches_unless_the_spec_says_otherwise(tiny):
+    assert teacher_of(tiny) == spec.DistillationConfig(teacher_model_file=str(TEACHER))
+    found = teacher_of(tiny, "distillation { weight: 0.1 }")
+    assert (found.teacher_model_file, found.weight) == (str(TEACHER), pytest.approx(0.1))
+    own = 'distillation { teacher_model_file: "other.safetensors" weight: 1 }'
+    for given in ({"retraining": own}, {"own": own}):
+        found = teacher_of(tiny, **given)
+        assert (found.teacher_model_file, found.weight) == (str(OTHER), 1)
+
+
+def test_a_weight_of_0_is_no_teacher(tiny):
+    zero = text_format.Parse("distillation { weight: 0 }", spec.Retraining())
+    training = retraining_spec(tiny, Path("pruned"), zero, teacher=TEACHER)
+    assert training.training_config == tiny.training_config  # not even the section
+
+
+def test_a_training_in_8_bits_has_the_teacher_that_is_asked_for(tiny):
+    """The network that it starts from, or that of the training; none by itself."""
+    whole = spec.Experiment()
+    whole.CopyFrom(tiny)
+    retraining = whole.calibration_config.quantization_aware_training
+    retraining.num_epochs = 1
+    model = Path("float.safetensors")
+    assert not qat_spec(whole, model).training_config.HasField("distillation")
+    retraining.distillation.weight = 0.5
+    assert qat_spec(whole, model).training_config.distillation.teacher_model_file == str(model)
+    whole.training_config.distillation.teacher_model_file = str(OTHER)
+    assert qat_spec(whole, model).training_config.distillation.teacher_model_file == str(OTHER)
+
+
 def eased(tiny, kept, retraining=None):
     return retraining_spec(tiny, Path("a"), retraining, kept=kept).training_config
 

@@ -73,19 +73,20 @@ DatasetConfig.dontcare_labels DatasetExportConfig.embed_images DatasetExportConf
 DatasetExportConfig.random_seed DatasetExportConfig.sample_config DatasetExportConfig.voc_config EvaluationConfig.protocol
 Experiment.calibration_config Experiment.export_config Experiment.pruning_config ModelConfig.layout OptimizerConfig.adamw
 OptimizerConfig.sgd
-TrainingConfig.accumulate_batches TrainingConfig.clip_gradient_norm TrainingConfig.ema_decay
+TrainingConfig.accumulate_batches TrainingConfig.clip_gradient_norm TrainingConfig.distillation TrainingConfig.ema_decay
 TrainingConfig.first_stage TrainingConfig.max_boxes_per_image TrainingConfig.workers
 """.split()
 OWN_MESSAGES = {
     "AdamWOptimizerConfig": "epsilon beta1 beta2 weight_decay",
     "CalibrationConfig": "method batches batch_size tensorrt_version quantization_aware_training",
+    "DistillationConfig": "teacher_model_file weight",
     "EngineConfig": "targets min_batch_size opt_batch_size max_batch_size max_workspace_size",
     "ExportConfig": "data_type runtime per_tensor max_drop target_opset static_batch_size nms gen_ds_config engine_config",
     "FirstStageConfig": "num_epochs learning_rate",
     "ModelConfig.LossRatios": "l1 giou",
     "PruningConfig": "threshold target_params target_macs target_latency equalization_criterion granularity "
     "min_num_filters excluded_layers normalizer criterion calibration_batches iterations retraining",
-    "Retraining": "num_epochs learning_rate",
+    "Retraining": "num_epochs learning_rate distillation",
     "SampleConfig": "root_directory_path num_shards",
     "SgdOptimizerConfig": "momentum nesterov",
     "VOCConfig": "root_directory_path image_dir_name annotation_dir_name image_set_files val_split num_shards "

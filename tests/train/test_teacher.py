@@ -1,0 +1,194 @@
+"""Learning from a teacher beside the labels: the cost, the runs that have one, and the files that cannot be one."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from detectkit import spec
+from detectkit.errors import ModelError
+from detectkit.model import checkpoint
+from detectkit.model.detector import build
+from detectkit.ops.losses import correlation_cost
+from detectkit.train.loop import train
+from detectkit.train.run import set_up
+
+CPU = torch.device("cpu")
+
+
+def channel(*values):
+    return torch.tensor(values, dtype=torch.float64).reshape(1, 1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "student, cost", [((2, 4, 6, 8), 0), ((4, 3, 2, 1), 2), ((1, 3, 2, 4), 0.2), ((7, 7, 7, 7), 0.5)]
+)
+def test_features_cost_what_is_missing_of_their_correlation(student, cost):
+    """1 - Pearson's correlation; a map without any is half of what a map of noise costs at worst."""
+    assert float(correlation_cost(channel(*student), channel(1, 2, 3, 4))) == pytest.approx(cost, abs=1e-6)
+
+
+def test_the_cost_of_features_is_that_of_numpy():
+    generator = torch.Generator().manual_seed(3)
+    first, second = (torch.randn(2, 5, 3, 4, generator=generator).double() for _ in range(2))
+    rows = [torch.stack((a.flatten(), b.flatten())) for a, b in zip(first.unbind(1), second.unbind(1))]
+    wanted = 1 - torch.stack([torch.corrcoef(pair)[0, 1] for pair in rows]).mean()
+    torch.testing.assert_close(correlation_cost(first, second), wanted, rtol=1e-6, atol=0)
+    torch.testing.assert_close(correlation_cost(5 * first - 3, second), wanted, rtol=1e-6, atol=0)
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_text, tmp_path_factory):
+    """A trained model of the tiny experiment, whose network is another one."""
+    experiment = spec.loads(tiny_text.replace("num_epochs: 2", "num_epochs: 1"))
+    return train(set_up(experiment, tmp_path_factory.mktemp("teacher"), name="model", device=CPU)).last
+
+
+@pytest.fixture
+def taught(small, teacher):
+    small.training_config.distillation.teacher_model_file = str(teacher)
+    return small
+
+
+def run(experiment, results):
+    return train(set_up(experiment, results, name="model", device=CPU))
+
+
+def weights(path):
+    return checkpoint.load(path).detector.state_dict()
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.spec_field("DistillationConfig.teacher_model_file", "DistillationConfig.weight")
+def test_a_teacher_counts_by_its_weight_and_a_weight_of_0_is_none(taught, tmp_path):
+    taught.training_config.num_epochs = 1
+    config, found = taught.training_config.distillation, []
+    for weight in (0.0, 0.03, 1.0):
+        config.weight = weight
+        found.append(weights(run(taught, tmp_path / str(weight)).last))
+    taught.training_config.ClearField("distillation")
+    plain = weights(run(taught, tmp_path / "plain").last)
+    assert [equal(one, plain) for one in found] == [True, False, False]
+    assert not equal(found[1], found[2])
+
+
+def test_what_is_taught_is_learnt(taught, tmp_path):
+    """Features of a network that the labels do not ask for."""
+    taught.training_config.num_epochs = 12
+    taught.training_config.distillation.weight = 1.0
+    taught.training_config.optimizer.adam.SetInParent()
+    history = run(taught, tmp_path).history
+    assert history[-1]["cost"] < 0.7 * history[0]["cost"]
+
+
+def test_the_teacher_stays_as_it_is_and_leaves_nothing_in_the_model(taught, teacher, tmp_path):
+    before = weights(teacher)
+    setting = set_up(taught, tmp_path, name="model", device=CPU)
+    network = setting.state.teacher.network
+    outcome = train(setting)
+    assert equal(network.state_dict(), before) and not network.training
+    assert all(weight.grad is None for weight in network.parameters())
+    taught.training_config.ClearField("distillation")
+    plain = set_up(taught, tmp_path / "plain", name="model", device=CPU).state.detector
+    assert weights(outcome.last).keys() == plain.state_dict().keys()
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(teacher, tmp_path):
+    experiment = checkpoint.load(teacher).spec
+    experiment.model_config.pretrained_model_file = str(teacher)
+    experiment.training_config.distillation.teacher_model_file = str(teacher)
+    state = set_up(experiment, tmp_path, name="model", device=CPU).state
+    network, images = state.detector.eval(), torch.rand(2, 3, 64, 96)
+    channels = network.output_cov.in_channels
+    with torch.no_grad():
+        state.teacher.adapter.weight.copy_(torch.eye(channels)[:, :, None, None])
+        network(images)
+        assert float(state.teacher.cost(images)) == pytest.approx(0, abs=1e-6)
+        network(images.flip(3))
+        assert float(state.teacher.cost(images)) > 0.1 * state.teacher.weight
+
+
+def test_a_run_with_a_teacher_goes_on_where_it_was(taught, tmp_path):
+    """The convolution between their features, which no model file holds, and its moments too."""
+    taught.training_config.optimizer.adam.SetInParent()
+    taught.training_config.ema_decay = 0.9
+    whole = run(taught, tmp_path / "whole")
+    taught.training_config.num_epochs = 1
+    run(taught, tmp_path / "cut")
+    taught.training_config.num_epochs = 2
+    setting = set_up(taught, tmp_path / "cut", name="model", device=CPU)
+    adapter = copy.deepcopy(setting.state.teacher.adapter.state_dict())
+    fresh = set_up(taught, tmp_path / "fresh", name="model", device=CPU).state.teacher.adapter.state_dict()
+    assert not equal(adapter, fresh)
+    assert equal(weights(train(setting).last), weights(whole.last))
+
+
+def test_the_cost_against_the_teacher_is_on_the_board(taught, tmp_path):
+    taught.training_config.num_epochs = 1
+    taught.training_config.visualizer.enabled = True
+    run(taught, tmp_path)
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    task, others, total = (
+        [event.value for event in events.Scalars(tag)] for tag in ("task_cost", "teacher_cost", "total_cost")
+    )
+    assert all(value > 0 for value in others)
+    assert total == pytest.approx([a + b for a, b in zip(task, others, strict=True)], rel=1e-5)
+
+
+def test_a_teacher_of_other_widths_and_layers_teaches(taught, teacher, tmp_path):
+    assert taught.model_config.arch != checkpoint.load(teacher).spec.model_config.arch
+    setting = set_up(taught, tmp_path, name="model", device=CPU)
+    assert setting.state.teacher.adapter.weight.shape[:2] == (
+        512,
+        setting.state.detector.output_cov.in_channels,
+    )
+
+
+def test_a_teacher_that_is_not_there_or_answers_something_else(taught, teacher, tmp_path):
+    config = taught.training_config.distillation
+    config.teacher_model_file = str(tmp_path / "none.safetensors")
+    with pytest.raises(ModelError, match="teacher_model_file: there is no file .*none.safetensors"):
+        set_up(taught, tmp_path / "run", name="model", device=CPU)
+    damaged = tmp_path / "damaged.safetensors"
+    shutil.copy(teacher, damaged)
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    config.teacher_model_file = str(damaged)
+    with pytest.raises(ModelError, match="damaged.safetensors"):
+        set_up(taught, tmp_path / "run", name="model", device=CPU)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_of_other_cells_or_images_is_refused(taught, teacher, tmp_path):
+    model = checkpoint.load(teacher)
+    gray = spec.Experiment()
+    gray.CopyFrom(model.spec)
+    gray.augmentation_config.preprocessing.output_image_channel = 1
+    other = tmp_path / "other.safetensors"
+    network = build(gray.model_config, model.class_names, 1)
+    checkpoint.save(other, network, spec.dumps(gray), model.class_names)
+    taught.training_config.distillation.teacher_model_file = str(other)
+    with pytest.raises(
+        ModelError, match="channels of images 1 there, 3 here; name another teacher_model_file"
+    ):
+        set_up(taught, tmp_path / "run", name="model", device=CPU)
+
+
+def test_a_teacher_of_other_classes_teaches(taught, teacher, tmp_path):
+    """What it sees, not what it calls it."""
+    model = checkpoint.load(teacher)
+    other = tmp_path / "other.safetensors"
+    checkpoint.save(other, model.detector, spec.dumps(model.spec), ["dog", "cat"])
+    taught.training_config.distillation.teacher_model_file = str(other)
+    taught.training_config.num_epochs = 1
+    assert run(taught, tmp_path / "run").last.exists()
+
+
+def test_a_teacher_without_a_file_is_a_broken_rule(taught):
+    taught.training_config.distillation.ClearField("teacher_model_file")
+    (violation,) = spec.check(taught)
+    assert violation.path == "training_config.distillation.teacher_model_file"
