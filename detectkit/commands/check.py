@@ -116,6 +116,8 @@ def _check_data(experiment: spec.Experiment) -> None:
 
     require_package(experiment.evaluation_config)
     _require_model(experiment.model_config.pretrained_model_file, "model_config.pretrained_model_file")
+    for field, path in spec.teacher_files(experiment).items():
+        _require_model(path, field)
     names = spec.class_names(experiment)
     limit = experiment.training_config.max_boxes_per_image
     training = capped(training_frames(experiment.dataset_config, names), limit)

@@ -175,6 +175,7 @@ def run(args: argparse.Namespace) -> None:
     _check_spec(args.model, model, experiment)
     config = _config(args, experiment)
     _choose_criterion(args, experiment, config)
+    experiment = _with_teacher(args, experiment, config, model)
     job = Job(model, args.model, experiment, config, Yardstick(model.detector, experiment), output)
     if args.sweep:
         _sweep(job, output.with_suffix(".png"))
@@ -300,6 +301,31 @@ def _choose_criterion(args: argparse.Namespace, experiment: spec.Experiment, con
     log.info(
         "criterion TAYLOR: filters are judged by what the cost of training images would lose (NORM, TLT's, by their weights)"
     )
+
+
+def _with_teacher(
+    args: argparse.Namespace, experiment: spec.Experiment, config: PruningConfig, model: Model
+) -> spec.Experiment:
+    """The spec, if its teacher can teach the pruned network; a teacher of the past that is gone is left out of it.
+
+    Raises:
+        ModelError: the teacher that the given spec names is not there, or of other cells or images.
+    """
+    from detectkit.train.teacher import read_teacher
+
+    again = spec.retraining_spec(experiment, args.output_file, config.retraining, teacher=args.model)
+    teacher = Path(again.training_config.distillation.teacher_model_file or args.model).expanduser()
+    if teacher == args.model:
+        return experiment
+    if args.experiment_spec or teacher.is_file():
+        read_teacher(teacher, experiment, model.detector)
+        return experiment
+    log.info(f"{teacher}, which taught {args.model}, is not there any more: that is the teacher now")
+    without = spec.Experiment()
+    without.CopyFrom(experiment)
+    without.training_config.ClearField("distillation")
+    config.retraining.ClearField("distillation")
+    return without
 
 
 class Yardstick:
@@ -494,7 +520,9 @@ def _say_next(args: argparse.Namespace, job: Job) -> None:
         say(f"next: detectkit evaluate -e {args.experiment_spec or 'SPEC'} -m {job.output}")
         return
     path = _retraining_path(job.output)
-    say(f"wrote {job.output}, and {path}: the spec with pretrained_model_file and load_graph set")
+    teacher = spec.load_experiment(path).training_config.distillation.teacher_model_file
+    taught = f", and taught by {teacher}, which has to stay where it is" if teacher else ""
+    say(f"wrote {job.output}, and {path}: the spec with pretrained_model_file and load_graph set{taught}")
     say(f"next: detectkit train -e {path} -r DIR")
 
 

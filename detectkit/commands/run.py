@@ -13,7 +13,7 @@ from detectkit import spec
 from detectkit.commands.options import add_spec_argument
 from detectkit.commands.tree import parse
 from detectkit.console import duration, log, say, table
-from detectkit.errors import DetectkitError, UsageError
+from detectkit.errors import DetectkitError, ModelError, UsageError
 from detectkit.pipeline.fingerprints import Fingerprints
 from detectkit.pipeline.plan import Action, Step, plan
 from detectkit.pipeline.run import FINGERPRINTS, Runner, locked
@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
             chain, plan(chain, Fingerprints(folder / FINGERPRINTS), first=args.first, last=args.last)
         )
         return
+    _require_teachers(experiment, folder)
     with locked(folder):
         runner = Runner(chain, _execute, _report, _about(args, folder))
         steps = plan(chain, runner.prints, first=args.first, last=args.last)
@@ -74,6 +75,14 @@ def run(args: argparse.Namespace) -> None:
             f"nothing to do: all {len(steps)} stages are done, and nothing they read has changed ({took:.1f} s)"
         )
     say(f"report: {folder / 'report.html'}")
+
+
+def _require_teachers(experiment: spec.Experiment, folder: Path) -> None:
+    """A teacher that is not there is known before the hours of work that come first; the run itself may write one."""
+    for field, name in spec.teacher_files(experiment).items():
+        path = Path(name).expanduser()
+        if not path.is_file() and folder.resolve() not in path.resolve().parents:
+            raise ModelError(f"{field}: there is no file {path}; put it back, or correct the path")
 
 
 def _named_alike(folder: Path) -> Path:

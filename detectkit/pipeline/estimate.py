@@ -21,7 +21,7 @@ from detectkit.pipeline import state as states
 from detectkit.pipeline.fingerprints import IMAGES
 from detectkit.pipeline.plan import TRAINED_WITH, Action, Step
 from detectkit.pipeline.stages import Chain, has_gpu
-from detectkit.spec import DatasetExportConfig, Experiment, TrainingConfig, batch_size
+from detectkit.spec import DatasetExportConfig, Experiment, TrainingConfig, batch_size, has_teacher
 
 MIB = 2**20
 NOTICED = 0.01  # seconds; what took less was not measured
@@ -284,7 +284,7 @@ def _training(chain: Chain, step: Step, basis: Basis) -> Estimate:
 
 def _teaching(experiment: Experiment, basis: Basis) -> float:
     """Seconds an image that a teacher takes, as if it were the network of the spec."""
-    return basis.finding if experiment.training_config.HasField("distillation") else 0.0
+    return basis.finding if has_teacher(experiment.training_config.distillation) else 0.0
 
 
 def _of_training(experiment: Experiment, epochs: int, weights: float) -> tuple[int, float, float]:

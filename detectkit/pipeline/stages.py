@@ -1,6 +1,6 @@
 """The stages of a run, in their order: when a spec wants them, what they read, what they do, what they write.
 
-To add one (distillation, a search), add one entry to STAGES: its name is that of its folder and of `--from` and `--until`.
+To add one (a search), add one entry to STAGES: its name is that of its folder and of `--from` and `--until`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from detectkit.spec import (
     ExportConfig,
     PruningConfig,
     chosen_criterion,
+    has_teacher,
     qat_spec,
     retraining_spec,
 )
@@ -251,8 +252,8 @@ def _pruning_data(chain: Chain) -> list[str]:
 
 def _teacher(experiment: Experiment) -> list[str]:
     """The file of the network that teaches in a training."""
-    name = experiment.training_config.distillation.teacher_model_file
-    return [os.path.expanduser(name)] if name else []
+    config = experiment.training_config.distillation
+    return [os.path.expanduser(config.teacher_model_file)] if has_teacher(config) else []
 
 
 def _looks(chain: Chain) -> bool:

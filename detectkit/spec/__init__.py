@@ -43,7 +43,7 @@ from detectkit.spec.networks import NETWORKS, spec_to_use
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig, ConfidenceConfig, PostProcessingConfig
 from detectkit.spec.pruning import chosen_criterion, has_target
 from detectkit.spec.pruning_pb2 import PruningConfig
-from detectkit.spec.retraining import has_teacher, qat_spec, retraining_spec
+from detectkit.spec.retraining import has_teacher, qat_spec, retraining_spec, teacher_files
 from detectkit.spec.runs import MEASURING, another_training, batch_size, changed_sections, field_changes
 from detectkit.spec.training_pb2 import (
     AdamOptimizerConfig,
@@ -136,5 +136,6 @@ __all__ = [
     "resolved",
     "retraining_spec",
     "spec_to_use",
+    "teacher_files",
     "warnings",
 ]

@@ -310,7 +310,8 @@ def _training(spec: Experiment) -> Iterator[Violation]:
         yield from _learning_rate(f"{path}.first_stage.learning_rate", rate, epochs, spec)
     if config.optimizer.sgd.nesterov and config.optimizer.sgd.momentum == 0:
         yield Violation(f"{path}.optimizer.sgd.nesterov", "needs a momentum above 0", "true")
-    if config.HasField("distillation") and not config.distillation.teacher_model_file:
+    taught = config.HasField("distillation") and config.distillation.weight > 0
+    if taught and not config.distillation.teacher_model_file:
         yield Violation(f"{path}.distillation.teacher_model_file", "must name a trained model", '""')
 
 

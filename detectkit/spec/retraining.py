@@ -61,14 +61,29 @@ def has_teacher(config: DistillationConfig) -> bool:
     return bool(config.teacher_model_file) and config.weight > 0
 
 
+def teacher_files(experiment: Experiment) -> dict[str, str]:
+    """The model files that a spec names as teachers, of this training and of later ones, by field."""
+    retraining = experiment.pruning_config.retraining
+    in_8_bits = experiment.calibration_config.quantization_aware_training
+    sections = {
+        "training_config": experiment.training_config.distillation,
+        "pruning_config.retraining": retraining.distillation,
+        "calibration_config.quantization_aware_training": in_8_bits.distillation,
+    }
+    return {
+        f"{path}.distillation.teacher_model_file": config.teacher_model_file
+        for path, config in sections.items()
+        if has_teacher(config)
+    }
+
+
 def _teach(training: TrainingConfig, retraining: Retraining | None, teacher: Path | None) -> None:
     config = DistillationConfig()
-    config.CopyFrom(training.distillation)
-    if retraining is not None:
-        config.MergeFrom(retraining.distillation)
+    own = retraining is not None and retraining.HasField("distillation")
+    config.CopyFrom(retraining.distillation if retraining is not None and own else training.distillation)
+    training.ClearField("distillation")
     if teacher is not None and not config.teacher_model_file:
         config.teacher_model_file = str(teacher)
-    training.ClearField("distillation")
     if has_teacher(config):
         training.distillation.CopyFrom(config)
 

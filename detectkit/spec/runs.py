@@ -61,6 +61,8 @@ def _without_changeable(experiment: Experiment) -> Experiment:
         kept.ClearField(name)
     for name in CHANGEABLE_TRAINING:
         kept.training_config.ClearField(name)
+    if kept.training_config.HasField("distillation"):
+        kept.training_config.distillation.ClearField("teacher_model_file")  # its weights are compared
     config = kept.model_config  # a layout that is written out is the one that the name of a file has said
     config.layout = config.TLT if has_tlt_layout(config) else config.TORCHVISION
     return kept

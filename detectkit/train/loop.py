@@ -32,6 +32,7 @@ from detectkit.train import optim, state as states
 from detectkit.train.report import conclude, plot, report
 from detectkit.train.run import RESUME_FILE, Run
 from detectkit.train.stages import begin, stages
+from detectkit.train.teacher import features_of
 from detectkit.train.weighting import ObjectiveWeights, validation_cost
 
 CHECK_STEPS = 20  # the cost is looked at this often; looking waits for the GPU
@@ -141,10 +142,11 @@ def train_step(run: Run, batch: Batch) -> Tensor:
     )
     targets = run.head.targets(prepared)
     images = prepared.images.contiguous(memory_format=torch.channels_last)
-    outputs = forward(run, images)
+    with features_of(state.detector) as features:
+        outputs = forward(run, images)
     costs = run.head.costs(outputs, targets, prepared.weights)
     task_cost = state.weights.total(costs)
-    teacher_cost = None if state.teacher is None else state.teacher.cost(images)
+    teacher_cost = None if state.teacher is None else state.teacher.cost(images, features.pop())
     regularization = optim.regularization_cost(run.regularized, run.config.regularizer)
     total = task_cost + regularization + (0 if teacher_cost is None else teacher_cost)
     _descend(run, total)

@@ -132,7 +132,7 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
             log.warning(doubt)
     detector = network.to(device).to(memory_format=torch.channels_last)
     dtype = number_format(experiment.model_config.training_precision, device)
-    state = _state(experiment, detector, dtype=dtype, device=device, images=len(training))
+    state = _state(experiment, results, detector, dtype=dtype, device=device, images=len(training))
     if saved:
         _resume(state, saved, experiment, results)
     _say_precision(dtype, experiment, state)
@@ -219,7 +219,13 @@ def _network(experiment: spec.Experiment, saved: dict[str, Any] | None, results:
 
 
 def _state(
-    experiment: spec.Experiment, detector: Detector, *, dtype: torch.dtype, device: torch.device, images: int
+    experiment: spec.Experiment,
+    results: Path,
+    detector: Detector,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    images: int,
 ) -> State:
     """The state before the first step."""
     config = experiment.training_config
@@ -228,7 +234,7 @@ def _state(
         ObjectiveWeights(experiment.cost_function_config),
         images=images,
         average=WeightAverage(detector, config.ema_decay) if config.ema_decay else None,
-        teacher=load_teacher(experiment, detector),  # not before the average was copied: it sees the detector
+        teacher=load_teacher(experiment, results, detector, number_format=dtype),
         scale=cost_scale(config.cost_scaling, dtype, device),
     )
     begin(state, config, 0)
@@ -238,6 +244,11 @@ def _state(
 def _resume(state: State, saved: dict[str, Any], experiment: spec.Experiment, results: Path) -> None:
     """Put a state back to where it was saved."""
     _check_same_images(saved["images"], state.images, results)
+    if state.teacher and state.teacher.digest() != saved["teacher"]:
+        raise UsageError(
+            f"{results} holds a run with another teacher, whose file has changed since: put it back, use another -r, or"
+            f" delete {results / RESUME_FILE} to start again"
+        )
     begin(state, experiment.training_config, saved["stage"][0])
     states.restore(state, saved)
     if set(spec.MEASURING) & set(spec.changed_sections(_trained_with(saved), experiment)):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import nn
-
 from detectkit.errors import SpecError
 from detectkit.ops.schedule import Plateau
 from detectkit.spec import EarlyStoppingAnnealingScheduleConfig, LearningRateConfig, TrainingConfig
@@ -51,6 +49,5 @@ def begin(state: State, config: TrainingConfig, number: int) -> None:
         raise SpecError(
             f"{where}: no weight is left to train: freeze fewer layers (freeze_blocks, freeze_pretrained_layers)"
         )
-    trained = nn.ModuleList([state.detector, *([state.teacher.adapter] if state.teacher else [])])
-    state.optimizer = optim.make_optimizer(trained, config.optimizer)
+    state.optimizer = optim.make_optimizer(state.trained, config.optimizer)
     state.stage, state.stage_start, state.plateau = number, state.epoch, Plateau()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from detectkit.errors import ModelError
@@ -52,6 +52,11 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
+    def trained(self) -> nn.Module:
+        """What an optimizer moves: the detector, and what compares it with its teacher."""
+        return nn.ModuleList([self.detector, self.teacher.adapter]) if self.teacher else self.detector
+
+    @property
     def result(self) -> Detector:
         """The network that is validated and saved: the average where there is one, else the one that is trained."""
         return self.average.detector if self.average else self.detector
@@ -72,6 +77,7 @@ def save(path: Path, state: State, spec_text: str) -> None:
         "frozen": sorted(state.detector.frozen),
         "average": state.average.state() if state.average else None,
         "adapter": state.teacher.adapter.state_dict() if state.teacher else None,
+        "teacher": state.teacher.digest() if state.teacher else None,
         "optimizer": state.optimizer.state_dict(),
         "cost_scale_exponent": float(state.scale.exponent) if state.scale else None,
         "weights": state.weights.state(),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -9,74 +12,119 @@ from torch import Tensor, nn
 
 from detectkit import spec
 from detectkit.console import log
-from detectkit.errors import ModelError
+from detectkit.errors import ModelError, UsageError
 from detectkit.model import checkpoint
 from detectkit.model.detector import Detector, parameters
 from detectkit.ops.losses import correlation_cost
 
+FIELD = "training_config.distillation.teacher_model_file"
+
 
 class Teacher:
-    """A network whose features, which are what its heads get, are to be found again in those of the network that is trained.
+    """A network whose features, which its backbone gives, are to be found again in those of the network that is trained.
 
     The student's go through a convolution to the teacher's channels, which is trained with it and thrown away at the end
     (FitNets, Romero et al. 2015), and are then correlated with them (PKD, Cao et al. 2022).
 
     Args:
         network: the teacher.
-        student: its features are seen from now on.
+        channels: of the student's features.
         weight: of the cost.
+        number_format: in which the teacher's features are computed.
     """
 
-    def __init__(self, network: Detector, student: Detector, *, weight: float) -> None:
+    def __init__(
+        self, network: Detector, *, channels: int, weight: float, number_format: torch.dtype
+    ) -> None:
+        network.ranges = None  # in 8-bit rounding it would be less sure of what it knows
         self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        own, students = (net.output_cov.in_channels for net in (network, student))
-        self.adapter = nn.Conv2d(students, own, kernel_size=1).to(next(network.parameters()).device)
-        self.weight = weight
-        self._own: list[Tensor] = []  # features of the last run
-        self._students: list[Tensor] = []
-        _keep_features(network, self._own)
-        _keep_features(student, self._students)
+        self.adapter = nn.Conv2d(channels, network.backbone.out_channels, kernel_size=1)
+        self.adapter.to(next(network.parameters()).device)
+        self.weight, self.number_format = weight, number_format
 
-    def cost(self, images: Tensor) -> Tensor:
-        """What the student has missed in the batch that it has just seen, a scalar; computed in 32 bits.
+    def cost(self, images: Tensor, features: Tensor) -> Tensor:
+        """What the student has missed in a batch, a scalar; correlated in 32 bits.
 
         Args:
             images: [B, c, H, W], channels last, as the student has seen them.
+            features: [B, n, h, w], the student's, see `features_of`.
         """
-        with torch.no_grad():
-            self.network(images)
-        return self.weight * correlation_cost(self.adapter(self._students.pop().float()), self._own.pop())
+        is_short = self.number_format != torch.float32
+        with (
+            torch.no_grad(),
+            torch.autocast(
+                images.device.type, dtype=self.number_format if is_short else None, enabled=is_short
+            ),
+        ):
+            own = self.network.backbone(self.network.normalize(images))
+        return self.weight * correlation_cost(self.adapter(features.float()), own)
+
+    def digest(self) -> str:
+        """Of its weights: two teachers are the same where they have the same, wherever their files are."""
+        found = hashlib.sha256()
+        for name, tensor in self.network.state_dict().items():
+            found.update(name.encode())
+            found.update(tensor.cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()
 
 
-def _keep_features(network: Detector, found: list[Tensor]) -> None:
-    """Keep what the heads get in the last run, [B, n, h, w]."""
-    network.output_cov.register_forward_pre_hook(lambda layer, inputs: found.__setitem__(slice(None), inputs))
+@contextmanager
+def features_of(network: Detector) -> Iterator[list[Tensor]]:
+    """Collects what the backbone gives in each run of a network in this block, [B, n, h, w], before dropout."""
+    found: list[Tensor] = []
+    hook = network.dropout.register_forward_pre_hook(lambda layer, inputs: found.append(inputs[0]))
+    try:
+        yield found
+    finally:
+        hook.remove()
 
 
-def load_teacher(experiment: spec.Experiment, student: Detector) -> Teacher | None:
+def load_teacher(
+    experiment: spec.Experiment, results: Path, student: Detector, *, number_format: torch.dtype
+) -> Teacher | None:
     """The teacher that `training_config.distillation` names, if any, on the student's device.
+
+    Args:
+        results: of the run; what it writes there cannot be its teacher.
 
     Raises:
         ModelError: no such model, or one of other cells or images than the student.
+        UsageError: it is in `results`.
     """
     config = experiment.training_config.distillation
     if not spec.has_teacher(config):
         return None
     path = Path(config.teacher_model_file).expanduser()
+    if results.resolve() in path.resolve().parents:
+        raise UsageError(f"{FIELD}: {path} is in {results}, where this run writes its models: use another -r")
+    network = read_teacher(path, experiment, student).to(next(student.parameters()).device)
+    log.info(
+        f"taught by {path}, of {parameters(network):,} parameters: the cost counts {config.weight:g} of what is missed of"
+        " its features, too"
+    )
+    channels = student.backbone.out_channels
+    return Teacher(network, channels=channels, weight=config.weight, number_format=number_format)
+
+
+def read_teacher(path: Path, experiment: spec.Experiment, student: Detector) -> Detector:
+    """The network of a model file, if it can be the teacher of another; errors as `load_teacher`."""
     if not path.is_file():
+        raise ModelError(f"{FIELD}: there is no file {path}; put it back, or correct the path")
+    try:
+        network = checkpoint.load(path, experiment=experiment).detector
+    except ModelError as error:
         raise ModelError(
-            f"training_config.distillation.teacher_model_file: there is no file {path}; correct the path, or leave"
-            " distillation out to train on the labels alone"
-        )
-    network = checkpoint.load(path, next(student.parameters()).device, experiment=experiment).detector
+            f"{FIELD}: {error} (a Keras file of another network than this spec's: detectkit export -e ITS_SPEC -m"
+            f" {path} -o {path.with_suffix('.safetensors')})"
+            if path.suffix in (".hdf5", ".h5")
+            else f"{FIELD}: {error}"
+        ) from error
     for what, their, our in (
         ("stride", network.stride, student.stride),
         ("channels of images", network.channels, student.channels),
     ):
         if their != our:
             raise ModelError(
-                f"{path} cannot teach this network: {what} {their} there, {our} here; name another teacher_model_file in"
-                " training_config.distillation"
+                f"{FIELD}: {path} cannot teach this network: {what} {their} there, {our} here; name another model"
             )
-    log.info(f"taught by {path}, of {parameters(network):,} parameters, beside the labels")
-    return Teacher(network, student, weight=config.weight)
+    return network

@@ -6,6 +6,7 @@ Where a test does not look at times, exporting and measuring are replaced by cou
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,7 +128,8 @@ def test_what_is_printed_is_what_is_in_the_files(run, learnt, place, monkeypatch
     assert f"Pruning ratio (pruned model / original model): {ratio:.6f}; removed: {1 - ratio:.2%}" in out
     assert "at 96x64" in out and "threshold 0.95" in error
     assert out.endswith(
-        "wrote out/small.safetensors, and out/small_retrain.txt: the spec with pretrained_model_file and load_graph set\n"
+        "wrote out/small.safetensors, and out/small_retrain.txt: the spec with pretrained_model_file and load_graph set,"
+        f" and taught by {learnt}, which has to stay where it is\n"
         "next: detectkit train -e out/small_retrain.txt -r DIR\n"
     )
     assert files(place / "out") == ["small.safetensors", "small_retrain.txt"]
@@ -682,3 +684,29 @@ def test_a_wrong_command_line_needs_no_torch():
     arguments = ["prune", "-m", "a.safetensors", "-o", "a"]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert done.returncode == 0 and "is the model itself" in done.stderr
+
+
+def test_the_network_before_the_pruning_is_written_down_as_the_teacher(quick, learnt, place, capsys):
+    assert main(["prune", "-m", str(learnt), "-o", "out", "-pth", "0.5"]) == 0
+    distillation = spec.load_experiment("out_retrain.txt").training_config.distillation
+    assert (distillation.teacher_model_file, distillation.weight) == (str(learnt), pytest.approx(0.03))
+    assert f"taught by {learnt}, which has to stay where it is" in capsys.readouterr().out
+
+
+def test_a_teacher_of_the_past_that_is_gone_gives_way(quick, tiny, learnt, place, capsys):
+    """That of a spec that is given has to be there, before anything is pruned."""
+    model = checkpoint.load(learnt)
+    model.spec.training_config.distillation.teacher_model_file = "gone.safetensors"
+    checkpoint.save("again.safetensors", model.detector, spec.dumps(model.spec), model.class_names)
+    assert main(["prune", "-m", "again.safetensors", "-o", "out", "-pth", "0.5"]) == 0
+    assert (
+        "gone.safetensors, which taught again.safetensors, is not there any more" in capsys.readouterr().err
+    )
+    distillation = spec.load_experiment("out_retrain.txt").training_config.distillation
+    assert distillation.teacher_model_file == "again.safetensors"
+    tiny.pruning_config.retraining.distillation.teacher_model_file = "gone.safetensors"
+    Path("given.txt").write_text(spec.dumps(tiny))
+    arguments = ["-m", "again.safetensors", "-o", "other", "-pth", "0.5", "-e", "given.txt"]
+    assert main(["prune", *arguments]) != 0
+    assert "distillation.teacher_model_file: there is no file gone.safetensors" in capsys.readouterr().err
+    assert not Path("other.safetensors").exists()

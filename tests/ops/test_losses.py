@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
-from detectkit.ops.losses import bbox_cost, coverage_cost, giou_cost, regularization
+from detectkit.ops.losses import bbox_cost, correlation_cost, coverage_cost, giou_cost, regularization
 
 WEIGHTS = torch.tensor([0.05, 0.25])
 
@@ -184,3 +184,24 @@ def test_giou_cost_alone_leads_from_anywhere_to_the_target() -> None:
         predicted.data -= 0.1 * 0.98**step * gradient.sign()
     assert 30 < crossed.sum() < 64
     assert (predicted - target).abs().max() < 0.1
+
+
+def channel(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64).reshape(1, 1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "student, cost", [((2, 4, 6, 8), 0), ((4, 3, 2, 1), 2), ((1, 3, 2, 4), 0.2), ((7, 7, 7, 7), 0.5)]
+)
+def test_features_cost_what_is_missing_of_their_correlation(student: tuple[float, ...], cost: float) -> None:
+    """1 - Pearson's correlation; a map without any is half of what a map of noise costs at worst."""
+    assert float(correlation_cost(channel(*student), channel(1, 2, 3, 4))) == pytest.approx(cost, abs=1e-6)
+
+
+def test_the_cost_of_features_is_that_of_numpy() -> None:
+    generator = torch.Generator().manual_seed(3)
+    first, second = (torch.randn(2, 5, 3, 4, generator=generator).double() for _ in range(2))
+    rows = [torch.stack((a.flatten(), b.flatten())) for a, b in zip(first.unbind(1), second.unbind(1))]
+    wanted = 1 - torch.stack([torch.corrcoef(pair)[0, 1] for pair in rows]).mean()
+    torch.testing.assert_close(correlation_cost(first, second), wanted, rtol=1e-6, atol=0)
+    torch.testing.assert_close(correlation_cost(5 * first - 3, second), wanted, rtol=1e-6, atol=0)

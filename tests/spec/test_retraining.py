@@ -132,8 +132,21 @@ def test_a_training_in_8_bits_has_the_teacher_that_is_asked_for(tiny):
     assert not qat_spec(whole, model).training_config.HasField("distillation")
     retraining.distillation.weight = 0.5
     assert qat_spec(whole, model).training_config.distillation.teacher_model_file == str(model)
+    retraining.ClearField("distillation")
     whole.training_config.distillation.teacher_model_file = str(OTHER)
     assert qat_spec(whole, model).training_config.distillation.teacher_model_file == str(OTHER)
+
+
+def test_a_spec_and_its_resolved_form_are_taught_alike(tiny):
+    tiny.training_config.distillation.teacher_model_file = str(OTHER)
+    tiny.training_config.distillation.weight = 1
+    tiny.pruning_config.retraining.distillation.SetInParent()
+    both = [
+        retraining_spec(whole, Path("pruned"), whole.pruning_config.retraining, teacher=TEACHER)
+        for whole in (tiny, spec.resolved(tiny))
+    ]
+    first, second = (spec.resolved(one).training_config.distillation for one in both)
+    assert first == second == spec.DistillationConfig(teacher_model_file=str(TEACHER), weight=0.03)
 
 
 def eased(tiny, kept, retraining=None):

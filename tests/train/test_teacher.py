@@ -5,38 +5,19 @@ import shutil
 
 import pytest
 import torch
+from google.protobuf import text_format
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detectkit import spec
-from detectkit.errors import ModelError
+from detectkit.errors import ModelError, UsageError
 from detectkit.model import checkpoint
 from detectkit.model.detector import build
-from detectkit.ops.losses import correlation_cost
 from detectkit.train.loop import train
 from detectkit.train.run import set_up
+from detectkit.train.stages import begin
+from detectkit.train.teacher import features_of
 
 CPU = torch.device("cpu")
-
-
-def channel(*values):
-    return torch.tensor(values, dtype=torch.float64).reshape(1, 1, 2, 2)
-
-
-@pytest.mark.parametrize(
-    "student, cost", [((2, 4, 6, 8), 0), ((4, 3, 2, 1), 2), ((1, 3, 2, 4), 0.2), ((7, 7, 7, 7), 0.5)]
-)
-def test_features_cost_what_is_missing_of_their_correlation(student, cost):
-    """1 - Pearson's correlation; a map without any is half of what a map of noise costs at worst."""
-    assert float(correlation_cost(channel(*student), channel(1, 2, 3, 4))) == pytest.approx(cost, abs=1e-6)
-
-
-def test_the_cost_of_features_is_that_of_numpy():
-    generator = torch.Generator().manual_seed(3)
-    first, second = (torch.randn(2, 5, 3, 4, generator=generator).double() for _ in range(2))
-    rows = [torch.stack((a.flatten(), b.flatten())) for a, b in zip(first.unbind(1), second.unbind(1))]
-    wanted = 1 - torch.stack([torch.corrcoef(pair)[0, 1] for pair in rows]).mean()
-    torch.testing.assert_close(correlation_cost(first, second), wanted, rtol=1e-6, atol=0)
-    torch.testing.assert_close(correlation_cost(5 * first - 3, second), wanted, rtol=1e-6, atol=0)
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +58,26 @@ def test_a_teacher_counts_by_its_weight_and_a_weight_of_0_is_none(taught, tmp_pa
     assert not equal(found[1], found[2])
 
 
-def test_what_is_taught_is_learnt(taught, tmp_path):
-    """Features of a network that the labels do not ask for."""
-    taught.training_config.num_epochs = 12
+def cost(state, images):
+    with torch.no_grad(), features_of(state.detector) as features:
+        state.detector(images)
+        return float(state.teacher.cost(images, features.pop()))
+
+
+def test_the_network_learns_what_its_teacher_sees(taught, tmp_path):
+    """Not only the convolution between them, which is held."""
+    taught.training_config.num_epochs = 10
     taught.training_config.distillation.weight = 1.0
     taught.training_config.optimizer.adam.SetInParent()
-    history = run(taught, tmp_path).history
-    assert history[-1]["cost"] < 0.7 * history[0]["cost"]
+    setting = set_up(taught, tmp_path, name="model", device=CPU)
+    setting.state.teacher.adapter.requires_grad_(False)
+    begin(setting.state, taught.training_config, 0)
+    images = torch.rand(4, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    setting.state.detector.train()
+    before = cost(setting.state, images)
+    train(setting)
+    setting.state.detector.train()
+    assert cost(setting.state, images) < 0.9 * before
 
 
 def test_the_teacher_stays_as_it_is_and_leaves_nothing_in_the_model(taught, teacher, tmp_path):
@@ -107,10 +101,12 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(teacher, tmp_path):
     channels = network.output_cov.in_channels
     with torch.no_grad():
         state.teacher.adapter.weight.copy_(torch.eye(channels)[:, :, None, None])
-        network(images)
-        assert float(state.teacher.cost(images)) == pytest.approx(0, abs=1e-6)
-        network(images.flip(3))
-        assert float(state.teacher.cost(images)) > 0.1 * state.teacher.weight
+        with features_of(network) as features:
+            network(images)
+            network(images.flip(3))
+        right, wrong = (float(state.teacher.cost(images, maps)) for maps in features)
+    assert right == pytest.approx(0, abs=1e-6) and wrong > 0.1 * state.teacher.weight
+    assert not network.dropout._forward_pre_hooks  # none is left
 
 
 def test_a_run_with_a_teacher_goes_on_where_it_was(taught, tmp_path):
@@ -152,13 +148,17 @@ def test_a_teacher_of_other_widths_and_layers_teaches(taught, teacher, tmp_path)
 def test_a_teacher_that_is_not_there_or_answers_something_else(taught, teacher, tmp_path):
     config = taught.training_config.distillation
     config.teacher_model_file = str(tmp_path / "none.safetensors")
-    with pytest.raises(ModelError, match="teacher_model_file: there is no file .*none.safetensors"):
+    with pytest.raises(
+        ModelError, match="teacher_model_file: there is no file .*none.safetensors; put it back"
+    ):
         set_up(taught, tmp_path / "run", name="model", device=CPU)
     damaged = tmp_path / "damaged.safetensors"
     shutil.copy(teacher, damaged)
     damaged.write_bytes(damaged.read_bytes()[:1000])
     config.teacher_model_file = str(damaged)
-    with pytest.raises(ModelError, match="damaged.safetensors"):
+    with pytest.raises(
+        ModelError, match="distillation.teacher_model_file: .*damaged.safetensors is not a detectkit model"
+    ):
         set_up(taught, tmp_path / "run", name="model", device=CPU)
     assert not (tmp_path / "run").exists()
 
@@ -173,7 +173,7 @@ def test_a_teacher_of_other_cells_or_images_is_refused(taught, teacher, tmp_path
     checkpoint.save(other, network, spec.dumps(gray), model.class_names)
     taught.training_config.distillation.teacher_model_file = str(other)
     with pytest.raises(
-        ModelError, match="channels of images 1 there, 3 here; name another teacher_model_file"
+        ModelError, match="cannot teach this network: channels of images 1 there, 3 here; name another"
     ):
         set_up(taught, tmp_path / "run", name="model", device=CPU)
 
@@ -192,3 +192,57 @@ def test_a_teacher_without_a_file_is_a_broken_rule(taught):
     taught.training_config.distillation.ClearField("teacher_model_file")
     (violation,) = spec.check(taught)
     assert violation.path == "training_config.distillation.teacher_model_file"
+
+
+def test_a_run_does_not_go_on_with_another_teacher(taught, teacher, tmp_path):
+    """Of the same name; the same one of another name is the same teacher."""
+    first, second = (tmp_path / name for name in ("first.safetensors", "second.safetensors"))
+    for path in (first, second):
+        shutil.copy(teacher, path)
+    config = taught.training_config
+    config.num_epochs, config.distillation.teacher_model_file = 1, str(first)
+    run(taught, tmp_path / "run")
+    config.num_epochs, config.distillation.teacher_model_file = 2, str(second)
+    assert set_up(taught, tmp_path / "run", name="model", device=CPU).state.epoch == 1
+    model = checkpoint.load(teacher)
+    with torch.no_grad():
+        model.detector.backbone.conv1.weight.mul_(2)
+    checkpoint.save(second, model.detector, spec.dumps(model.spec), model.class_names)
+    with pytest.raises(UsageError, match="holds a run with another teacher, whose file has changed since"):
+        set_up(taught, tmp_path / "run", name="model", device=CPU)
+
+
+def test_a_model_that_the_run_itself_writes_is_no_teacher(taught, teacher, tmp_path):
+    own = tmp_path / "run/weights/model-best.safetensors"
+    own.parent.mkdir(parents=True)
+    shutil.copy(teacher, own)
+    taught.training_config.distillation.teacher_model_file = str(own)
+    with pytest.raises(UsageError, match="where this run writes its models: use another -r"):
+        set_up(taught, tmp_path / "run", name="model", device=CPU)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "enable_qat: true ema_decay: 0.9",
+        "accumulate_batches: 2 clip_gradient_norm: 1",
+        """first_stage { num_epochs: 1 learning_rate { soft_start_annealing_schedule {
+             min_learning_rate: 1e-3 max_learning_rate: 1e-3 } } }""",
+    ],
+)
+def test_a_teacher_goes_with_the_other_ways_to_train(taught, tmp_path, more):
+    taught.training_config.num_epochs = 1
+    text_format.Merge(more, taught.training_config)
+    taught.model_config.dropout_rate = 0.5
+    assert run(taught, tmp_path).last.exists()
+
+
+def test_a_teacher_in_8_bits_teaches_in_float(taught, small, tmp_path):
+    """A network that was trained in 8-bit rounding."""
+    small.training_config.ClearField("distillation")
+    small.training_config.num_epochs, small.training_config.enable_qat = 1, True
+    model = run(small, tmp_path / "rounded").last
+    small.training_config.enable_qat = False
+    small.training_config.distillation.teacher_model_file = str(model)
+    assert checkpoint.load(model).detector.ranges is not None
+    assert set_up(small, tmp_path / "b", name="model", device=CPU).state.teacher.network.ranges is None
