@@ -47,7 +47,7 @@ class Detector(nn.Module):
         dropout: share of the values between backbone and heads that is dropped at random in training.
         freeze_bn: batch normalisation keeps its running mean and variance while training; its scale and shift are
             trained all the same (TLT DetectNet_v2).
-        freeze_pretrained: `checkpoint.load_pretrained` shall freeze what it takes from a file.
+        freeze_pretrained: `pretrained.load_pretrained` shall freeze what it takes from a file.
         coverage_prior: the coverage in (0, 1) that a fresh head gives every cell.
     """
 

@@ -18,7 +18,7 @@ from detectkit.data.warn import warnings
 from detectkit.errors import DataError, ModelError, UsageError
 from detectkit.files import atomic_write, make_directory
 from detectkit.heads import GridHead
-from detectkit.model import checkpoint
+from detectkit.model import checkpoint, pretrained
 from detectkit.model.detector import Detector, build, summary
 from detectkit.model.quantization import Ranges
 from detectkit.trackers import without_key
@@ -271,7 +271,7 @@ def _load_pretrained(detector: Detector, model: spec.ModelConfig, class_names: l
         raise ModelError(
             f"model_config.pretrained_model_file: there is no file {path}; correct the path, or leave the field out"
         )
-    found = checkpoint.load_pretrained(detector, path, class_names, load_graph=model.load_graph)
+    found = pretrained.load_pretrained(detector, path, class_names, load_graph=model.load_graph)
     log.info(f"{path}: {len(found.loaded)} tensors loaded, {len(found.skipped)} fresh")
     for remark in found.remarks:
         log.warning(f"{path}: {remark}")

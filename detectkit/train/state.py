@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from detectkit.errors import ModelError
 from detectkit.files import atomic_write
-from detectkit.model.checkpoint import UNREADABLE
 from detectkit.model.detector import Detector
+from detectkit.model.pretrained import UNREADABLE
 from detectkit.ops.schedule import Plateau
 from detectkit.train.average import WeightAverage
 from detectkit.train.precision import CostScale

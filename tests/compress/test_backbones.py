@@ -13,7 +13,7 @@ from detectkit import spec
 from detectkit.compress.prune import Pruner, prune, widths
 from detectkit.compress.retrain import save_pruned
 from detectkit.deploy.onnx import to_onnx
-from detectkit.model import checkpoint
+from detectkit.model import checkpoint, pretrained
 from detectkit.model.base import Backbone, Convolution
 from detectkit.model.detector import Detector, build, parameters
 from detectkit.spec import PruningConfig
@@ -178,7 +178,7 @@ def test_a_fresh_detector_of_full_width_starts_from_it(
     for network in narrowed:
         checkpoint.save(tmp_path / "pruned.safetensors", network, spec.dumps(experiment(*pair)), CLASSES)
         fresh = make(*pair)
-        report = checkpoint.load_pretrained(fresh, tmp_path / "pruned.safetensors", CLASSES)
+        report = pretrained.load_pretrained(fresh, tmp_path / "pruned.safetensors", CLASSES)
         assert report.narrowed and not report.skipped
         assert [layer for layer in widths(network, fresh) if layer.before != layer.after] == []
         assert fresh.backbone.out_channels == network.backbone.out_channels

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detectkit.errors import ModelError, OutputError
-from detectkit.model import checkpoint
+from detectkit.model import checkpoint, pretrained
 from detectkit.model.base import Backbone
 from detectkit.model.detector import Detector, build
 from detectkit.model.squeezenet import SqueezeNet
@@ -440,7 +440,7 @@ def test_other_classes_copy_the_heads_of_the_same_name(tmp_path: Path) -> None:
     names = ["sign", "bus", "car", "tram"]
     network = detector(names, seed=1)
     fresh = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    report = checkpoint.load_pretrained(network, tmp_path / "m.safetensors", names)
+    report = pretrained.load_pretrained(network, tmp_path / "m.safetensors", names)
     assert report.classes == ["sign", "car"] and not report.narrowed
     assert report.skipped == [
         "output_cov.weight",
@@ -466,7 +466,7 @@ def test_the_same_classes_copy_everything(tmp_path: Path) -> None:
     source.normalize.mean.fill_(0.25)
     checkpoint.save(tmp_path / "m.safetensors", source, spec_text(), CLASSES)
     network = detector(seed=1)
-    report = checkpoint.load_pretrained(network, tmp_path / "m.safetensors", CLASSES)
+    report = pretrained.load_pretrained(network, tmp_path / "m.safetensors", CLASSES)
     assert equal(network.state_dict(), source.state_dict())
     assert (report.skipped, report.classes) == ([], CLASSES)
 
@@ -475,7 +475,7 @@ def test_no_common_class_keeps_fresh_heads(tmp_path: Path, small: Path) -> None:
     checkpoint.save(tmp_path / "m.safetensors", detector(), spec_text(), CLASSES)
     network = detector(["cell"], seed=1)
     fresh = network.output_cov.weight.clone()
-    report = checkpoint.load_pretrained(network, tmp_path / "m.safetensors", ["cell"])
+    report = pretrained.load_pretrained(network, tmp_path / "m.safetensors", ["cell"])
     assert torch.equal(network.output_cov.weight, fresh)
     assert report.classes == [] and not any(name.startswith("output") for name in report.loaded)
 
@@ -483,7 +483,7 @@ def test_no_common_class_keeps_fresh_heads(tmp_path: Path, small: Path) -> None:
 def test_a_pruned_model_narrows_the_detector(small: Path) -> None:
     source = checkpoint.load(small).detector
     network = detector(["sign", "bus"], seed=1, freeze_blocks=[0])
-    report = checkpoint.load_pretrained(network, small, ["sign", "bus"])
+    report = pretrained.load_pretrained(network, small, ["sign", "bus"])
     assert report.narrowed and report.classes == ["sign"]
     assert equal(network.backbone.state_dict(), source.backbone.state_dict())
     assert network.output_bbox.weight.shape == (8, 4, 1, 1)
@@ -514,19 +514,19 @@ def test_another_architecture_is_refused_and_changes_nothing(
     network = detector(channels=channels, seed=1, **changes)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with pytest.raises(ModelError, match=words):
-        checkpoint.load_pretrained(network, small, CLASSES)
+        pretrained.load_pretrained(network, small, CLASSES)
     assert equal(network.state_dict(), before)
 
 
 def test_the_activation_of_a_pruned_model_is_kept(tmp_path: Path, small: Path) -> None:
     named = {"activation": ModelConfig.Activation(activation_type="relu")}
-    assert checkpoint.load_pretrained(detector(seed=1, **named), small, CLASSES).narrowed  # named or not
+    assert pretrained.load_pretrained(detector(seed=1, **named), small, CLASSES).narrowed  # named or not
     tensors = pruned(detector(activation=ELU), 4)
     path = write(tmp_path / "elu.safetensors", tensors, spec=spec_text(activation=ELU))
     with pytest.raises(ModelError, match=r'activation \{ activation_type: "elu" \}$'):
-        checkpoint.load_pretrained(detector(seed=1), path, CLASSES)
+        pretrained.load_pretrained(detector(seed=1), path, CLASSES)
     network = detector(seed=1, activation=ELU)
-    assert checkpoint.load_pretrained(network, path, CLASSES).narrowed
+    assert pretrained.load_pretrained(network, path, CLASSES).narrowed
     images = torch.rand(1, 3, 32, 32)
     assert torch.equal(network.eval()(images)[1], checkpoint.load(path).detector(images)[1])
 
@@ -534,7 +534,7 @@ def test_the_activation_of_a_pruned_model_is_kept(tmp_path: Path, small: Path) -
 def test_weights_of_full_width_may_get_another_activation(tmp_path: Path) -> None:
     path = write(tmp_path / "whole.safetensors", detector().state_dict())
     network = detector(seed=1, activation=ELU)
-    report = checkpoint.load_pretrained(network, path, CLASSES)
+    report = pretrained.load_pretrained(network, path, CLASSES)
     assert not report.narrowed and equal(network.state_dict(), detector().state_dict())
 
 
@@ -544,7 +544,7 @@ def test_weights_of_full_width_may_get_another_activation(tmp_path: Path) -> Non
 def test_a_torchvision_file_loads_as_it_is(resnet18: Path) -> None:
     network = detector(num_layers=18, use_pooling=True)
     fresh_head = network.output_cov.weight.clone()
-    report = checkpoint.load_pretrained(network, resnet18, CLASSES)
+    report = pretrained.load_pretrained(network, resnet18, CLASSES)
     original = torchvision.models.resnet18(weights=None)
     original.load_state_dict(torch.load(resnet18, weights_only=True))
     assert report.skipped == [
@@ -572,7 +572,7 @@ def test_projections_that_torchvision_lacks_start_as_the_identity(resnet18: Path
         for layer in network.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.reset_running_stats()
-        checkpoint.load_pretrained(network, resnet18, CLASSES)
+        pretrained.load_pretrained(network, resnet18, CLASSES)
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         ours, theirs = projected.eval().backbone(images), plain.eval().backbone(images)
@@ -580,14 +580,14 @@ def test_projections_that_torchvision_lacks_start_as_the_identity(resnet18: Path
 
 
 def test_strides_instead_of_pooling_need_one_projection_more(resnet18: Path) -> None:
-    report = checkpoint.load_pretrained(detector(num_layers=18), resnet18, CLASSES)
+    report = pretrained.load_pretrained(detector(num_layers=18), resnet18, CLASSES)
     backbone = [name for name in report.skipped if name.startswith("backbone.")]
     assert len(backbone) == 6 and all(name.startswith("backbone.layer1.0.downsample.") for name in backbone)
 
 
 def test_grey_images_take_the_sum_over_the_colours(resnet18: Path) -> None:
     network = detector(channels=1, num_layers=18)
-    checkpoint.load_pretrained(network, resnet18, CLASSES)
+    pretrained.load_pretrained(network, resnet18, CLASSES)
     colours = torch.load(resnet18, weights_only=True)["conv1.weight"]
     assert torch.equal(network.backbone.conv1.weight, colours.sum(1, keepdim=True))
     assert network.normalize.mean.item() == pytest.approx((0.485 + 0.456 + 0.406) / 3)
@@ -654,7 +654,7 @@ def test_torchvisions_weights_give_torchvisions_features(tmp_path: Path, name: s
     theirs = original(name)
     torch.save(theirs.state_dict(), tmp_path / "w.pth")
     network = detector(use_pooling=True, **TORCHVISION[name])
-    report = checkpoint.load_pretrained(network, tmp_path / "w.pth", CLASSES)
+    report = pretrained.load_pretrained(network, tmp_path / "w.pth", CLASSES)
     assert report.skipped == [
         "output_cov.weight",
         "output_cov.bias",
@@ -683,7 +683,7 @@ def test_features_of_torchvision_saved_alone_load(tmp_path: Path) -> None:
     for number, tensors in enumerate((whole, alone, with_prefix)):
         torch.save(tensors, tmp_path / f"{number}.pth")
         network = detector(seed=number, **TORCHVISION["mobilenet_v2"])
-        checkpoint.load_pretrained(network, tmp_path / f"{number}.pth", CLASSES)
+        pretrained.load_pretrained(network, tmp_path / f"{number}.pth", CLASSES)
         loaded.append(network.backbone.state_dict())
     assert equal(loaded[0], loaded[1]) and equal(loaded[0], loaded[2])
     assert torch.equal(loaded[0]["features.13.conv.2.weight"], whole["features.13.conv.2.weight"])
@@ -696,7 +696,7 @@ def test_a_torchvision_file_that_ends_before_our_last_layer(tmp_path: Path) -> N
     with pytest.raises(
         ModelError, match="short.pth lacks features.13.conv.*asks for mobilenet_v2, torchvision's"
     ):
-        checkpoint.load_pretrained(detector(**TORCHVISION["mobilenet_v2"]), tmp_path / "short.pth", CLASSES)
+        pretrained.load_pretrained(detector(**TORCHVISION["mobilenet_v2"]), tmp_path / "short.pth", CLASSES)
 
 
 def test_a_deeper_vgg_is_not_taken_for_a_shallower_one(tmp_path: Path) -> None:
@@ -707,7 +707,7 @@ def test_a_deeper_vgg_is_not_taken_for_a_shallower_one(tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match="also has features.*the spec asks for vgg 16, torchvision's vgg16_bn"
     ):
-        checkpoint.load_pretrained(network, tmp_path / "w.pth", CLASSES)
+        pretrained.load_pretrained(network, tmp_path / "w.pth", CLASSES)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "googlenet"])
@@ -715,7 +715,7 @@ def test_grey_images_take_the_sum_over_the_colours_of_any_network(tmp_path: Path
     tensors = original(name).state_dict()
     torch.save(tensors, tmp_path / "w.pth")
     network = detector(channels=1, **TORCHVISION[name])
-    checkpoint.load_pretrained(network, tmp_path / "w.pth", CLASSES)
+    pretrained.load_pretrained(network, tmp_path / "w.pth", CLASSES)
     first = "conv1.conv.weight" if name == "googlenet" else "features.0.0.weight"
     assert torch.equal(network.backbone.get_parameter(first), tensors[first].sum(1, keepdim=True))
     # torchvision's GoogLeNet takes colours from -1 to 1 (its transform_input)
@@ -803,7 +803,7 @@ def test_weights_of_efficientnet_lite_give_tensorflows_features(tmp_path: Path, 
     tensors = lite(arch)
     torch.save(tensors, tmp_path / "w.pth")
     network = detector(arch=arch, num_layers=0)
-    report = checkpoint.load_pretrained(network, tmp_path / "w.pth", CLASSES)
+    report = pretrained.load_pretrained(network, tmp_path / "w.pth", CLASSES)
     assert {name.partition(".")[0] for name in report.skipped} == {"output_cov", "output_bbox"}
     colours = torch.rand(1, 3, 64, 96) * 255
     torch.testing.assert_close(network.normalize(colours / 255), (colours - 127) / 128)
@@ -826,7 +826,7 @@ def test_the_other_lite_is_refused(tmp_path: Path) -> None:
         torch.save(lite(arch), tmp_path / "w.pth")
         other = next(name for name in LITE if name != arch)
         with pytest.raises(ModelError, match=words):
-            checkpoint.load_pretrained(detector(arch=other, num_layers=0), tmp_path / "w.pth", CLASSES)
+            pretrained.load_pretrained(detector(arch=other, num_layers=0), tmp_path / "w.pth", CLASSES)
 
 
 # --- freezing what came from a file
@@ -849,7 +849,7 @@ def steps(network: Detector, count: int = 2) -> set[str]:
 @pytest.mark.parametrize("frozen", [False, True])
 def test_freezing_pretrained_layers_trains_only_what_the_file_lacks(resnet18: Path, frozen: bool) -> None:
     network = detector(num_layers=18, freeze_pretrained_layers=frozen)
-    report = checkpoint.load_pretrained(network, resnet18, CLASSES)
+    report = pretrained.load_pretrained(network, resnet18, CLASSES)
     changed = steps(network)
     assert "backbone.layer1.0.downsample.0.weight" in report.skipped
     if frozen:
@@ -860,7 +860,7 @@ def test_freezing_pretrained_layers_trains_only_what_the_file_lacks(resnet18: Pa
 
 def test_heads_of_another_class_are_trained_and_those_of_the_same_classes_are_not(small: Path) -> None:
     network = detector(["sign", "bus"], freeze_pretrained_layers=True)
-    checkpoint.load_pretrained(network, small, ["sign", "bus"])
+    pretrained.load_pretrained(network, small, ["sign", "bus"])
     assert steps(network) == {
         "output_cov.weight",
         "output_cov.bias",
@@ -869,7 +869,7 @@ def test_heads_of_another_class_are_trained_and_those_of_the_same_classes_are_no
     }
     network = detector(freeze_pretrained_layers=True)
     with pytest.raises(ModelError, match="small.safetensors holds every layer.*nothing to train"):
-        checkpoint.load_pretrained(network, small, CLASSES)
+        pretrained.load_pretrained(network, small, CLASSES)
 
 
 def test_files_without_batch_counters_load(tmp_path: Path, resnet18: Path) -> None:
@@ -877,7 +877,7 @@ def test_files_without_batch_counters_load(tmp_path: Path, resnet18: Path) -> No
     torch.save(
         {name: tensor for name, tensor in tensors.items() if "num_batches" not in name}, tmp_path / "old.pth"
     )
-    report = checkpoint.load_pretrained(
+    report = pretrained.load_pretrained(
         detector(num_layers=18, use_pooling=True), tmp_path / "old.pth", CLASSES
     )
     assert "backbone.bn1.weight" in report.loaded and "backbone.bn1.num_batches_tracked" in report.skipped
@@ -911,7 +911,7 @@ def test_another_network_is_refused_and_changes_nothing(
     network = detector(**changes)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with pytest.raises(ModelError, match=words):
-        checkpoint.load_pretrained(network, resnet18, CLASSES)
+        pretrained.load_pretrained(network, resnet18, CLASSES)
     assert equal(network.state_dict(), before)
 
 
@@ -919,7 +919,7 @@ def test_a_pruned_torchvision_file_names_its_tensors(tmp_path: Path, resnet18: P
     tensors = torch.load(resnet18, weights_only=True)
     torch.save(tensors | {"conv1.weight": tensors["conv1.weight"][:60]}, tmp_path / "p.pth")
     with pytest.raises(ModelError, match="other shapes in conv1.weight"):
-        checkpoint.load_pretrained(detector(num_layers=18), tmp_path / "p.pth", CLASSES)
+        pretrained.load_pretrained(detector(num_layers=18), tmp_path / "p.pth", CLASSES)
 
 
 class Code:
@@ -941,7 +941,7 @@ def test_code_in_a_file_is_refused_and_does_not_run(tmp_path: Path, protocol: st
     else:
         torch.save(content, path, _use_new_zipfile_serialization=protocol == "zip")
     with pytest.raises(ModelError, match="bad.pth .*holds code, which is never run"):
-        checkpoint.load_pretrained(never_loaded(), path, CLASSES)
+        pretrained.load_pretrained(never_loaded(), path, CLASSES)
     assert not folder.exists()
 
 
@@ -951,12 +951,12 @@ def test_code_in_a_file_is_refused_and_does_not_run(tmp_path: Path, protocol: st
 def test_a_pth_without_a_state_dict(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "m.pth")
     with pytest.raises(ModelError, match="holds no state dict"):
-        checkpoint.load_pretrained(never_loaded(), tmp_path / "m.pth", CLASSES)
+        pretrained.load_pretrained(never_loaded(), tmp_path / "m.pth", CLASSES)
 
 
 def test_a_missing_pth(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot read .*none.pth: No such file"):
-        checkpoint.load_pretrained(never_loaded(), tmp_path / "none.pth", CLASSES)
+        pretrained.load_pretrained(never_loaded(), tmp_path / "none.pth", CLASSES)
 
 
 @functools.cache
@@ -976,11 +976,11 @@ def test_a_pth_cut_short_or_changed_is_a_model_error(
     network = never_loaded()
     path.write_bytes(content[:position])
     with pytest.raises(ModelError, match="cut.pth"):
-        checkpoint.load_pretrained(network, path, CLASSES)
+        pretrained.load_pretrained(network, path, CLASSES)
     content[position] = byte
     path.write_bytes(content)
     with pytest.raises(ModelError, match="cut.pth"):
-        checkpoint.load_pretrained(network, path, CLASSES)
+        pretrained.load_pretrained(network, path, CLASSES)
 
 
 @SAME_FILE
@@ -989,5 +989,5 @@ def test_any_bytes_are_a_model_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "any.pth"
     path.write_bytes(content)
     with pytest.raises(ModelError, match="any.pth"):
-        checkpoint._state_dict(path)
+        pretrained._state_dict(path)
     assert refused(path)

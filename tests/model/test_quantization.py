@@ -13,7 +13,7 @@ from torch.nn.functional import conv2d
 from detectkit import spec
 from detectkit.compress.prune import prune
 from detectkit.errors import ModelError
-from detectkit.model import checkpoint
+from detectkit.model import checkpoint, pretrained
 from detectkit.model.detector import build
 from detectkit.model.graph import folded, quantizable
 from detectkit.model.quantization import Ranges
@@ -262,7 +262,7 @@ def test_damaged_ranges_are_refused(saved, change, message):
 def test_a_float_training_starts_from_a_rounded_model(saved):
     path, detector = saved
     fresh = build(ModelConfig(arch="resnet", num_layers=10, use_batch_norm=True), ["square", "bar"], 3).eval()
-    report = checkpoint.load_pretrained(fresh, path, ["square", "bar"])
+    report = pretrained.load_pretrained(fresh, path, ["square", "bar"])
     images = torch.rand(1, 3, 64, 64)
     assert fresh.ranges is None and report.skipped == []
     assert torch.equal(fresh(images)[0], detector.plain(images)[0])

@@ -15,7 +15,7 @@ from torch.nn import functional
 from detectkit import spec
 from detectkit.compress.prune import Pruner
 from detectkit.errors import ModelError
-from detectkit.model import checkpoint, tlt
+from detectkit.model import checkpoint, pretrained, tlt
 from detectkit.model.base import Conv2dSame, borders
 from detectkit.model.detector import Detector, build
 from detectkit.spec import ModelConfig
@@ -145,7 +145,7 @@ def test_pruned_files_keep_their_widths(tmp_path: Path, as_keras: Save, changes:
 
     for heads in (True, False):  # to train on, with its graph and without
         fresh = detector(seed=1, **changes).train()
-        report = checkpoint.load_pretrained(fresh, path, CLASSES, load_graph=heads)
+        report = pretrained.load_pretrained(fresh, path, CLASSES, load_graph=heads)
         assert report.narrowed and fresh.training
         assert report.skipped == ([] if heads else HEADS) and report.classes == (CLASSES if heads else [])
         if heads:
@@ -167,7 +167,7 @@ def test_a_training_starts_from_the_backbone(tmp_path: Path, as_keras: Save) -> 
         CLASSES,
         3,
     )
-    report = checkpoint.load_pretrained(fresh, path, CLASSES)
+    report = pretrained.load_pretrained(fresh, path, CLASSES)
     assert report.skipped == HEADS and not (report.remarks or report.classes or report.narrowed)
     assert set(report.loaded) == {name for name in fresh.state_dict() if name.startswith("backbone.")}
     images = torch.rand(1, 3, 64, 64)
@@ -186,7 +186,7 @@ def test_grey_images_take_the_sum_over_the_colours(tmp_path: Path, as_keras: Sav
     trained = detector()
     path = as_keras(tmp_path / "m.h5", trained)
     grey = detector(seed=1, channels=1)
-    checkpoint.load_pretrained(grey, path, CLASSES)
+    pretrained.load_pretrained(grey, path, CLASSES)
     colours = trained.get_parameter("backbone.conv1.weight")
     torch.testing.assert_close(grey.get_parameter("backbone.conv1.weight"), colours.sum(1, keepdim=True))
 
@@ -195,7 +195,7 @@ def test_projections_that_the_file_lacks_start_as_the_identity(tmp_path: Path, a
     trained = detector(num_layers=18)
     path = as_keras(tmp_path / "m.h5", trained)
     fresh = build(config(num_layers=18, all_projections=True), CLASSES, 3)
-    report = checkpoint.load_pretrained(fresh, path, CLASSES)
+    report = pretrained.load_pretrained(fresh, path, CLASSES)
     assert report.remarks[0] == (
         "its network lacks the projection block_4b_conv_shortcut: all_projections: false in model_config is its network"
     )
@@ -209,7 +209,7 @@ def test_projections_that_the_file_lacks_start_as_the_identity(tmp_path: Path, a
 
 def test_heads_of_another_count_are_left_out(tmp_path: Path, as_keras: Save) -> None:
     path = as_keras(tmp_path / "m.h5", detector(classes=3))
-    report = checkpoint.load_pretrained(detector(seed=1), path, CLASSES, load_graph=True)
+    report = pretrained.load_pretrained(detector(seed=1), path, CLASSES, load_graph=True)
     assert report.skipped == HEADS
     assert report.remarks == ["its heads, of 3 classes, are left out: the spec has 2"]
 
@@ -287,7 +287,7 @@ def test_a_model_in_the_other_layout_is_refused(tmp_path: Path, of_file: str, as
     names = {"TLT": "TLT's", "TORCHVISION": "torchvision's"}
     words = f"m.safetensors has {names[of_file]} form of the network, the spec {names[asked]}: set layout: {of_file} in"
     with pytest.raises(ModelError, match=words):
-        checkpoint.load_pretrained(other, tmp_path / "m.safetensors", CLASSES)
+        pretrained.load_pretrained(other, tmp_path / "m.safetensors", CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_a_network_of_one_form_has_no_other_layout(
     checkpoint.save(tmp_path / "m.safetensors", network, spec.dumps(stored), CLASSES)
     asked = {"TLT": ModelConfig.TORCHVISION, "TORCHVISION": ModelConfig.TLT}[of_file]
     fresh = detector(seed=1, **changes, layout=asked)
-    checkpoint.load_pretrained(fresh, tmp_path / "m.safetensors", CLASSES)
+    pretrained.load_pretrained(fresh, tmp_path / "m.safetensors", CLASSES)
     assert equal(fresh, network) and fresh.backbone.tlt != network.backbone.tlt
 
 
@@ -420,7 +420,7 @@ def test_encrypted_weights_name_the_way_out(tmp_path: Path, name: str) -> None:
     with pytest.raises(
         ModelError, match=f"{name} is encrypted: with your key, TAO 5 writes it as a plain Keras file: tao "
     ):
-        checkpoint.load_pretrained(detector(), tmp_path / name, CLASSES)
+        pretrained.load_pretrained(detector(), tmp_path / name, CLASSES)
 
 
 # --- the names

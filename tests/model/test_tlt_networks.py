@@ -15,7 +15,7 @@ from torch import Tensor
 from detectkit import spec
 from detectkit.deploy.onnx import to_onnx
 from detectkit.errors import ModelError
-from detectkit.model import checkpoint
+from detectkit.model import checkpoint, pretrained
 from detectkit.model.detector import build
 
 pytestmark = [
@@ -350,7 +350,7 @@ def test_a_training_starts_from_it(keras: Any, tmp_path: Path, case: str) -> Non
     config = experiment(case, pretrained_model_file=str(tmp_path / "w.h5")).model_config
     detector = build(config, CLASSES, 3)
     before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
-    report = checkpoint.load_pretrained(detector, tmp_path / "w.h5", CLASSES)
+    report = pretrained.load_pretrained(detector, tmp_path / "w.h5", CLASSES)
     assert {name.partition(".")[0] for name in report.skipped} == {"output_cov", "output_bbox"}
     kept = [name for name, tensor in detector.state_dict().items() if torch.equal(tensor, before[name])]
     assert [name for name in kept if name.startswith("backbone.") and "num_batches" not in name] == []
