@@ -16,6 +16,7 @@ from detectkit.errors import ModelError, UsageError
 from detectkit.model import checkpoint
 from detectkit.model.detector import Detector, parameters
 from detectkit.ops.losses import correlation_cost
+from detectkit.spec.networks import is_keras
 
 FIELD = "training_config.distillation.teacher_model_file"
 
@@ -113,12 +114,8 @@ def read_teacher(path: Path, experiment: spec.Experiment, student: Detector) -> 
     try:
         network = checkpoint.load(path, experiment=experiment).detector
     except ModelError as error:
-        raise ModelError(
-            f"{FIELD}: {error} (a Keras file of another network than this spec's: detectkit export -e ITS_SPEC -m"
-            f" {path} -o {path.with_suffix('.safetensors')})"
-            if path.suffix in (".hdf5", ".h5")
-            else f"{FIELD}: {error}"
-        ) from error
+        other = f"; if it is another network than this spec's: detectkit export -e ITS_SPEC -m {path} -o TEACHER.safetensors"
+        raise ModelError(f"{FIELD}: {error}{other if is_keras(str(path)) else ''}") from error
     for what, their, our in (
         ("stride", network.stride, student.stride),
         ("channels of images", network.channels, student.channels),

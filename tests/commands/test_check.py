@@ -137,6 +137,27 @@ def test_missing_data_and_models_are_named(capsys, training_spec):
     assert "there is no file /workspace" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "section, text",
+    [
+        ("training_config", "\ntraining_config {"),
+        ("pruning_config.retraining", "pruning_config { retraining { "),
+    ],
+)
+def test_a_teacher_that_is_not_there_is_named(training_spec, tmp_path, capsys, section, text):
+    """Also that of a training which comes after others."""
+    write_data(tmp_path / "data", NAMES)
+    content = training_spec.read_text()
+    taught = 'distillation { teacher_model_file: "none.safetensors" }'
+    if section == "training_config":
+        content = content.replace(text, text + taught, 1)
+    else:
+        content += f"{text}{taught} }} }}"
+    training_spec.write_text(content)
+    assert cli.main(["check", "-e", str(training_spec)]) == 5
+    assert f"{section}.distillation.teacher_model_file: there is no file" in capsys.readouterr().err
+
+
 def test_conversion_folders(tmp_path, capsys):
     text = (SPECS / "kitti_convert.txt").read_text().replace("/path/to/kitti/root", str(tmp_path))
     (tmp_path / "convert.txt").write_text(text)

@@ -1,5 +1,7 @@
 """`detectkit run`: where it runs, what it prints, what it refuses; whole runs are in tests/pipeline."""
 
+from pathlib import Path
+
 import pytest
 
 from detectkit import report
@@ -55,6 +57,21 @@ def test_a_run_ends_with_the_table_and_the_report(place, executed, capsys):
     assert lines[-6:-2] == ["model  mAP %", "-----  -----", "float   12.5", ""]
     assert lines[-2] == "3 of 3 stages done in 0:00:00" and lines[-1] == "report: results/tiny/report.html"
     assert "evaluate_float: done in 0:00:00, mAP 12.50 %" in err
+
+
+def test_a_teacher_that_is_not_there_is_known_before_any_work(place, executed, capsys):
+    """Unless the run itself writes it."""
+    own = Path("results/tiny/train/weights/model-best.safetensors")
+    for teacher, code in (("none.safetensors", 5), (own, 0)):
+        text = f'pruning_config {{ retraining {{ distillation {{ teacher_model_file: "{teacher}" }} }} }}'
+        Path("taught.txt").write_text(Path("tiny.txt").read_text() + text)
+        assert main(["run", "-e", "taught.txt", "-r", "results/tiny", "--until", "train"]) == code
+    assert [words[0] for words in executed] == ["train", "evaluate"]
+    error = capsys.readouterr().err
+    assert (
+        "pruning_config.retraining.distillation.teacher_model_file: there is no file none.safetensors"
+        in error
+    )
 
 
 def test_the_second_time_there_is_nothing_to_do(place, executed, capsys):

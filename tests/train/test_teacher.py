@@ -246,3 +246,11 @@ def test_a_teacher_in_8_bits_teaches_in_float(taught, small, tmp_path):
     small.training_config.distillation.teacher_model_file = str(model)
     assert checkpoint.load(model).detector.ranges is not None
     assert set_up(small, tmp_path / "b", name="model", device=CPU).state.teacher.network.ranges is None
+
+
+def test_a_keras_file_of_another_network_has_to_be_made_a_model_first(taught, tmp_path):
+    path = tmp_path / "model.hdf5"
+    path.write_bytes(b"no HDF5")
+    taught.training_config.distillation.teacher_model_file = str(path)
+    with pytest.raises(ModelError, match="teacher_model_file: .*model.hdf5.*detectkit export -e ITS_SPEC -m"):
+        set_up(taught, tmp_path / "run", name="model", device=CPU)
