@@ -219,7 +219,9 @@ def nvinfer_dbscan(boxes, scores, values):
         own = torch.tensor(sorted(members))
         total = scores[own].sum()
         if total >= float(values["dbscan-min-score"]):
-            found.add(rounded((boxes[own] * scores[own, None]).sum(0) / total))
+            # In 64 bits as ours: sums of 32 round to another hundredth now and then.
+            weights = scores[own, None].double()
+            found.add(rounded(((boxes[own] * weights).sum(0) / weights.sum()).to(boxes.dtype)))
     return found
 
 
