@@ -90,9 +90,10 @@ def _is_chain(experiment: spec.Experiment) -> bool:
 
 
 def _check_chain(experiment: spec.Experiment) -> None:
-    """What the conversions of a spec read, and its records, if they are made already."""
+    """The models of a spec, what its conversions read, and its records, if they are made already."""
     from detectkit.data.tfrecord import find_shards
 
+    _require_models(experiment)
     for config in experiment.dataset_export_config:
         _check_folders(config)
     sources = [*experiment.dataset_config.data_sources, experiment.dataset_config.validation_data_source]
@@ -115,9 +116,6 @@ def _check_data(experiment: spec.Experiment) -> None:
     from detectkit.evaluation import require_package
 
     require_package(experiment.evaluation_config)
-    _require_model(experiment.model_config.pretrained_model_file, "model_config.pretrained_model_file")
-    for field, path in spec.teacher_files(experiment).items():
-        _require_model(path, field)
     names = spec.class_names(experiment)
     limit = experiment.training_config.max_boxes_per_image
     training = capped(training_frames(experiment.dataset_config, names), limit)
@@ -208,6 +206,13 @@ def _check_model(inference: spec.Inference) -> None:
         say("the spec names no detectkit model: give one with -m")
     elif not Path(model).expanduser().is_file():
         log.warning("inferencer_config.tlt_config.model: there is no file %s: give a model with -m", model)
+
+
+def _require_models(experiment: spec.Experiment) -> None:
+    """Raise ModelError unless those that trainings start from or learn from are there."""
+    _require_model(experiment.model_config.pretrained_model_file, "model_config.pretrained_model_file")
+    for field, path in spec.teacher_files(experiment).items():
+        _require_model(path, field)
 
 
 def _require_model(path: str, field: str) -> None:

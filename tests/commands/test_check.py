@@ -158,6 +158,17 @@ def test_a_teacher_that_is_not_there_is_named(training_spec, tmp_path, capsys, s
     assert f"{section}.distillation.teacher_model_file: there is no file" in capsys.readouterr().err
 
 
+def test_a_teacher_is_looked_for_before_the_records_are_made(training_spec, capsys):
+    text = 'pruning_config { retraining { distillation { teacher_model_file: "none.safetensors" } } }'
+    training_spec.write_text(training_spec.read_text() + text)
+    conversion = (
+        'dataset_export_config { sample_config { root_directory_path: "drawn" } output_filename: "records" }'
+    )
+    training_spec.write_text(training_spec.read_text() + conversion)
+    assert cli.main(["check", "-e", str(training_spec)]) == 5
+    assert "teacher_model_file: there is no file none.safetensors" in capsys.readouterr().err
+
+
 def test_conversion_folders(tmp_path, capsys):
     text = (SPECS / "kitti_convert.txt").read_text().replace("/path/to/kitti/root", str(tmp_path))
     (tmp_path / "convert.txt").write_text(text)
