@@ -1,11 +1,14 @@
-"""Damaged specs: every one of them must load or be refused with a message, whatever its bytes.
+"""Damaged files: every one of them must be read or refused with a message, whatever its bytes, and nothing may be lost without a word.
 
-    python bench/fuzz.py [--cases 100000] [--seed 1]
+    python bench/fuzz.py [--cases 100000] [--seed 1]           # specs
+    python bench/fuzz.py --files [--cases 20000] [--seed 1]    # the other files: bench/damaged_files.py says which, and what counts
+    python bench/fuzz.py --files --kind 'labels, coco'         # one kind of them
 
-Starts from every spec in specs/ and tests/spec/, as text and in protobuf's binary form. A case has one to four mutations:
+Specs start from every spec in specs/ and tests/spec/, as text and in protobuf's binary form. A case has one to four mutations:
 tokens left out, doubled, swapped, inserted or replaced (numbers by nan, infinities, huge, tiny and negative ones, names by
 other names), whole blocks left out, doubled or nested, ends cut off, bytes changed. What loads is also written out, read back
-and compared with TLT. Any exception but SpecError is printed with its case and ends the run with exit code 1.
+and compared with TLT. Any exception but detectkit's own is printed with its case, as is a case that takes longer than LONGEST
+and one that is lost, and they make the exit code 1.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import logging
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -21,98 +25,34 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import damaged_files
+from damages import damaged_bytes, damaged_text
+
 from detectkit import spec
 from detectkit.errors import SpecError
-from detectkit.spec.explain import places
-from detectkit.spec.text import TOKEN
 
 ROOT = Path(__file__).parents[1]
-NUMBERS = (
-    *(
-        "nan",
-        "-nan",
-        "inf",
-        "-inf",
-        "infinity",
-        "0",
-        "-0",
-        "-1",
-        "1",
-        "2",
-        "3",
-        "16",
-        "0.5",
-        "1e-320",
-        "1e308",
-        "1e999",
-    ),
-    *(
-        "-1e39",
-        "2147483648",
-        "4294967296",
-        "-2147483649",
-        "18446744073709551616",
-        "9" * 400,
-        "0x10",
-        "007",
-        "1.",
-        ".5f",
-    ),
-)
-PIECES = (
-    *(
-        "{",
-        "}",
-        "<",
-        ">",
-        "[",
-        "]",
-        ":",
-        ";",
-        ",",
-        "#",
-        "//",
-        '"',
-        "'",
-        "\\",
-        "“",
-        "”",
-        "\0",
-        "\x85",
-        "\u2028",
-        "\ufeff",
-    ),
-    *(
-        '"\\xff"',
-        '"\\u12"',
-        "-",
-        "+",
-        "true",
-        "key",
-        "value",
-        "\r",
-        "é",
-        "\U0001f697",
-        "<FIXME>",
-        "a{" * 40,
-        "[" * 40,
-    ),
-)
-Damage = Callable[[list[str], random.Random], None]
+LONGEST = 20  # seconds a case, on a busy machine
+WRONG = ("traceback", "lost", "silent", "hangs")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Load damaged specs; count what becomes of them.")
-    parser.add_argument("--cases", type=int, default=100_000)
+    parser = argparse.ArgumentParser(description="Read damaged files; count what becomes of them.")
+    parser.add_argument("--files", action="store_true", help="other files than specs")
+    parser.add_argument("--kind", metavar="KIND", help="one kind of them")
+    parser.add_argument("--cases", type=int, help="100000 specs, or 20000 files")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    logging.getLogger("detectkit").setLevel(logging.ERROR)  # warnings of a hundred thousand specs
+    logging.getLogger("detectkit").setLevel(logging.CRITICAL)  # warnings of a hundred thousand files
     start = time.perf_counter()
-    counts = fuzz(args.cases, args.seed)
-    for outcome, count in counts.most_common():
-        print(f"{count:8}  {outcome}")
-    print(f"{args.cases} specs in {time.perf_counter() - start:.0f} s, seed {args.seed}")
-    sys.exit(any("traceback" in outcome for outcome in counts))
+    if args.files or args.kind:
+        counts = fuzz_files(args.cases or 20_000, args.seed, only=args.kind)
+    else:
+        counts = fuzz(args.cases or 100_000, args.seed)
+    for name, count in sorted(counts.items()):
+        print(f"{count:8}  {name}")
+    print(f"{counts.total()} cases in {time.perf_counter() - start:.0f} s, seed {args.seed}")
+    sys.exit(any(name.endswith(WRONG) for name in counts))
 
 
 def fuzz(cases: int, seed: int) -> Counter[str]:
@@ -157,85 +97,45 @@ def of(load: Callable[[], spec.Spec], name: str, shown: str) -> str:
     return "traceback"
 
 
-def damaged_text(text: str, generator: random.Random) -> str:
-    tokens = [match.group() for match in TOKEN.finditer(text)]
-    damages = generator.choice((SOUND, SOUND, SOUND + BROKEN))
-    for _ in range(generator.randint(1, 4)):
-        generator.choice(damages)(tokens, generator)
-    return "".join(tokens)
+def fuzz_files(cases: int, seed: int, *, only: str | None = None) -> Counter[str]:
+    """Outcomes of so many damaged files, the same number of each kind, counted by kind and by what became of them."""
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        made = damaged_files.kinds(Path(folder))
+        chosen = {name: kind for name, kind in made.items() if only in (None, name)}
+        if not chosen:
+            sys.exit(f"there is no kind {only}: choose of {'; '.join(made)}")
+        for name, kind in chosen.items():
+            for number in range(-(-cases // len(chosen))):
+                counts[
+                    f"{name}: {_outcome(name, kind, random.Random(f'{seed} {name} {number}'), number)}"
+                ] += 1
+    return counts
 
 
-def damaged_bytes(data: bytes, generator: random.Random) -> bytes:
-    changed = bytearray(data)
-    for _ in range(generator.randint(1, 6)):
-        at = generator.randrange(len(changed) + 1)
-        length = generator.choice((0, 1, 1, 4))
-        changed[at : at + length] = generator.randbytes(generator.choice((0, 1, 1, 4)))
-    return bytes(changed)
+def _outcome(name: str, kind: damaged_files.Kind, generator: random.Random, number: int) -> str:
+    """See `damaged_files`; besides, `traceback`, `lost`, and `hangs`, which are printed."""
+    signal.signal(signal.SIGALRM, _give_up)
+    signal.alarm(LONGEST)
+    try:
+        return damaged_files.outcome(kind, generator)
+    except damaged_files.Lost as error:
+        print(f"{name}, case {number}: {error}\n", flush=True)
+        return "lost"
+    except TimeoutError:
+        traceback.print_exc()
+        return "hangs"
+    except Exception:
+        traceback.print_exc()
+        print(f"{name}, case {number}\n", flush=True)
+        return "traceback"
+    finally:
+        signal.alarm(0)
 
 
-# Damages of a list of tokens, in place. Half of the tokens are spaces.
+def _give_up(*_: object) -> None:
+    raise TimeoutError(f"longer than {LONGEST} s")
 
-
-def leave_out(tokens: list[str], generator: random.Random) -> None:
-    at = generator.randrange(len(tokens) + 1)
-    del tokens[at : at + generator.choice((1, 2, 8))]
-
-
-def double(tokens: list[str], generator: random.Random) -> None:
-    at = generator.randrange(len(tokens) + 1)
-    tokens[at:at] = tokens[at : at + generator.choice((1, 2, 8, 40))]
-
-
-def swap(tokens: list[str], generator: random.Random) -> None:
-    if tokens:
-        first, second = generator.randrange(len(tokens)), generator.randrange(len(tokens))
-        tokens[first], tokens[second] = tokens[second], tokens[first]
-
-
-def insert(tokens: list[str], generator: random.Random) -> None:
-    tokens.insert(generator.randrange(len(tokens) + 1), generator.choice(PIECES))
-
-
-def change_number(tokens: list[str], generator: random.Random) -> None:
-    numbers = [at for at, token in enumerate(tokens) if token[:1] in "-.0123456789"]
-    if numbers:
-        tokens[generator.choice(numbers)] = generator.choice(NUMBERS)
-
-
-def change_name(tokens: list[str], generator: random.Random) -> None:
-    """Another field's name in the place of one, or another text in the place of one."""
-    names = [at for at, token in enumerate(tokens) if token[:1].isalpha()]
-    strings = [at for at, token in enumerate(tokens) if token[:1] in "\"'"]
-    if strings and generator.random() < 0.3:
-        tokens[generator.choice(strings)] = tokens[generator.choice(strings)]
-    elif names:
-        tokens[generator.choice(names)] = generator.choice(FIELDS)
-
-
-def change_block(tokens: list[str], generator: random.Random) -> None:
-    """A whole block left out, doubled, or put into itself."""
-    openers = [at for at, token in enumerate(tokens) if token == "{"]
-    if not openers:
-        return
-    start = generator.choice(openers)
-    depth, end = 0, start
-    while end < len(tokens):
-        depth += (tokens[end] == "{") - (tokens[end] == "}")
-        end += 1
-        if depth == 0:
-            break
-    block = tokens[start:end]
-    tokens[start:end] = generator.choice(([], ["{", "}"], block * 2, ["{", *block, "}"], block[:1] * 40))
-
-
-def cut(tokens: list[str], generator: random.Random) -> None:
-    del tokens[generator.randrange(len(tokens) + 1) :]
-
-
-FIELDS = sorted({place.field.name for place in places()})
-SOUND: tuple[Damage, ...] = (change_number, change_number, change_name, change_block)  # mostly still specs
-BROKEN: tuple[Damage, ...] = (leave_out, double, swap, insert, cut)
 
 if __name__ == "__main__":
     main()
