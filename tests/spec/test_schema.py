@@ -127,7 +127,10 @@ def test_own_fields_of_tlts_messages_start_at_1000_and_are_listed():
     assert own == set(OWN_FIELDS)
 
 
-@pytest.mark.parametrize("field", {place.field.full_name: place.field for place in PLACES}.values(), ids=str)
+FIELDS = {place.field.full_name: place.field for place in PLACES}
+
+
+@pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS.keys())
 def test_every_field_is_documented_and_its_default_keeps_its_rule(field):
     assert len(comments()[field.full_name]) >= 4
     assert comments()[field.full_name].endswith(".")
