@@ -520,9 +520,11 @@ def _say_next(args: argparse.Namespace, job: Job) -> None:
         say(f"next: detectkit evaluate -e {args.experiment_spec or 'SPEC'} -m {job.output}")
         return
     path = _retraining_path(job.output)
-    teacher = spec.load_experiment(path).training_config.distillation.teacher_model_file
+    training, first = spec.load_experiment(path).training_config, job.experiment.training_config.num_epochs
+    longer = f", for {training.num_epochs} epochs in the place of {first}" if training.num_epochs > first else ""
+    teacher = training.distillation.teacher_model_file
     taught = f", and taught by {teacher}, which has to stay where it is" if teacher else ""
-    say(f"wrote {job.output}, and {path}: the spec with pretrained_model_file and load_graph set{taught}")
+    say(f"wrote {job.output}, and {path}: the spec with pretrained_model_file and load_graph set{longer}{taught}")
     say(f"next: detectkit train -e {path} -r DIR")
 
 

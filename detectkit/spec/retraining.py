@@ -30,8 +30,8 @@ def retraining_spec(
     Args:
         experiment: with a training_config.
         retraining: what differs from that; what it does not say is as in the first training.
-        kept: the share of mAP that pruning has left; where it is given, the rate starts and rises as `_ease` says,
-            unless `retraining` has one.
+        kept: the share of mAP that pruning has left; where it is given, the training is as long as `_lengthen` says, and
+            the rate starts and rises as `_ease` says, unless `retraining` says it.
         teacher: of a pruned network, the one before the pruning: it teaches, unless the spec has another teacher, or a weight of 0.
     """
     result = Experiment()
@@ -48,6 +48,8 @@ def retraining_spec(
     training.ClearField("first_stage")
     if retraining is not None and retraining.num_epochs:
         training.num_epochs = retraining.num_epochs
+    elif kept is not None:
+        _lengthen(result, kept)
     if retraining is not None and retraining.HasField("learning_rate"):
         training.learning_rate.CopyFrom(retraining.learning_rate)
     elif kept is not None:
@@ -86,6 +88,22 @@ def _teach(training: TrainingConfig, retraining: Retraining | None, teacher: Pat
         config.teacher_model_file = str(teacher)
     if has_teacher(config):
         training.distillation.CopyFrom(config)
+
+
+def _lengthen(experiment: Experiment, kept: float) -> None:
+    """Give the training after a pruning more epochs by the share that is lost: twice as many where nothing is left.
+
+    A network that is measured after its last epoch only, still is.
+
+    Args:
+        experiment: changed in place.
+        kept: the share of mAP that is left; more than all counts as all.
+    """
+    training, evaluation = experiment.training_config, experiment.evaluation_config
+    epochs = training.num_epochs
+    training.num_epochs = round(epochs * (2 - min(kept, 1)))
+    if evaluation.first_validation_epoch == epochs:
+        evaluation.first_validation_epoch = training.num_epochs
 
 
 def _ease(rate: LearningRateConfig, kept: float, epochs: int) -> None:

@@ -54,6 +54,22 @@ def test_the_retraining_spec_keeps_the_layout_that_a_name_has_said(tiny):
     assert whole.model_config.layout == spec.ModelConfig.AS_PRETRAINED
 
 
+@pytest.mark.parametrize("kept, epochs", [(1.0, 20), (1.02, 20), (0.75, 25), (0.5, 30), (0.0, 40)])
+def test_the_more_is_lost_the_longer_a_retraining_is(tiny, kept, epochs):
+    tiny.training_config.num_epochs = tiny.evaluation_config.first_validation_epoch = 20
+    found = retraining_spec(tiny, Path("pruned"), kept=kept)
+    assert found.training_config.num_epochs == epochs
+    assert found.evaluation_config.first_validation_epoch == epochs  # still at its end only
+    tiny.evaluation_config.first_validation_epoch = 5
+    assert retraining_spec(tiny, Path("pruned"), kept=kept).evaluation_config.first_validation_epoch == 5
+
+
+def test_a_retraining_is_as_long_as_the_spec_says(tiny):
+    training = retraining_spec(tiny, Path("pruned"), spec.Retraining(num_epochs=3), kept=0.0).training_config
+    assert training.num_epochs == 3
+    assert retraining_spec(tiny, Path("pruned")).training_config.num_epochs == tiny.training_config.num_epochs
+
+
 RETRAINING = """
 num_epochs: 3
 learning_rate {
@@ -159,10 +175,12 @@ def test_the_rate_of_a_retraining_hangs_on_what_is_left(tiny):
     whole.CopyFrom(tiny.training_config)
     before = whole.learning_rate.soft_start_annealing_schedule
     assert (before.soft_start, before.max_learning_rate) == pytest.approx((0.1, 1e-3))
-    before.soft_start = 0.05
+    before.soft_start, whole.num_epochs = 0.05, 3  # of 2, and half of them more
     assert eased(tiny, 0.49) == whole
     before.max_learning_rate = 5e-4
-    assert eased(tiny, 0.5) == eased(tiny, 1.2) == whole
+    assert eased(tiny, 0.5) == whole
+    whole.num_epochs = 2
+    assert eased(tiny, 1.0) == eased(tiny, 1.2) == whole
     assert eased(tiny, None) == tiny.training_config  # not measured
     schedule = tiny.training_config.learning_rate.soft_start_annealing_schedule
     schedule.soft_start, schedule.min_learning_rate = 0.0, 8e-4
