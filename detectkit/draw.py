@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import colorsys
+import functools
+import importlib.util
 import io
 import math
 import os
@@ -13,6 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from detectkit.console import log
+
 Color = tuple[int, int, int]
 
 GOLDEN_RATIO = 0.618034  # steps of this size round the colour circle never come close to an earlier one
@@ -20,6 +24,11 @@ FEW = 25  # values of a curve that still get a dot each
 FADED = 0.62  # how opaque full coverage is
 DIVERGING = ("#9fdcff", "#1f50e0", "black", "#e03a1f", "#ffd29f")
 AMBIENT = 0.2  # brightness outside every spotlight
+SCREEN = 1920, 1080  # pixels of what people look at images on
+MANY = 10  # lines of a chart: beyond this they need more than matplotlib's colours, and their names a place of their own
+ROWS = 24  # of names beside a chart
+DASHES = ("-", "--", ":", "-.")
+UNKNOWN = "?"  # in the place of a letter that no font has
 
 
 def class_colors(count: int) -> list[Color]:
@@ -110,8 +119,49 @@ def _within(center: float, length: float, limit: int) -> tuple[int, int]:
     return begin, begin + whole
 
 
-def _font(canvas: Image.Image) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size=max(10, min(22, canvas.height // 30)))
+def screens(width: int, height: int) -> float:
+    """By how much a picture of this size is made smaller to be seen whole; 1 for all that a screen has room for."""
+    return max(1.0, width / SCREEN[0], height / SCREEN[1])
+
+
+def _font(canvas: Image.Image) -> ImageFont.FreeTypeFont:
+    size = max(10, min(22, canvas.height // 30))
+    return _font_of(round(size * screens(*canvas.size)))
+
+
+@functools.lru_cache(maxsize=16)
+def _font_of(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib brings along: it has Greek, Cyrillic and more, Pillow's own has not."""
+    found = importlib.util.find_spec("matplotlib")  # does not import it
+    assert found is not None and found.origin is not None  # a dependency
+    path = os.path.join(os.path.dirname(found.origin), "mpl-data", "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
+
+
+def writable(text: str) -> str:
+    """The text with `?` for the letters that the font has not (Chinese, Japanese, Korean …), which is said once."""
+    if text.isascii():
+        return text
+    missing = {letter for letter in text if not letter.isascii() and not _has_glyph(letter)}
+    if missing:
+        _say_missing("".join(sorted(missing)))
+    return "".join(UNKNOWN if letter in missing else letter for letter in text)
+
+
+@functools.cache
+def _has_glyph(letter: str) -> bool:
+    """Whether the font draws something else than its sign for letters that it has not."""
+    font = _font_of(20)
+    return bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))
+
+
+_said: set[str] = set()
+
+
+def _say_missing(letters: str) -> None:
+    if not _said:
+        _said.add(letters)
+        log.warning("pictures have %s for %s and other letters that their font lacks", UNKNOWN, letters[:20])
 
 
 def _picture(image: NDArray[np.uint8]) -> Image.Image:
@@ -124,9 +174,10 @@ def _tag(
     *,
     position: tuple[int, int],
     color: Color,
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    font: ImageFont.FreeTypeFont,
 ) -> None:
     """Write text on a plate above the position, or below it where the image ends."""
+    text = writable(text)
     _, _, width, height = (math.ceil(edge) for edge in draw.textbbox((2, 1), text, font=font))
     left = max(0, min(position[0], round(draw.im.size[0]) - width - 2))
     top = position[1] - height - 2 if position[1] >= height + 2 else position[1]
