@@ -9,7 +9,7 @@ import io
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,7 +26,8 @@ DIVERGING = ("#9fdcff", "#1f50e0", "black", "#e03a1f", "#ffd29f")
 AMBIENT = 0.2  # brightness outside every spotlight
 SCREEN = 1920, 1080  # pixels of what people look at images on
 MANY = 10  # lines of a chart: beyond this they need more than matplotlib's colours, and their names a place of their own
-ROWS = 24  # of names beside a chart
+ROWS = 36  # of names beside a chart
+LONGEST = 28  # letters of them
 DASHES = ("-", "--", ":", "-.")
 UNKNOWN = "?"  # in the place of a letter that no font has
 
@@ -297,7 +298,7 @@ def curves(
     """Write a PNG of lines over one pair of axes, one (x values, y values) a name.
 
     Short series have dots on their values; an axis of whole numbers (epochs) has whole ticks. `logarithmic` is the
-    scale of y.
+    scale of y. The names of many lines stand beside the axes, and the picture is wider.
 
     Raises:
         OSError: the file cannot be written.
@@ -306,12 +307,25 @@ def curves(
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    many = len(series) > MANY
+    columns = math.ceil(len(series) / ROWS) if many else 0
+    height = max(5.0, 0.8 + 0.165 * math.ceil(len(series) / columns)) if many else 5.0
+    figure = Figure(figsize=(8 + 2.4 * columns, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for name, (x, y) in series.items():
-        axes.plot(x, y, label=name, linewidth=1.8, marker="o" if np.size(x) <= FEW else None, markersize=4)
-    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    for number, (name, (x, y)) in enumerate(series.items()):
+        has_dots = np.size(x) == 1 if many else np.size(x) <= FEW
+        axes.plot(
+            x,
+            y,
+            label=_name(name, number),
+            linewidth=1.1 if many else 1.8,
+            marker="o" if has_dots else None,
+            markersize=4,
+            **(_distinct(number, len(series)) if many else {}),
+        )
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.set_title(writable(title), parse_math=False)
     if logarithmic:
         axes.set_yscale("log")
     if all(np.asarray(x).dtype.kind in "iu" for x, _ in series.values()):
@@ -320,9 +334,32 @@ def curves(
         axes.set_ylim(*y_limits)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    if series:
-        axes.legend(frameon=False)
+    if many:
+        legend = figure.legend(
+            frameon=False, loc="outside right upper", ncols=columns, fontsize=8, labelspacing=0.3
+        )
+    else:
+        legend = axes.legend(frameon=False) if series else None
+    for text in legend.get_texts() if legend else ():
+        text.set_parse_math(False)
     figure.savefig(path, format="png")
+
+
+def _name(name: str, number: int) -> str:
+    """A name as a legend shows it: with its number where letters are lost, without its middle where it is long."""
+    text = writable(name)
+    if text != name:
+        text = f"{number}: {text}"
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]}…{text[LONGEST // 2 + 1 - LONGEST :]}"
+    return f"\u200b{text}" if text.startswith("_") else text  # matplotlib leaves out names with _ in front
+
+
+def _distinct(number: int, count: int) -> dict[str, Any]:
+    """Colour and dashes of one of many lines on white: neighbours in the legend differ in hue, all others in either."""
+    hue = number * GOLDEN_RATIO % 1
+    color = colorsys.hsv_to_rgb(hue, 1.0, 0.55 if 0.1 < hue < 0.55 else 0.85)  # green and yellow are light
+    return {"color": color, "linestyle": DASHES[number * len(DASHES) // count]}
 
 
 def precision_recall(
