@@ -225,12 +225,14 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     """Of the pixels as stored, 1 to 8; 1 where the file does not say it, or not in a way that can be read."""
-    tags = getattr(image, "tag_v2", None)
+    tags, data = getattr(image, "tag_v2", None), image.info.get("exif")
+    if tags is None and not data:
+        return UPRIGHT
     try:
         if tags is None:
             # Not getexif: it reads all of a PNG for want of data, and XMP, which viewers pass over.
             tags = Image.Exif()
-            tags.load(image.info.get("exif", b""))
+            tags.load(data)
         found = tags.get(ORIENTATION, UPRIGHT)
     except UNREADABLE:
         return UPRIGHT
