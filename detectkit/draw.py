@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import colorsys
+import functools
+import importlib.util
 import io
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from detectkit.console import log
 
 Color = tuple[int, int, int]
 
@@ -20,6 +24,12 @@ FEW = 25  # values of a curve that still get a dot each
 FADED = 0.62  # how opaque full coverage is
 DIVERGING = ("#9fdcff", "#1f50e0", "black", "#e03a1f", "#ffd29f")
 AMBIENT = 0.2  # brightness outside every spotlight
+SCREEN = 1920, 1080  # pixels of what people look at images on
+MANY = 10  # lines of a chart: beyond this they need more than matplotlib's colours, and their names a place of their own
+ROWS = 36  # of names beside a chart
+LONGEST = 28  # letters of them
+DASHES = ("-", "--", ":", "-.")
+UNKNOWN = "?"  # in the place of a letter that no font has
 
 
 def class_colors(count: int) -> list[Color]:
@@ -110,8 +120,49 @@ def _within(center: float, length: float, limit: int) -> tuple[int, int]:
     return begin, begin + whole
 
 
-def _font(canvas: Image.Image) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size=max(10, min(22, canvas.height // 30)))
+def screens(width: int, height: int) -> float:
+    """By how much a picture of this size is made smaller to be seen whole; 1 for all that a screen has room for."""
+    return max(1.0, width / SCREEN[0], height / SCREEN[1])
+
+
+def _font(canvas: Image.Image) -> ImageFont.FreeTypeFont:
+    size = max(10, min(22, canvas.height // 30))
+    return _font_of(round(size * screens(*canvas.size)))
+
+
+@functools.lru_cache(maxsize=16)
+def _font_of(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib brings along: it has Greek, Cyrillic and more, Pillow's own has not."""
+    found = importlib.util.find_spec("matplotlib")  # does not import it
+    assert found is not None and found.origin is not None  # a dependency
+    path = os.path.join(os.path.dirname(found.origin), "mpl-data", "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
+
+
+def writable(text: str) -> str:
+    """The text with `?` for the letters that the font has not (Chinese, Japanese, Korean …), which is said once."""
+    if text.isascii():
+        return text
+    missing = {letter for letter in text if not letter.isascii() and not _has_glyph(letter)}
+    if missing:
+        _say_missing("".join(sorted(missing)))
+    return "".join(UNKNOWN if letter in missing else letter for letter in text)
+
+
+@functools.cache
+def _has_glyph(letter: str) -> bool:
+    """Whether the font draws something else than its sign for letters that it has not."""
+    font = _font_of(20)
+    return bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))
+
+
+_said: set[str] = set()
+
+
+def _say_missing(letters: str) -> None:
+    if not _said:
+        _said.add(letters)
+        log.warning("pictures have %s for %s and other letters that their font lacks", UNKNOWN, letters[:20])
 
 
 def _picture(image: NDArray[np.uint8]) -> Image.Image:
@@ -124,9 +175,10 @@ def _tag(
     *,
     position: tuple[int, int],
     color: Color,
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    font: ImageFont.FreeTypeFont,
 ) -> None:
     """Write text on a plate above the position, or below it where the image ends."""
+    text = writable(text)
     _, _, width, height = (math.ceil(edge) for edge in draw.textbbox((2, 1), text, font=font))
     left = max(0, min(position[0], round(draw.im.size[0]) - width - 2))
     top = position[1] - height - 2 if position[1] >= height + 2 else position[1]
@@ -246,7 +298,7 @@ def curves(
     """Write a PNG of lines over one pair of axes, one (x values, y values) a name.
 
     Short series have dots on their values; an axis of whole numbers (epochs) has whole ticks. `logarithmic` is the
-    scale of y.
+    scale of y. The names of many lines stand beside the axes, and the picture is wider.
 
     Raises:
         OSError: the file cannot be written.
@@ -255,12 +307,25 @@ def curves(
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    many = len(series) > MANY
+    columns = math.ceil(len(series) / ROWS) if many else 0
+    height = max(5.0, 0.8 + 0.165 * math.ceil(len(series) / columns)) if many else 5.0
+    figure = Figure(figsize=(8 + 2.4 * columns, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for name, (x, y) in series.items():
-        axes.plot(x, y, label=name, linewidth=1.8, marker="o" if np.size(x) <= FEW else None, markersize=4)
-    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    for number, (name, (x, y)) in enumerate(series.items()):
+        has_dots = np.size(x) == 1 if many else np.size(x) <= FEW
+        axes.plot(
+            x,
+            y,
+            label=_name(name, number),
+            linewidth=1.1 if many else 1.8,
+            marker="o" if has_dots else None,
+            markersize=4,
+            **(_distinct(number, len(series)) if many else {}),
+        )
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.set_title(writable(title), parse_math=False)
     if logarithmic:
         axes.set_yscale("log")
     if all(np.asarray(x).dtype.kind in "iu" for x, _ in series.values()):
@@ -269,9 +334,32 @@ def curves(
         axes.set_ylim(*y_limits)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    if series:
-        axes.legend(frameon=False)
+    if many:
+        legend = figure.legend(
+            frameon=False, loc="outside right upper", ncols=columns, fontsize=8, labelspacing=0.3
+        )
+    else:
+        legend = axes.legend(frameon=False) if series else None
+    for text in legend.get_texts() if legend else ():
+        text.set_parse_math(False)
     figure.savefig(path, format="png")
+
+
+def _name(name: str, number: int) -> str:
+    """A name as a legend shows it: with its number where letters are lost, without its middle where it is long."""
+    text = writable(name)
+    if text != name:
+        text = f"{number}: {text}"
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]}…{text[LONGEST // 2 + 1 - LONGEST :]}"
+    return f"\u200b{text}" if text.startswith("_") else text  # matplotlib leaves out names with _ in front
+
+
+def _distinct(number: int, count: int) -> dict[str, Any]:
+    """Colour and dashes of one of many lines on white: neighbours in the legend differ in hue, all others in either."""
+    hue = number * GOLDEN_RATIO % 1
+    color = colorsys.hsv_to_rgb(hue, 1.0, 0.55 if 0.1 < hue < 0.55 else 0.85)  # green and yellow are light
+    return {"color": color, "linestyle": DASHES[number * len(DASHES) // count]}
 
 
 def precision_recall(

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from detectkit.console import log
 from detectkit.data import augment
 from detectkit.data.augment import Prepared
-from detectkit.data.dataset import Batch, collate, sample_from_image
+from detectkit.data.dataset import Batch, Sample, collate, sample_from_image
 from detectkit.errors import ModelError
 from detectkit.heads import ClassClustering, GridHead
 from detectkit.ops.boxes import area, clip, transform
@@ -76,6 +77,7 @@ class Predictor:
     ):
         self.forward, self.head, self.augmentation = forward, head, augmentation
         self.channels, self.device = channels, torch.device(device)
+        self._said: set[int] = set()
 
     @property
     def class_names(self) -> list[str]:
@@ -101,6 +103,9 @@ class Predictor:
     ) -> list[Detections]:
         """Detect in images: files, PIL images or uint8 arrays [h, w, 3] (RGB).
 
+        Files and PIL images whose EXIF data has an orientation are turned by it, and so are their boxes:
+        `PIL.ImageOps.exif_transpose` gives the picture that they fit.
+
         Returns:
             One `Detections` an image: boxes [N, 4] x1 y1 x2 y2 in the pixels of that image, scores [N], classes [N]
             (see `class_names`), by descending score.
@@ -115,9 +120,21 @@ class Predictor:
         found: list[Detections] = []
         for image in images:
             sample = sample_from_image(image, channels=self.channels, augmentation=self.augmentation)
+            self._tell(sample)
             for predicted in self.batches([collate([sample])]):
                 found += predicted.in_original_pixels()
         return found
+
+    def _tell(self, sample: Sample) -> None:
+        """Say once what is done to an image that its owner may not expect."""
+        found = {
+            "is turned by its EXIF orientation, as viewers show it: the boxes are in those pixels": sample.turned,
+            f"holds {sample.stretched}: it is brought to 8 bits accordingly": bool(sample.stretched),
+        }
+        for number, (text, is_so) in enumerate(found.items()):
+            if is_so and number not in self._said:
+                self._said.add(number)
+                log.warning("%s %s", sample.image_path, text)
 
     def _now(self) -> float:
         if self.device.type == "cuda":

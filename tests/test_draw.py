@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from detectkit import draw
 from detectkit.draw import (
     annotate,
     class_colors,
@@ -93,6 +95,67 @@ def test_curves_write_a_png(tmp_path: Path) -> None:
     for name in ("loss", "pr.png", "empty.png"):
         with Image.open(tmp_path / name) as image:
             assert image.format == "PNG" and image.size == (960, 600)
+
+
+@pytest.mark.parametrize("count", [11, 20, 80])
+def test_the_names_of_many_lines_stand_beside_the_axes(
+    tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    figures: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k)))
+    series = {f"a class of number {number}": ([0, 1], [1, number / count]) for number in range(count)}
+    precision_recall(tmp_path / "pr.png", series, title="Precision and recall")
+    (figure,) = figures
+    (axes,), (legend,) = figure.axes, figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(series)
+    boxes = [text.get_window_extent() for text in legend.get_texts()]
+    assert not any(one.overlaps(other) for at, one in enumerate(boxes) for other in boxes[:at])
+    assert all(
+        axes.get_window_extent().x1 < box.x0 and box.x1 < figure.bbox.x1 and box.y0 > 0 for box in boxes
+    )
+    assert axes.get_window_extent().width > 700  # pixels
+    looks = {(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}
+    assert len(looks) == count
+
+
+def test_names_of_any_script_are_drawn_without_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logging.getLogger("detectkit").propagate = True
+    monkeypatch.setattr(draw, "_said", set())
+    assert draw.writable("Пешеход Fußgänger ποδήλατο") == "Пешеход Fußgänger ποδήλατο"
+    assert not caplog.messages
+    assert draw.writable("车 0.93") == "? 0.93" and draw.writable("자전거") == "???"
+    curves(
+        tmp_path / "a.png",
+        {"车": ([0, 1], [1, 0]), "_a$b$": ([0, 1], [1, 0])},
+        title="行人 $",
+        x_label="x",
+        y_label="y",
+    )
+    assert caplog.messages == ["pictures have ? for 车 and other letters that their font lacks"]
+    pictures = [
+        np.asarray(annotate(black(200, 60), [[5, 30, 90, 50]], labels=[text], colors=[BLUE]))
+        for text in ("Пешеход", "Кошка 12", "车", "?", "人")
+    ]
+    assert not np.array_equal(pictures[0], pictures[1])
+    assert np.array_equal(pictures[2], pictures[3]) and np.array_equal(pictures[2], pictures[4])
+
+
+def test_labels_grow_with_images_that_are_larger_than_a_screen() -> None:
+    def plate(width: int, height: int) -> int:
+        """Rows of the label's plate, which is above its box."""
+        box = [width // 2, height // 2, width // 2 + 9, height // 2 + 9]
+        image = np.asarray(annotate(black(width, height), [box], labels=["car"], colors=[BLUE]))
+        return int(np.flatnonzero(image[: height // 2, width // 2, 2]).size)
+
+    assert plate(1920, 1080) == plate(960, 700)
+    small, large = plate(1920, 1080) / 1080, plate(4000, 3000) / 3000
+    assert large == pytest.approx(small, rel=0.15)
+    assert draw.screens(4000, 3000) == pytest.approx(3000 / 1080) and draw.screens(640, 480) == 1
 
 
 def test_a_plot_that_cannot_be_written(tmp_path: Path) -> None:

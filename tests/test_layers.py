@@ -25,7 +25,7 @@ BASE = {
     "errors": set(),
     "console": {"errors"},
     "files": {"errors"},
-    "draw": set(),
+    "draw": {"console"},
     "page": set(),
     "versions": set(),
 }

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import detectkit
 from detectkit import spec
@@ -203,3 +203,36 @@ def test_a_large_image_is_reduced_while_it_is_decoded(seeing, tiny, tmp_path):
     assert only_box(predictor, tmp_path / "large.png") == pytest.approx((128, 128, 512, 384), abs=0.1)
     (batch,) = loader(image_files(tmp_path), tiny.augmentation_config, batch_size=1, order=[0], workers=0)
     assert batch.images.shape == (1, 3, 64, 96)
+
+
+def test_a_photograph_is_turned_and_its_boxes_are_too(seeing, tmp_path, caplog):
+    """A file and the picture that Pillow opens from it are the same; an array is what it is."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = Image.fromarray(picture((80, 60)))
+    stored = upright.transpose(Image.Transpose.ROTATE_90)
+    stored.save(tmp_path / "a.png", exif=exif)
+    caplog.clear()
+    predictor = seeing()
+    assert only_box(predictor, tmp_path / "a.png") == pytest.approx(BOX, abs=1e-3)
+    with Image.open(tmp_path / "a.png") as image:
+        assert only_box(predictor, image) == pytest.approx(BOX, abs=1e-3)
+        assert image.size == (60, 80)
+        assert only_box(predictor, ImageOps.exif_transpose(image)) == pytest.approx(BOX, abs=1e-3)
+    assert only_box(predictor, np.asarray(stored)) != pytest.approx(BOX, abs=1)
+
+
+def test_arrays_of_other_values_are_refused_with_the_way_out(seeing):
+    for dtype in (np.float32, np.float64, np.uint16, np.int32, bool):
+        with pytest.raises(
+            DataError, match=f"uint8 .* values of 0 to 255, not {np.dtype(dtype)} .*: scale it"
+        ):
+            seeing().predict([picture((80, 60)).astype(dtype)])
+    for shape in ((60,), (60, 80, 2), (1, 60, 80, 3), (0, 80, 3)):
+        with pytest.raises(DataError, match=r"must be uint8 \[h, w, 3\], not uint8"):
+            seeing().predict([np.zeros(shape, np.uint8)])
+
+
+def test_a_picture_of_more_than_eight_bits(seeing, tmp_path):
+    wide = Image.fromarray(picture((80, 60))[:, :, 0].astype(np.uint16) * 16)
+    assert only_box(seeing(), wide) == pytest.approx(BOX, abs=1e-3)

@@ -112,6 +112,7 @@ def _check_data(experiment: spec.Experiment) -> None:
         DataError: unreadable data, a class without a training box, or none at all that the network sees.
     """
     from detectkit.data.dataset import capped, class_counts, training_frames, validation_frames
+    from detectkit.data.images import TURNED
     from detectkit.data.warn import warnings
     from detectkit.evaluation import require_package
 
@@ -128,8 +129,15 @@ def _check_data(experiment: spec.Experiment) -> None:
     _say_other_labels(experiment, labels + more_labels)
     _warn_of_absent_labels(experiment, labels + more_labels)
     preprocessing = experiment.augmentation_config.preprocessing
-    opened = sum(_open_sample(dataset, preprocessing) for dataset in (training, validation) if dataset)
-    say(f"opened {opened} of {len(training) + len(validation or ())} images: all good")
+    turned = [
+        is_turned
+        for each in (training, validation)
+        if each
+        for is_turned in _open_sample(each, preprocessing)
+    ]
+    say(f"opened {len(turned)} of {len(training) + len(validation or ())} images: all good")
+    if any(turned):
+        say(f"{sum(turned)} of those {TURNED}: their boxes must be in those pixels")
     empty = [name for name in names if not counts[name]]
     if empty:
         found = ", ".join(sorted(labels)) or "none"
@@ -178,14 +186,16 @@ def _say_labels(title: str, labels: list[tuple[str, int]]) -> None:
         say(f"{title}: {', '.join(f'{label} ({count})' for label, count in labels[:NAMED])}{more}")
 
 
-def _open_sample(dataset: Dataset, preprocessing: spec.AugmentationConfig.Preprocessing) -> int:
-    """Decode images spread evenly over a data set; gives their number. Raises DataError for a bad one."""
+def _open_sample(dataset: Dataset, preprocessing: spec.AugmentationConfig.Preprocessing) -> list[bool]:
+    """Decode images spread evenly over a data set; gives whether EXIF turns them. Raises DataError for a bad one."""
     step = max(len(dataset) // SAMPLE, 1)
-    indices = range(0, len(dataset), step)[:SAMPLE]
-    for index in indices:
+    turned: list[bool] = []
+    for index in range(0, len(dataset), step)[:SAMPLE]:
         sample = dataset.sample(index, channels=preprocessing.output_image_channel)
         _require_crop_inside(preprocessing, sample.image_path, *sample.original_size)
-    return len(indices)
+        dataset.say_stretched([sample.image_path], [sample.stretched])
+        turned.append(sample.turned)
+    return turned
 
 
 def _require_crop_inside(

@@ -124,10 +124,13 @@ def _of_experiment(
 def _convert(conversion: Conversion) -> Summary:
     """Write one set of records, and print what it holds."""
     from detectkit.data.convert import convert
+    from detectkit.data.images import TURNED
 
     prefix = conversion.prefix
     summary = convert(conversion.config, prefix, validation_fold=conversion.validation_fold)
     _print_counts(summary.folds)
+    if summary.turned:
+        say(f"{summary.turned} {TURNED}: their boxes must be in those pixels")
     if summary.warning_file:
         for reject in summary.rejected:
             place = reject.file if reject.line is None else f"{reject.file}:{reject.line}"

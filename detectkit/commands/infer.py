@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,7 @@ from detectkit.files import atomic_write
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from detectkit.data.dataset import Batch
+    from detectkit.data.dataset import Batch, Frame
     from detectkit.ops.cluster import Detections
     from detectkit.predict import Predicted, Predictor
     from detectkit.runtimes import Network
@@ -43,6 +44,7 @@ class Output(NamedTuple):
     labels: bool
     images: bool
     line_width: int
+    is_scaled: bool  # whether lines are wider in images that are larger than a screen
     kept: bool = False  # images are drawn for somebody else, written or not
 
 
@@ -52,6 +54,49 @@ class Written(NamedTuple):
     name: str
     detections: int
     picture: Image | None  # where the output says that it is kept
+    reduced: bool  # whether the picture has fewer pixels than the image
+
+
+class Seen:
+    """Counts, on the way to the network, the images that a person may see otherwise than it does."""
+
+    def __init__(self, preprocessing: spec.AugmentationConfig.Preprocessing):
+        self.preprocessing = preprocessing
+        self.turned = self.larger = 0
+        self.largest = ""  # the first larger one, in words
+
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, counted."""
+        for batch in batches:
+            self.turned += sum(batch.turned)
+            for path, size in zip(batch.image_paths, batch.original_sizes.tolist(), strict=True):
+                if self._is_cut(*size):
+                    self.larger += 1
+                    self.largest = self.largest or f"{path} is {size[0]:g}x{size[1]:g}"
+            yield batch
+
+    def _is_cut(self, width: float, height: float) -> bool:
+        from detectkit.data.dataset import has_crop
+
+        pre = self.preprocessing
+        if pre.enable_auto_resize or has_crop(pre):
+            return False
+        scaled = width * (pre.scale_width or 1), height * (pre.scale_height or 1)
+        return scaled[0] > pre.output_image_width or scaled[1] > pre.output_image_height
+
+    def tell(self, images: int) -> None:
+        """Say the counts, of so many images in all."""
+        from detectkit.data.images import TURNED
+
+        if self.turned:
+            say(f"{self.turned} {TURNED}: boxes and annotated images are in those pixels")
+        if self.larger:
+            pre = self.preprocessing
+            log.warning(
+                f"{self.larger} of {images} images are larger than the {pre.output_image_width}x{pre.output_image_height}"
+                f" pixels that the network sees ({self.largest}): only their top left part was looked at; set"
+                " augmentation_config.preprocessing.enable_auto_resize: true in the spec (-e), or cut the images in parts"
+            )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,14 +123,19 @@ def run(args: argparse.Namespace) -> None:
         )
 
     from detectkit.data.dataset import image_files, loader
+    from detectkit.data.images import LARGE
 
     predictor, message = _predictor(args, given)
     output = _output(message, predictor.class_names)
     batch_size = _batch_size(message) if args.batch_size is None else args.batch_size
     if batch_size < 1:
         raise UsageError(f"-b must be at least 1, got {batch_size}")
-    images = image_files(args.image_dir)
-    _require_own_names([Path(frame.path) for frame in images.frames])
+    own = [args.results_dir / name for name in ("images_annotated", "wandb")]  # of an earlier call
+    images = image_files(args.image_dir, without=own)
+    _require_own_names(images.frames)
+    deep = sum("/" in frame.frame_id for frame in images.frames)
+    if deep:
+        log.info(f"{deep} of {len(images)} images are in sub-folders: their results are in sub-folders too")
 
     def load(order: Sequence[int], workers: int) -> Iterator[Batch]:
         return loader(images, predictor.augmentation, batch_size=batch_size, order=order, workers=workers)
@@ -93,13 +143,15 @@ def run(args: argparse.Namespace) -> None:
     skipped: list[DataError] = []
     batches = _readable(load, len(images), batch_size, skipped)
     folders = _folders(args.results_dir, output)
-    found = 0
+    seen = Seen(predictor.augmentation.preprocessing)
+    found = reduced = 0
     with (
         ProgressBar("detecting", total=len(images), unit="images") as bar,
         _tracker(message, args.results_dir) as tracker,
     ):
-        for number, written in enumerate(_written(predictor.batches(batches), output, folders)):
+        for number, written in enumerate(_written(predictor.batches(seen.watch(batches)), output, folders)):
             found += written.detections
+            reduced += written.reduced
             if tracker and written.picture:
                 tracker.images({"images_annotated": [written.picture]}, number, captions=[written.name])
             bar.advance()
@@ -109,6 +161,9 @@ def run(args: argparse.Namespace) -> None:
     say(f"{found} detections in {len(images) - len(skipped)} images")
     if len(skipped) < len(images):
         say(f"wrote {places}")
+    seen.tell(len(images))
+    if reduced:
+        say(f"{reduced} annotated pictures are reduced: the images have more than {LARGE:,} pixels")
     if skipped:
         raise DataError(f"{len(skipped)} of {len(images)} images were skipped; the first: {skipped[0]}")
 
@@ -119,9 +174,11 @@ def _written(batches: Iterable[Predicted], output: Output, folders: Mapping[str,
     under_way: deque[Future[Written]] = deque()
     try:
         for predicted in batches:
-            paths = predicted.batch.image_paths
-            for path, detections in zip(paths, predicted.in_original_pixels(), strict=True):
-                under_way.append(pool.submit(_write, Path(path), detections, output=output, folders=folders))
+            ids, paths = predicted.batch.frame_ids, predicted.batch.image_paths
+            for name, path, detections in zip(ids, paths, predicted.in_original_pixels(), strict=True):
+                under_way.append(
+                    pool.submit(_write, name, Path(path), detections, output=output, folders=folders)
+                )
             while len(under_way) > 2 * len(paths):
                 yield under_way.popleft().result()
         for future in under_way:
@@ -160,15 +217,15 @@ def _readable(
             start = stop
 
 
-def _require_own_names(paths: list[Path]) -> None:
+def _require_own_names(frames: Sequence[Frame]) -> None:
     """One label file an image: no two images may differ in their extension only."""
-    seen: dict[str, Path] = {}
-    for path in paths:
-        if path.stem in seen:
+    seen: dict[str, str] = {}
+    for frame in frames:
+        first = seen.setdefault(frame.frame_id, frame.path)
+        if first != frame.path:
             raise DataError(
-                f"{seen[path.stem]} and {path} would both be labelled in {path.stem}.txt: rename or remove one"
+                f"{first} and {frame.path} would both be labelled in {frame.frame_id}.txt: rename or remove one"
             )
-        seen[path.stem] = path
 
 
 def _predictor(
@@ -244,7 +301,7 @@ def _output(message: spec.Inference | spec.Experiment, class_names: list[str]) -
     colors = class_colors(len(class_names))
     if isinstance(message, spec.Experiment):
         styles = {number: Style(name, colors[number]) for number, name in enumerate(class_names)}
-        return Output(styles, labels=True, images=True, line_width=2)
+        return Output(styles, labels=True, images=True, line_width=2, is_scaled=True)
     handler = message.bbox_handler_config
     chosen = list(handler.postproc_classes) or class_names
     unknown = [name for name in chosen if name not in class_names]
@@ -263,6 +320,7 @@ def _output(message: spec.Inference | spec.Experiment, class_names: list[str]) -
         labels=handler.kitti_dump,
         images=not handler.disable_overlay,
         line_width=max(handler.overlay_linewidth, 1),
+        is_scaled=not handler.HasField("overlay_linewidth"),
         kept=handler.wandb_config.enabled,
     )
 
@@ -287,8 +345,10 @@ def _folders(results: Path, output: Output) -> dict[str, Path]:
     return {name: results / name for name, is_wanted in wanted.items() if is_wanted}
 
 
-def _write(path: Path, detections: Detections, *, output: Output, folders: Mapping[str, Path]) -> Written:
-    """Draw, and write the files of one image."""
+def _write(
+    name: str, path: Path, detections: Detections, *, output: Output, folders: Mapping[str, Path]
+) -> Written:
+    """Draw, and write the files of one image, whose path below a folder of results is `name`, without extension."""
     from detectkit.data.kitti import write_detections
 
     rows = [
@@ -300,41 +360,53 @@ def _write(path: Path, detections: Detections, *, output: Output, folders: Mappi
     ]
     if "labels" in folders:
         lines = [(style.label, box, score) for style, box, score in rows]
-        write_detections(folders["labels"] / f"{path.stem}.txt", lines)
-    picture = _annotated(path, rows, output.line_width) if output.images or output.kept else None
-    if picture and "images_annotated" in folders:
-        _save(picture, path, folders["images_annotated"])
-    return Written(path.name, len(rows), picture if output.kept else None)
+        write_detections(folders["labels"] / f"{name}.txt", lines)
+    if not (output.images or output.kept):
+        return Written(path.name, len(rows), None, reduced=False)
+    picture, reduction = _annotated(path, rows, output)
+    if "images_annotated" in folders:
+        _save(picture, name, path, folders["images_annotated"])
+    return Written(path.name, len(rows), picture if output.kept else None, reduction > 1)
 
 
-def _annotated(path: Path, rows: list[tuple[Style, list[float], float]], line_width: int) -> Image:
+def _annotated(path: Path, rows: list[tuple[Style, list[float], float]], output: Output) -> tuple[Image, int]:
+    """The image with its boxes, and by how much it is reduced along each axis: a large one would take gigabytes."""
     import numpy as np
 
-    from detectkit.data.dataset import decode, open_image
-    from detectkit.draw import annotate
+    from detectkit.data.images import LARGE, decode, open_image, upright_size
+    from detectkit.draw import annotate, screens
 
     with open_image(str(path), name=str(path)) as image:
-        pixels, _ = decode(image, channels=3, target_size=None, name=str(path))
-    return annotate(
-        np.ascontiguousarray(pixels.transpose(1, 2, 0)),
-        np.array([box for _, box, _ in rows], dtype=np.float32).reshape(-1, 4),
+        width, height, _ = upright_size(image)
+        factor = math.ceil(math.sqrt(width * height / LARGE))
+        decoded = decode(
+            image,
+            channels=3,
+            target_size=(max(width // factor, 1), max(height // factor, 1)) if factor > 1 else None,
+            name=str(path),
+        )
+    pixels = np.ascontiguousarray(decoded.pixels.transpose(1, 2, 0))
+    scale = screens(pixels.shape[1], pixels.shape[0]) if output.is_scaled else 1
+    boxes = np.array([box for _, box, _ in rows], dtype=np.float32).reshape(-1, 4)
+    picture = annotate(
+        pixels,
+        boxes / decoded.reduction,
         labels=[f"{style.label} {score:.2f}" for style, _, score in rows],
         colors=[style.color for style, _, _ in rows],
-        line_width=line_width,
+        line_width=round(output.line_width * scale),
     )
+    return picture, decoded.reduction
 
 
-def _save(picture: Image, path: Path, folder: Path) -> None:
-    """Write the annotated picture of the image at `path` in the format of its name."""
-    from PIL.Image import registered_extensions
-
-    from detectkit.data.dataset import IMAGE_EXTENSIONS
+def _save(picture: Image, name: str, path: Path, folder: Path) -> None:
+    """Write the annotated picture of the image at `path` as `name`, in the format of its extension."""
+    from detectkit.data.images import FORMAT_OF
 
     # Files that are no image by their name, such as one given by itself, may be of a format that cannot be written.
-    name = path.name if path.suffix.lower() in IMAGE_EXTENSIONS else f"{path.name}.png"
-    target = folder / name
+    is_known = path.suffix.lower() in FORMAT_OF
+    target = folder / (f"{name}{path.suffix}" if is_known else f"{path.name}.png")
     with atomic_write(target) as temporary:
-        picture.save(temporary, format=registered_extensions()[target.suffix.lower()])
+        picture.save(temporary, format=FORMAT_OF[target.suffix.lower()])
 
 
 @contextlib.contextmanager

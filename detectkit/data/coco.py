@@ -144,7 +144,8 @@ def _read_fold(
             rejected.append(Reject(str(path), None, str(error)))
         else:
             frame_id = frames.frame_id(folder, image.file_name)
-            found.append(Frame(frame_id, path, *size, tuple(labels.get(image.identity, ()))))
+            own = tuple(labels.get(image.identity, ()))
+            found.append(Frame(frame_id, path, *size[:2], own, size.turned))
     return found
 
 

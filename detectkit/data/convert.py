@@ -39,6 +39,7 @@ class Summary(NamedTuple):
     warning_file: Path | None  # lists `rejected`; None when nothing was
     image_root: Path  # what a training spec needs as image_directory_path
     image_extension: str  # and as image_extension; empty: embedded images have several
+    turned: int = 0  # images that their EXIF orientation turns
 
 
 def convert(
@@ -181,7 +182,8 @@ def _write(config: DatasetExportConfig, source: Source, folds: list[list[Frame]]
             lines = json.dumps([reject._asdict() for reject in source.rejected], indent=2)
             (staging / f"{prefix.name}_warning.json").write_text(lines + "\n", encoding="utf-8")
     warning_file = prefix.with_name(f"{prefix.name}_warning.json") if source.rejected else None
-    return Summary(summaries, source.rejected, warning_file, source.image_root, source.extension)
+    turned = len({frame.image for fold in folds for frame in fold if frame.turned})
+    return Summary(summaries, source.rejected, warning_file, source.image_root, source.extension, turned)
 
 
 def _shards(fold: list[Frame], num_shards: int) -> dict[str, list[Frame]]:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -26,23 +26,29 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
+from detectkit.console import log
 from detectkit.data import tfrecord
+from detectkit.data.images import (
+    IMAGE_EXTENSIONS,
+    Decoded,
+    Size,
+    counted,
+    decode,
+    list_images,
+    open_image,
+    upright_size,
+)
 from detectkit.errors import DataError
 from detectkit.spec import AugmentationConfig, DatasetConfig, DataSource
 
-IMAGE_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm")
-REPLACE = "replace it, or take it out of the data"
 NAMED_FILES = 3  # how many missing files an error names
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WORKER_DIED = ("exited unexpectedly", "is killed by signal")  # how torch says it
 MORE_MEMORY = "lower training_config.workers, or give the machine more memory or /dev/shm"
-WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # grey with more than 8 bits
-
-
 BACKGROUND = -1  # class of a label that is no target class
 DONTCARE = -2  # class of a label in dontcare_labels: counts neither for nor against
 
@@ -87,11 +93,13 @@ class Sample(NamedTuple):
 
     image: NDArray[np.uint8]  # [c, h, w], possibly reduced
     reduction: int  # original pixels a pixel of `image`, along each axis
-    original_size: tuple[int, int]  # width, height of the image file
+    original_size: tuple[int, int]  # width, height of the image file, upright
     objects: Objects
     weight: float
     frame_id: str
     image_path: str
+    turned: bool = False  # by the EXIF orientation of the file
+    stretched: str = ""  # how its values were brought to 8 bits, see `images.Decoded`
 
 
 class Batch(NamedTuple):
@@ -99,7 +107,7 @@ class Batch(NamedTuple):
 
     images: Tensor  # uint8 [B, c, h, w]; right of and below an image: its last pixels once more, then 0
     sizes: Tensor  # float32 [B, 2] width, height of the image in pixels of `images`
-    original_sizes: Tensor  # float32 [B, 2] width, height of the image file
+    original_sizes: Tensor  # float32 [B, 2] width, height of the image file, upright
     boxes: Tensor  # float32 [N, 4] x1 y1 x2 y2 in original pixels
     classes: Tensor  # int64 [N]
     names: list[str]
@@ -109,6 +117,8 @@ class Batch(NamedTuple):
     weights: Tensor  # float32 [B]
     frame_ids: list[str]
     image_paths: list[str]
+    turned: Sequence[bool] = ()  # B of them, or none
+    stretched: Sequence[str] = ()
 
 
 class Dataset:
@@ -134,6 +144,7 @@ class Dataset:
         self.class_names = list(class_names)
         self.raw_counts = Counter() if raw_counts is None else raw_counts
         self.uniform = uniform
+        self.said_stretched = False
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -147,6 +158,17 @@ class Dataset:
             members.setdefault(frame.source, []).append(number)
         return list(members.values())
 
+    def say_stretched(self, paths: Sequence[str], stretched: Sequence[str]) -> None:
+        """Warn, once in the life of a data set, of the first image whose values were brought to 8 bits by a guess."""
+        named = [pair for pair in zip(paths, stretched) if pair[1]]
+        if named and not self.said_stretched:
+            self.said_stretched = True
+            log.warning(
+                "%s holds %s: it is brought to 8 bits accordingly, and others like it; where images of one camera"
+                " differ in this, save them all in 8 bits",
+                *named[0],
+            )
+
     def sample(self, index: int, *, channels: int, target_size: tuple[int, int] | None = None) -> Sample:
         """Decode an image to 3 (RGB) or 1 channel; with a `target_size`, reduced towards it, never below.
 
@@ -158,14 +180,36 @@ class Dataset:
         if frame.shard is not None:
             encoded = tfrecord.read_record(frame.shard, frame.number).image
         with open_image(frame.path if encoded is None else io.BytesIO(encoded), name=_name(frame)) as image:
-            if frame.size is not None and image.size != frame.size:
-                wanted, found = ("x".join(map(str, size)) for size in (frame.size, image.size))
-                raise DataError(
-                    f"{_name(frame)} is {found} pixels, its record says {wanted}: convert the data again"
-                )
-            size = image.size
-            pixels, reduction = decode(image, channels=channels, target_size=target_size, name=_name(frame))
-        return Sample(pixels, reduction, size, frame.objects, frame.weight, frame.frame_id, frame.path)
+            _require_recorded_size(frame, upright_size(image))
+            decoded = decode(image, channels=channels, target_size=target_size, name=_name(frame))
+        return _sample(decoded, frame)
+
+
+def _require_recorded_size(frame: Frame, size: Size) -> None:
+    if frame.size is None or size[:2] == frame.size:
+        return
+    wanted, found = (f"{side[0]}x{side[1]}" for side in (frame.size, size))
+    if size.turned and frame.size == size[1::-1]:
+        raise DataError(
+            f"{_name(frame)} is {found} pixels when its EXIF orientation turns it, as viewers show it; its record says"
+            f" {wanted}, the pixels as stored: convert the data again, or where the labels are for the stored pixels,"
+            " take the orientation out of the file"
+        )
+    raise DataError(f"{_name(frame)} is {found} pixels, its record says {wanted}: convert the data again")
+
+
+def _sample(decoded: Decoded, frame: Frame) -> Sample:
+    return Sample(
+        decoded.pixels,
+        decoded.reduction,
+        (decoded.size.width, decoded.size.height),
+        frame.objects,
+        frame.weight,
+        frame.frame_id,
+        frame.path,
+        decoded.size.turned,
+        decoded.stretched,
+    )
 
 
 def training_frames(
@@ -276,19 +320,34 @@ class _Reader:
         )
 
 
-def image_files(path: str | os.PathLike[str]) -> Dataset:
-    """The images of a folder (sorted by name, no sub-folders), or one image, without labels.
+def image_files(path: str | os.PathLike[str], *, without: Collection[Path] = ()) -> Dataset:
+    """The images of a folder and its sub-folders (sorted by path), or one image, without labels.
+
+    Their frame ids are paths below the folder, without extension.
+
+    Args:
+        without: folders that are passed over, as hidden files and folders are.
 
     Raises:
-        DataError: there is no such folder or file, or no image in it.
+        DataError: there is no such folder or file, no image in it, or a sub-folder that cannot be listed.
     """
     root = Path(path)
     if not root.exists():
         raise DataError(f"{root} does not exist: give a folder of images or an image file")
-    files = [root] if root.is_file() else sorted(file for file in root.iterdir() if _is_image(file))
+    if root.is_file():
+        return Dataset([Frame(root.stem, str(root), None, 0, None, NO_OBJECTS)])
+    files, others = list_images(root, without=without)
     if not files:
-        raise DataError(f"there are no images in {root}: files must end in {', '.join(IMAGE_EXTENSIONS)}")
-    return Dataset([Frame(file.stem, str(file), None, 0, None, NO_OBJECTS) for file in files])
+        found = f" (it has {counted(others)})" if others else ""
+        raise DataError(
+            f"there are no images in {root}: files must end in {', '.join(IMAGE_EXTENSIONS)}{found}"
+        )
+    if others:
+        log.info("%s: passed over %s", root, counted(others))
+    ids = [os.path.splitext(file.relative_to(root).as_posix())[0] for file in files]
+    return Dataset(
+        [Frame(name, str(file), None, 0, None, NO_OBJECTS) for name, file in zip(ids, files, strict=True)]
+    )
 
 
 def capped(dataset: Dataset, limit: int) -> Dataset:
@@ -376,7 +435,9 @@ def loader(
         for item in items:
             if isinstance(item, _Failure):
                 raise DataError(item.text)
-            yield _received(item) if isinstance(item, _Sent) else item
+            batch = _received(item) if isinstance(item, _Sent) else item
+            dataset.say_stretched(batch.image_paths, batch.stretched)
+            yield batch
     except RuntimeError as error:
         if any(text in str(error) for text in WORKER_DIED):
             raise DataError(f"a loader process died ({error}): {MORE_MEMORY}") from error
@@ -531,6 +592,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
         weights=torch.tensor([sample.weight for sample in samples], dtype=torch.float32),
         frame_ids=[sample.frame_id for sample in samples],
         image_paths=[sample.image_path for sample in samples],
+        turned=[sample.turned for sample in samples],
+        stretched=[sample.stretched for sample in samples],
     )
 
 
@@ -547,22 +610,26 @@ def sample_from_image(
     """
     size, name = _decode_size(augmentation), "the image"
     if isinstance(image, np.ndarray):
-        if (
-            image.dtype != np.uint8
-            or image.ndim not in (2, 3)
-            or image.shape[2:] not in ((), (1,), (3,), (4,))
-        ):
-            raise DataError(f"an image array must be uint8 [h, w, 3], not {image.dtype} {list(image.shape)}")
-        image = Image.fromarray(image[:, :, 0] if image.shape[2:] == (1,) else image)
+        image = Image.fromarray(_require_image(image))
     if isinstance(image, Image.Image):
-        original = image.size
-        pixels, reduction = decode(image.copy(), channels=channels, target_size=size, name=name)
+        decoded = decode(image.copy(), channels=channels, target_size=size, name=name)
     else:
         name = os.fspath(image)
         with open_image(name, name=name) as file:
-            original = file.size
-            pixels, reduction = decode(file, channels=channels, target_size=size, name=name)
-    return Sample(pixels, reduction, original, NO_OBJECTS, 1.0, Path(name).stem, name)
+            decoded = decode(file, channels=channels, target_size=size, name=name)
+    return _sample(decoded, Frame(Path(name).stem, name, None, 0, None, NO_OBJECTS))
+
+
+def _require_image(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """The array [h, w, 3], [h, w, 4] or [h, w]. Raises DataError for one that is no image."""
+    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,), (4,)) or not array.size:
+        raise DataError(f"an image array must be uint8 [h, w, 3], not {array.dtype} {list(array.shape)}")
+    if array.dtype != np.uint8:
+        raise DataError(
+            f"an image array must be uint8 [h, w, 3] with values of 0 to 255, not {array.dtype} {list(array.shape)}:"
+            " scale it by the range of your camera, the same for all images, and round it"
+        )
+    return array[:, :, 0] if array.shape[2:] == (1,) else array
 
 
 def _decode_size(config: AugmentationConfig) -> tuple[int, int] | None:
@@ -579,64 +646,6 @@ def _decode_size(config: AugmentationConfig) -> tuple[int, int] | None:
 def has_crop(pre: AugmentationConfig.Preprocessing) -> bool:
     """Whether the spec cuts a rectangle from the image (crop_* all 0: it does not)."""
     return pre.crop_right > pre.crop_left and pre.crop_bottom > pre.crop_top
-
-
-def open_image(source: str | io.BytesIO, *, name: str) -> Image.Image:
-    """Open an image file and read its header.
-
-    Raises:
-        DataError: there is no such file, or it is no image.
-    """
-    return _readable(lambda: Image.open(source), name)
-
-
-def decode(
-    image: Image.Image, *, channels: int, target_size: tuple[int, int] | None, name: str
-) -> tuple[NDArray[np.uint8], int]:
-    """Pixels [c, h, w] of an opened image, 3 channels (RGB) or 1 (grey), and the factor by which it was reduced.
-
-    16-bit grey is scaled to 8 bits, CMYK and palettes are converted, alpha is dropped. An orientation in the file's
-    EXIF data is ignored: labels are in the stored pixels.
-
-    Args:
-        target_size: reduce by the largest whole factor that leaves at least this (width, height), by averaging.
-
-    Raises:
-        DataError: the file is cut short or damaged.
-    """
-    mode = "L" if channels == 1 else "RGB"
-    width, height = image.size
-    factor = 1 if target_size is None else max(1, min(width // target_size[0], height // target_size[1]))
-    if factor > 1:
-        power = max(power for power in (1, 2, 4, 8) if factor % power == 0)
-        image.draft(mode, (width // power, height // power))  # JPEG decoders do this part almost for free
-    pixels = _readable(lambda: _to_mode(image, mode), name)
-    rest = factor // round(width / pixels.width)
-    if rest > 1:
-        pixels = pixels.reduce(rest)
-    array = np.asarray(pixels)
-    return np.ascontiguousarray(array[None] if channels == 1 else array.transpose(2, 0, 1)), factor
-
-
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode in WIDE_MODES:
-        values = np.asarray(image).astype(np.float64)
-        image = Image.fromarray(np.clip(np.rint(values / 257), 0, 255).astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # PIL's way to RGB without its warning about transparency
-    return image.convert(mode)
-
-
-def _readable(read: Callable[[], Image.Image], name: str) -> Image.Image:
-    """Call `read`; what Pillow raises over a damaged file becomes one DataError."""
-    try:
-        return read()
-    except FileNotFoundError as error:
-        raise DataError(f"{name} does not exist") from error
-    except UnidentifiedImageError as error:
-        raise DataError(f"cannot read the image {name}: it is empty or no image; {REPLACE}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read the image {name}: {error}; {REPLACE}") from error
 
 
 def _name(frame: Frame) -> str:
@@ -700,7 +709,3 @@ def _require_images(found: Sequence[Frame]) -> None:
             f"{len(missing)} of {len(found)} images are missing: {named}; "
             "check image_directory_path and image_extension in dataset_config"
         )
-
-
-def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file()

@@ -11,18 +11,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from detectkit.console import log, progress
 from detectkit.data import sources
+from detectkit.data.images import UNREADABLE, Size, file_size, reason
 from detectkit.errors import DataError
 
-UNREADABLE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    Image.DecompressionBombError,
-)  # what Pillow raises for a bad file
 LARGEST = 1e9  # beyond this a number is a mistake, and would not survive the record's float32 and int64
 
 
@@ -48,6 +41,7 @@ class Frame(NamedTuple):
     width: int  # pixels
     height: int
     labels: tuple[Label, ...]
+    turned: bool = False  # by its EXIF orientation; width and height are those that viewers show
 
 
 class Reject(NamedTuple):
@@ -105,27 +99,33 @@ def number(column: str, text: str) -> float:
 # Images and folders
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Read width and height from the header of an image.
+def image_size(path: Path) -> Size:
+    """Read the size of an image, as viewers show it, from its header.
 
     Raises:
         ValueError: there is no such image, or it cannot be used; the reason, without the path.
     """
     try:
-        with Image.open(path) as opened:
-            return opened.size
+        return file_size(path)
     except UNREADABLE as error:
         if "\0" in str(path) or not os.path.lexists(path):
             raise ValueError("the image is missing") from error
         is_empty = path.is_file() and path.stat().st_size == 0
-        raise ValueError("the file is empty" if is_empty else f"not a readable image ({error})") from error
+        why = "the file is empty" if is_empty else f"not a readable image ({reason(error)})"
+        raise ValueError(why) from error
 
 
-def require_size(size: tuple[int, int], stated: Sequence[object]) -> None:
+def require_size(size: Size, stated: Sequence[object]) -> None:
     """Raise ValueError when labels are for an image of another width or height; None or 0 states nothing."""
     if any(side not in (None, 0, real) for side, real in zip(stated, size)):
         labelled = "x".join(f"{side:g}" if isinstance(side, int | float) else repr(side) for side in stated)
-        raise ValueError(f"the image is {size[0]}x{size[1]} pixels, but its labels are for {labelled}")
+        found = f"the image is {size.width}x{size.height} pixels"
+        if size.turned and (size.height, size.width) == tuple(stated):
+            raise ValueError(
+                f"{found} when its EXIF orientation turns it, as viewers show it, but its labels are for {labelled}, the"
+                " pixels as stored: label it as a viewer shows it, or take the orientation out of the file"
+            )
+        raise ValueError(f"{found}, but its labels are for {labelled}")
 
 
 def find_image_root(image_directory_path: str, root: Path, folders: Iterable[str]) -> Path:
@@ -217,7 +217,8 @@ class Pairs(NamedTuple):
             rejected.append(Reject(str(file), None, str(error)))
             return None
         rejected.extend(Reject(str(label_file), line, reason) for line, reason in content.rejected)
-        return Frame(str(PurePosixPath(self.image_folder, name)), image, *size, tuple(content.labels))
+        labels = tuple(content.labels)
+        return Frame(str(PurePosixPath(self.image_folder, name)), image, *size[:2], labels, size.turned)
 
     def _parse(self, label_file: Path) -> LabelFile:
         try:

@@ -177,7 +177,7 @@ def _decode_speed(kind: str) -> float:
     import numpy as np
     from PIL import Image
 
-    from detectkit.data.dataset import decode, open_image
+    from detectkit.data.images import decode, open_image
 
     random = np.random.default_rng(0)
     soft = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8)).resize(

@@ -26,6 +26,7 @@ FEW = 15  # values of a line that still get a dot each
 GAP = 0.075  # between direct labels, of the height of the axes
 FONT, TITLE, TICKS = 10.5, 11.5, 9.5  # units
 EARLY = 0.7  # of the axes: a line that ends before is named where it ends
+MANY = 10  # lines of a chart: the names of more do not fit beside it
 LONG, LONG_TITLE = 26, 52  # letters that there is room for beside a chart, and above it
 
 
@@ -68,14 +69,16 @@ def lines(
     logarithmic: bool = False,
     key: bool = False,
 ) -> Html:
-    """Lines over one pair of axes, named at their right ends, or in a corner where `key`."""
-    figure, axes = _axes(title, x_label)
+    """Lines over one pair of axes, named at their right ends, in a corner where `key`, or below where they are many."""
+    named = [line for line in series if not line.faint and len(line.x)]
+    is_many = len(named) > MANY
+    figure, axes = _axes(title, x_label, height=SIZE[1] + 0.1 * (len(named) + 1) * is_many)
     for line in series:
         color = INKS[line.color]
         axes.plot(
             line.x,
             line.y,
-            label="_" if line.faint else _label(line.name, LONG_TITLE),
+            label="_" if line.faint else _label(line.name, LONG if is_many else LONG_TITLE),
             color=color,
             linestyle=line.dashes,
             linewidth=0.9 if line.faint else 1.8,
@@ -93,8 +96,17 @@ def lines(
         axes.locator_params(axis="y", nbins=5)
         _no_negatives(axes, series)
     _whole_ticks(axes, [value for line in series for value in line.x], limited=x_limits is not None)
-    named = [line for line in series if not line.faint and len(line.x)]
-    if key and series:
+    if is_many:
+        figure.legend(
+            frameon=False,
+            loc="outside lower left",
+            ncols=2,
+            handlelength=1.7,
+            labelspacing=0.25,
+            fontsize=TICKS,
+            labelcolor=INKS["ink"],
+        )
+    elif key and series:
         axes.legend(
             frameon=False,
             loc="upper right" if _is_low(series) else "lower left",

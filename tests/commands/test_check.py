@@ -250,3 +250,30 @@ def test_class_lists(tmp_path, capsys):
     labels.write_text("car;cyclist;pedestrian")
     assert cli.main(command) == 3
     assert 'output 2 of the network is "pedestrian", the list has "cyclist" there' in capsys.readouterr().err
+
+
+def test_photographs_that_are_turned_are_counted(training_spec, tmp_path, capsys):
+    """Records of the pixels as stored, as TLT makes them, are told from other ones that do not fit."""
+    write_data(tmp_path / "data", NAMES)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (48, 64)).save(tmp_path / "data" / "image_2" / "b.png", exif=exif)
+    assert cli.main(["check", "-e", str(training_spec)]) == 0
+    printed = capsys.readouterr().out
+    assert "opened 3 of 3 images: all good" in printed
+    assert "1 of those images are turned by their EXIF orientation, as viewers show them" in printed
+    Image.new("RGB", (64, 48)).save(tmp_path / "data" / "image_2" / "b.png", exif=exif)
+    assert cli.main(["check", "-e", str(training_spec)]) == 4
+    error = capsys.readouterr().err
+    assert (
+        "b.png is 48x64 pixels when its EXIF orientation turns it, as viewers show it; its record says 64x48"
+        in error
+    )
+    assert "convert the data again" in error and "take the orientation out of the file" in error
+
+
+def test_values_of_more_than_eight_bits_are_told(training_spec, tmp_path, capsys):
+    write_data(tmp_path / "data", NAMES)
+    Image.fromarray(np.full((48, 64), 4000, np.uint16)).save(tmp_path / "data" / "image_2" / "b.png")
+    assert cli.main(["check", "-e", str(training_spec)]) == 0
+    assert "b.png holds values up to 4000, which are taken for 12 bits" in capsys.readouterr().err

@@ -325,6 +325,130 @@ def test_two_images_for_one_label_file(infer, tiny, learnt, images, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_sub_folders_keep_their_names(infer, tiny, learnt, images, tiny_root, tmp_path):
+    for name in ("cam0/000.png", "cam1/000.tif", "cam1/deep/000.webp"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(images / "000.png") as image:
+            image.save(images / name, **({"lossless": True} if name.endswith("webp") else {}))
+    (images / "._000.png").write_bytes(b"\0\5\x16\7")  # as macOS leaves them on other disks
+    (images / ".thumbnails").mkdir()
+    shutil.copy(images / "001.png", images / ".thumbnails")
+    for name in ("photo.HEIC", "cam0/notes.txt"):
+        (images / name).write_bytes(b"x")
+    code, out, error = infer(tiny, "-m", learnt)
+    assert code == 0 and "16 detections in 8 images" in out
+    (line,) = [line for line in error.splitlines() if "passed over" in line]
+    assert {part.strip() for part in line.split("passed over")[1].split(",")} == {
+        "1 hidden",
+        "1 .txt",
+        "1 .HEIC",
+    }
+    assert "3 of 8 images are in sub-folders" in error
+    wanted = {line.name: pytest.approx(line.box, abs=0.002) for line in found(tmp_path)}
+    for stem in ("cam0/000", "cam1/000", "cam1/deep/000"):
+        assert {line.name: line.box for line in found(tmp_path, stem)} == wanted
+    for name in ("cam0/000.png", "cam1/000.tif", "cam1/deep/000.webp"):
+        with Image.open(tmp_path / "out" / "images_annotated" / name) as image:
+            assert image.size == (96, 64)
+
+
+def test_its_own_pictures_are_no_images_to_look_at(infer, tiny, learnt, images, tmp_path):
+    """Results may lie in the folder of the images."""
+    for _ in range(2):
+        code, out, _ = infer(tiny, "-m", learnt, source=images)
+        assert code == 0 and "10 detections in 5 images" in out
+        arguments = ["-e", tmp_path / "spec.txt", "-m", learnt, "-i", images, "-r", images, "--gpus", "0"]
+        (tmp_path / "spec.txt").write_text(spec.dumps(tiny))
+        assert main(["infer", *map(str, arguments)]) == 0
+    assert len(names(images / "labels")) == 5
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_photographs_are_turned_as_viewers_show_them(
+    infer, tiny, learnt, images, tiny_root, tmp_path, orientation
+):
+    """The stored pixels lie otherwise; boxes and annotated images are as a viewer shows the photograph."""
+    back = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for path in list(images.glob("*.png"))[1:]:
+        path.unlink()
+    (path,) = images.iterdir()
+    with Image.open(path) as image:
+        upright = image.convert("RGB")
+    upright.transpose(back[orientation]).save(path, exif=exif)
+    code, out, _ = infer(tiny, "-m", learnt)
+    assert code == 0 and "1 images are turned by their EXIF orientation, as viewers show them" in out
+    wanted = truth(tiny_root, path.stem)
+    assert len(wanted) == 2
+    for line in found(tmp_path, path.stem):
+        assert line.box == pytest.approx(wanted.pop(line.name), abs=3)
+    assert wanted == {}
+    with Image.open(tmp_path / "out" / "images_annotated" / path.name) as image:
+        assert image.size == (96, 64) and not image.getexif()
+        same = (np.asarray(image) == np.asarray(upright)).all(axis=2)
+    assert same.mean() > 0.7  # all but the boxes
+
+
+def test_larger_images_than_the_network_sees(infer, tiny, learnt, images):
+    for name in ("001.png", "003.png"):
+        with Image.open(images / name) as image:
+            image.resize((200, 100)).save(images / name)
+    code, _, error = infer(tiny, "-m", learnt)
+    assert code == 0
+    assert (
+        "WARNING: 2 of 5 images are larger than the 96x64 pixels that the network sees"
+        f" ({images}/001.png is 200x100): only their top left part was looked at; set" in error
+    )
+    assert error.count("larger than") == 1 and "enable_auto_resize: true" in error
+    tiny.augmentation_config.preprocessing.enable_auto_resize = True
+    assert "larger than" not in infer(tiny, "-m", learnt)[2]
+    tiny.augmentation_config.preprocessing.enable_auto_resize = False
+    tiny.augmentation_config.preprocessing.scale_width = (
+        tiny.augmentation_config.preprocessing.scale_height
+    ) = 0.48
+    assert "larger than" not in infer(tiny, "-m", learnt)[2]
+
+
+def test_values_of_more_than_eight_bits(infer, tiny, learnt, images, tiny_root, tmp_path):
+    """A camera's 12 bits in 16, whole numbers of 32 bits, fractions: all show what 8 bits show."""
+    with Image.open(images / "000.png") as image:
+        grey = np.asarray(image.convert("L"))
+    for path in images.iterdir():
+        path.unlink()
+    Image.fromarray(grey).save(images / "eight.png")
+    Image.fromarray((grey * np.uint16(16) + np.uint16(15) * (grey > 0)).astype(np.uint16)).save(
+        images / "twelve.png"
+    )
+    Image.fromarray(grey.astype(np.int32) * 257).save(images / "whole.tif")
+    Image.fromarray(grey.astype(np.float32) / 255).save(images / "fraction.tif")
+    Image.fromarray(grey.astype(np.float32)).save(images / "float.tif")
+    code, _, error = infer(tiny, "-m", learnt)
+    assert code == 0 and error.count("it is brought to 8 bits accordingly") == 1
+    wanted = [(line.name, pytest.approx(line.box, abs=0.5)) for line in found(tmp_path, "eight")]
+    assert wanted
+    for name in ("twelve", "whole", "fraction", "float"):
+        assert [(line.name, line.box) for line in found(tmp_path, name)] == wanted, name
+
+
+def test_pictures_of_large_images_are_reduced(infer, tiny, learnt, images, tmp_path, monkeypatch):
+    from detectkit.data import images as image_files
+
+    monkeypatch.setattr(image_files, "LARGE", 96 * 64)
+    tiny.augmentation_config.preprocessing.enable_auto_resize = True
+    assert infer(tiny, "-m", learnt, source=images / "000.png")[0] == 0
+    small = {line.name: line.box for line in found(tmp_path)}
+    with Image.open(images / "000.png") as image:
+        image.resize((192, 128), Image.Resampling.NEAREST).save(images / "000.png")
+    code, out, _ = infer(tiny, "-m", learnt, source=images / "000.png")
+    assert code == 0 and "1 annotated pictures are reduced: the images have more than 6,144 pixels" in out
+    assert {line.name: tuple(side / 2 for side in line.box) for line in found(tmp_path)} == {
+        name: pytest.approx(box, abs=0.5) for name, box in small.items()
+    }
+    with Image.open(tmp_path / "out" / "images_annotated" / "000.png") as image:
+        assert image.size == (96, 64)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
 def test_unreadable_images_are_skipped_and_named(infer, tiny, learnt, images, tmp_path, batch_size):
     tiny.training_config.batch_size_per_gpu = batch_size

@@ -445,3 +445,23 @@ def test_check_looks_for_the_files(root, tmp_path, capsys):
     (root / "val").rename(root / "valid")
     assert main(["check", "-e", str(tmp_path / "spec.txt")]) == DATA_ERROR
     assert f"coco_config.img_dir_names[1]: there is no folder {root}/val" in capsys.readouterr().err
+
+
+def test_sizes_of_photographs_that_are_turned(root, tmp_path):
+    """Those that viewers show are right; those of the pixels as stored are told from other mistakes."""
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (64, 48)).save(root / "train" / name, exif=exif)
+    content = json.loads((root / "train.json").read_text())
+    content["images"][0] |= {"width": 48, "height": 64}
+    (root / "train.json").write_text(json.dumps(content))
+    summary = convert(settings(root, "train"), str(tmp_path / "records"))
+    (reject,) = [item for item in summary.rejected if "EXIF" in item.reason]
+    assert reject.file.endswith("b.jpg") and summary.turned == 1
+    assert reject.reason.startswith(
+        "the image is 48x64 pixels when its EXIF orientation turns it, as viewers show it, but its labels are for 64x48,"
+        " the pixels as stored"
+    )
+    records = tfrecord.read_records(str(summary.folds[0].shards[0]))
+    assert {(r.frame_id, r.width, r.height) for r in records} == {("train/a", 48, 64), ("train/c", 64, 48)}

@@ -12,6 +12,7 @@ from google.protobuf import text_format
 from PIL import Image
 
 from detectkit import spec
+from detectkit.cli import main
 from detectkit.data import sources, tfrecord
 from detectkit.data.convert import convert, modify
 from detectkit.data.example_pb2 import Example
@@ -697,3 +698,28 @@ def test_sample_data_does_not_replace_other_files(tmp_path, prefix):
     with pytest.raises(OutputError, match="holds something else"):
         convert(config, prefix)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def turn(path, orientation=6):
+    """Have a file say that its stored pixels are to be turned."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(path) as image:
+        image.load()
+    image.save(path, exif=exif)
+
+
+def test_photographs_are_recorded_as_viewers_show_them(root, prefix, tmp_path, capsys):
+    for number in (2, 3, 4):
+        turn(root / "image_2" / f"{number:06}.png")
+    turn(root / "image_2" / "000005.png", orientation=1)
+    summary = convert(one_fold(root), prefix)
+    sizes = {
+        r.frame_id[-1]: (r.width, r.height) for r in tfrecord.read_records(str(summary.folds[1].shards[0]))
+    }
+    assert sizes == {str(at): (48, 64) if at in (2, 3, 4) else (64, 48) for at in range(10)}
+    assert summary.turned == 3 and not summary.rejected
+    (tmp_path / "spec.txt").write_text(text_format.MessageToString(one_fold(root)))
+    assert main(["convert", "-d", str(tmp_path / "spec.txt"), "-o", prefix]) == 0
+    told = "3 images are turned by their EXIF orientation, as viewers show them: their boxes must be in those pixels"
+    assert told in capsys.readouterr().out

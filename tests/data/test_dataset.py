@@ -265,12 +265,6 @@ class TestDecoding:
         expected = [10, 20, 30] if mode == "RGBA" else [77] * 3
         assert pixels(tmp_path / "a.png")[:, 0, 0].tolist() == expected
 
-    def test_exif_orientation_is_ignored(self, tmp_path: Path) -> None:
-        exif = Image.Exif()
-        exif[0x0112] = 6  # turned by a quarter
-        picture(40, 30).save(tmp_path / "a.jpg", exif=exif)
-        assert pixels(tmp_path / "a.jpg").shape == (3, 30, 40)
-
     @pytest.mark.parametrize("keep", [0, 1, 100, 700], ids=lambda keep: f"{keep} bytes")
     @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.bmp"])
     def test_a_file_cut_short(self, tmp_path: Path, name: str, keep: int) -> None:
@@ -322,12 +316,12 @@ class TestDecoding:
 
 class TestImageFiles:
     def test_folder_sorted_and_only_images(self, tmp_path: Path) -> None:
-        for name in ("b.JPG", "a.png", "c.ppm", "d.bmp", "e.jpeg"):
+        for name in ("b.JPG", "a.png", "c.ppm", "d.bmp", "e.jpeg", "f.tif", "g.TIFF", "h.webp", "i.pgm"):
             picture(8, 8).save(tmp_path / name)
         (tmp_path / "notes.txt").write_text("x")
         (tmp_path / "folder.png").mkdir()
         dataset = image_files(tmp_path)
-        assert [frame.frame_id for frame in dataset.frames] == ["a", "b", "c", "d", "e"]
+        assert [frame.frame_id for frame in dataset.frames] == list("abcdefghi")
         assert dataset.sample(1, channels=3).original_size == (8, 8)
 
     def test_nothing_there(self, tmp_path: Path) -> None:

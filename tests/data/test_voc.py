@@ -394,3 +394,16 @@ def test_check_looks_for_the_files(root, tmp_path, capsys):
     (root / "Annotations").rename(root / "labels")
     assert main(["check", "-e", str(tmp_path / "spec.txt")]) == DATA_ERROR
     assert "voc_config.annotation_dir_name: there is no folder" in capsys.readouterr().err
+
+
+def test_sizes_of_photographs_that_are_turned(root, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number in (0, 1):
+        Image.new("RGB", (64, 48)).save(root / "JPEGImages" / f"{number:06}.jpg", exif=exif)
+    upright = "<size><width>48</width><height>64</height></size>"
+    (root / "Annotations" / "000000.xml").write_text(annotation(thing(), size=upright))
+    summary = convert(settings(root, val_split=20), str(tmp_path / "records"))
+    (reject,) = summary.rejected
+    assert reject.file.endswith("000001.xml") and "EXIF orientation turns it" in reject.reason
+    assert summary.turned == 1 and sum(fold.frames for fold in summary.folds) == 9

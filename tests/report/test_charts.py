@@ -38,6 +38,21 @@ def test_a_key_has_every_name():
     assert [text for text in texts(svg) if text.startswith("model")] == ["model 0", "model 1", "model 2"]
 
 
+@pytest.mark.parametrize("key", [True, False])
+def test_the_names_of_many_lines_stand_below_them(key):
+    series = [Line(f"model {at}", f"s{at % 8}", [0, 1, 2], [1, 0.5, at / 30]) for at in range(25)]
+    svg = charts.lines(series, title="PR", alt="a", x_label="recall", key=key)
+    height = float(re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', svg)[1])
+    places = re.findall(r'<text[^>]* x="([\d.]+)" y="([\d.]+)"[^>]*>model \d+<', svg)
+    assert len(set(places)) == 25 and all(float(y) < height for _, y in places)
+    columns = {}
+    for x, y in places:
+        columns.setdefault(x, []).append(float(y))
+    assert len(columns) == 2 and min(np.diff(sorted(ys)).min() for ys in columns.values()) > 8  # units
+    axis = float(re.search(r'<text[^>]* y="([\d.]+)"[^>]*>recall<', svg)[1])
+    assert axis < min(float(y) for _, y in places)
+
+
 def test_one_point_and_a_faint_line():
     series = [Line("a", "s0", [1], [0.5], faint=True), Line("b", "s0", [1], [0.5])]
     assert "1" in texts(charts.lines(series, title="t", alt="a", x_label="epoch", logarithmic=True))
