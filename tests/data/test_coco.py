@@ -132,14 +132,14 @@ def test_crowds(root, prefix, label, name):
     assert records(summary)[0]["train/b"].names == [name, "car", "car"]
 
 
-def test_category_names_are_cleaned_as_in_tlt_and_then_mapped(root, prefix):
+def test_category_names_lose_spaces_and_capitals_and_are_then_mapped(root, prefix):
     change(
         root, "train", categories=[{"id": 1, "name": "Caf\u00e9 Bar"}, {"id": 18, "name": " Traffic  Light"}]
     )
     config = settings(root, "train")
-    assert convert(config, prefix).folds[0].boxes == {"cafbar": 2, "trafficlight": 1}
+    assert convert(config, prefix).folds[0].boxes == {"caf\u00e9bar": 2, "trafficlight": 1}
     config.target_class_mapping["Traffic Light"] = "Lamp"
-    assert convert(config, prefix).folds[0].boxes == {"cafbar": 2, "lamp": 1}
+    assert convert(config, prefix).folds[0].boxes == {"caf\u00e9bar": 2, "lamp": 1}
 
 
 def test_several_ids_of_one_category(root, prefix):
@@ -173,7 +173,7 @@ def test_names_of_folders_with_slashes_and_dots(root, prefix):
     "annotation, reason",
     [
         (box(9), "annotations[0]: no usable image has the id 9"),
-        (box("1"), "annotations[0]: no usable image has the id '1'"),
+        (box("01"), "annotations[0]: no usable image has the id '01'"),
         (box([1]), "annotations[0]: no usable image has the id [1]"),
         (box(1, category=2, id=77), "annotation 77: no category has the id 2"),
         (box(1, category={}, id="x"), "annotation 'x': no category has the id {}"),
@@ -182,7 +182,7 @@ def test_names_of_folders_with_slashes_and_dots(root, prefix):
         (box(1, [1, 2, float("nan"), 5]), "its bbox [1, 2, nan, 5] is not four finite numbers"),
         (box(1, [1, 2, float("inf"), 5]), "its bbox [1, 2, inf, 5] is not four finite numbers"),
         (box(1, [1, 2, 10**400, 5]), "is not four finite numbers of a sensible size"),
-        (box(1, [1, 2, "3", 5]), "its bbox [1, 2, '3', 5] is not four finite numbers"),
+        (box(1, [1, 2, "3px", 5]), "its bbox [1, 2, '3px', 5] is not four finite numbers"),
         (box(1, [1, 2, 3]), "annotations[0]: it has no bbox of x, y, width and height"),
         ({"image_id": 1, "category_id": 1, "segmentation": []}, "it has no bbox of x, y, width and height"),
         (7, "annotations[0]: no usable image has the id None"),
@@ -216,8 +216,8 @@ def test_an_annotation_that_is_left_out(root, prefix, annotation, reason):
             "the image is 64x48 pixels, but its labels are for 48x64",
         ),
         (
-            {"id": 4, "file_name": "d.jpg", "width": "64", "height": 48},
-            "the image is 64x48 pixels, but its labels are for '64'x48",
+            {"id": 4, "file_name": "d.jpg", "width": "wide", "height": 10**400},
+            "the image is 64x48 pixels, but its labels are for 'wide'x1000",
         ),
         ({"id": 4, "file_name": "./a.jpg"}, "a.jpg has the same name"),
     ],
@@ -262,18 +262,26 @@ def test_images_that_cannot_be_told_apart_are_all_left_out(root, prefix, images,
 
 
 def test_images_of_other_extensions(root, prefix):
-    """A training spec has one image_extension; embedded images need none."""
+    """Records keep an extension that is not the one of most images; without any, training would not find the image."""
     add_fold(root, "val", ["a.jpg", "d.png", "e.JPG"], [box(2)])
     (root / "val" / "e.JPG").rename(root / "val" / "e")
     images = json.loads((root / "val.json").read_text())["images"]
     change(root, "val", images=[*images[:2], images[2] | {"file_name": "e"}])
     config = settings(root, "val", "train")
     summary = convert(config, prefix)
-    assert [reject.file for reject in summary.rejected] == [f"{root}/val/{name}" for name in ("d.png", "e")]
-    assert set(reasons(summary)) == {
-        "most images end in .jpg, and a training spec has one image_extension; or set embed_images"
+    assert [reject.file for reject in summary.rejected] == [f"{root}/val/e"]
+    assert reasons(summary) == [
+        "the name has no extension, which training would look for; rename it, or set embed_images"
+    ]
+    assert [sorted(fold) for fold in records(summary)] == [
+        ["val/a", "val/d"],
+        ["train/a", "train/b", "train/c"],
+    ]
+    assert {name: record.image_format for name, record in records(summary)[0].items()} == {
+        "val/a": "",
+        "val/d": "png",
     }
-    assert [sorted(fold) for fold in records(summary)] == [["val/a"], ["train/a", "train/b", "train/c"]]
+    assert (summary.image_extension, summary.others) == ("jpg", 1)
     config.embed_images = True
     summary = convert(config, prefix)
     assert sorted(records(summary)[0]) == ["val/a", "val/d", "val/e"] and summary.rejected == []
@@ -361,10 +369,21 @@ def categories(*entries):
         ),
         (categories({"id": 1}), "ROOT/train.json: categories[0] needs an id and a name"),
         (categories("car"), "categories[0] needs an id and a name"),
-        (categories({"id": 1, "name": "\u732b"}), "category '\u732b' has no ASCII letter"),
-        (
-            categories({"id": 1, "name": "\u732b1"}, {"id": 2, "name": "\u72ac1"}),
-            "category '\u72ac1' and '\u732b1' would have one name: records keep ASCII letters only; rename it",
+        (categories({"id": 1, "name": " "}), "categories[0] needs an id and a name"),
+        *(
+            (
+                categories({"id": 1, "name": f"car{letter}rm"}),
+                f"categories[0]: the class name {ascii(f'car{letter}rm')} has the control character {code}; rename it",
+            )
+            for letter, code in (
+                ("\n", "U+000A"),
+                ("\0", "U+0000"),
+                ("\x1b", "U+001B"),
+                ("\x9b", "U+009B"),
+                ("\u2028", "U+2028"),
+                ("\u202e", "U+202E"),
+                ("\ud800", "U+D800"),
+            )
         ),
         (categories({"id": 1, "name": "a"}, {"id": 1, "name": "b"}), "category 1 is called a and b"),
     ],

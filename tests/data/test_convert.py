@@ -311,11 +311,18 @@ def test_nothing_usable(root, prefix):
     assert files(prefix) == []
 
 
-def test_wrong_extension_names_what_is_there(root, prefix):
-    with pytest.raises(
-        DataError, match=r"no .jpg images in .*image_2 \(it has 10 .png\): see image_extension"
-    ):
+def test_no_image_names_what_is_there(root, prefix):
+    for path in (root / "image_2").iterdir():
+        path.rename(path.with_suffix(".mp4"))
+    with pytest.raises(DataError, match=r"no images in .*image_2 or below it \(it has 10 .mp4\)"):
         convert(settings(root, image_extension="jpg"), prefix)
+
+
+def test_no_label_file_names_what_is_there(root, prefix):
+    for path in (root / "label_2").iterdir():
+        path.rename(path.with_suffix(".xml"))
+    with pytest.raises(DataError, match=r"no .txt label files in .*label_2 or below it \(it has 10 .xml\)"):
+        convert(settings(root), prefix)
 
 
 @pytest.mark.parametrize("field", ["root_directory_path", "image_dir_name", "label_dir_name"])

@@ -75,13 +75,20 @@ def test_box_outside_the_image_is_kept_as_written(tmp_path):
         (CAR.replace("110.5", "1e30"), "x2 is '1e30', not a finite number of a sensible size"),
         (CAR.replace("110.5", "1_0"), "x2 is '1_0', not a number"),
         (CAR.replace("0.50 1", "0.50 1.5"), "occlusion is '1.5', not a whole number"),
-        (CAR.replace("110.5", "5"), "the box (10.5, 20, 5, 80) is reversed: it needs x1 < x2 and y1 < y2"),
+        (
+            CAR.replace("110.5", "5"),
+            "the box (10.5, 20, 5, 80) is reversed: it needs x1 < x2 and y1 < y2, not x, y, width and height",
+        ),
         (
             CAR.replace("110.5", "10.5"),
             "the box (10.5, 20, 10.5, 80) has no area: it needs x1 < x2 and y1 < y2",
         ),
         (CAR.encode() + b" \xff\xfe", "not UTF-8 text"),
-        ("traffic light" + CAR[3:], "truncation is 'light', not a number"),
+        (
+            "traffic light" + CAR[3:],
+            "truncation is 'light', not a number: columns are moved, as by a blank in the class name"
+            " (write 'traffic_light')",
+        ),
     ],
 )
 def test_bad_line_is_rejected_with_its_number_and_reason(tmp_path, line, reason):
