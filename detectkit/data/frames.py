@@ -23,7 +23,7 @@ from detectkit.spec import control_character
 IMAGE_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm")
 # What differs from one to the next of reasons that are one: text in quotes, values, names of files, numbers.
 VALUES = re.compile(
-    r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\([^()]*\)|\[[^\[\]]*\]|\S+\.\w{2,4}\b|-?\b\d[\d.]*\b(?! columns)"""
+    r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\([^()]*\)|\[[^\[\]]*\]|\S+\.\w{2,4}\b|-?\b\d[\d.]*\b(?! column)"""
 )
 
 UNREADABLE = (

@@ -21,7 +21,6 @@ COLUMNS = (
     *("height", "width", "length", "x", "y", "z", "rotation_y", "score"),
 )
 FULL_TURN = 2 * math.pi + 0.01  # radians
-TALLEST = 20.0  # metres, of an object of which width and length are not known
 
 
 class Reject(NamedTuple):
@@ -193,12 +192,14 @@ def _parse(line: bytes) -> Label:
     if len(columns) not in (15, 16):
         kind = other_format(columns)
         hint = f": {kind}" if kind else ""
-        raise ValueError(f"{len(columns)} columns, but a label has 15, or 16 with a score{hint}")
+        count = "1 column" if len(columns) == 1 else f"{len(columns)} columns"
+        raise ValueError(f"{count}, but a label has 15, or 16 with a score{hint}")
     if len(columns) == 16 and not _is_number(columns[1]):
         raise ValueError(f"truncation is {columns[1]!r}, not a number: {_blank(columns)}")
-    truncation, occlusion, alpha, x1, y1, x2, y2, *rest = map(frames.number, COLUMNS[1:], columns[1:])
+    values = list(map(frames.number, COLUMNS[1:], columns[1:]))
+    truncation, occlusion, alpha, x1, y1, x2, y2, *rest = values
     _require_ranges(truncation, occlusion, alpha, columns=columns)
-    _require_sizes(rest[0], rest[1], rest[2], columns=columns)
+    _require_in_place(values[1:], columns)
     frames.require_visible(columns[0])
     if x2 < x1 or y2 < y1:
         needed = "it needs x1 < x2 and y1 < y2, not x, y, width and height"
@@ -217,38 +218,35 @@ def _parse(line: bytes) -> Label:
 
 
 def _require_ranges(truncation: float, occlusion: float, alpha: float, *, columns: list[str]) -> None:
-    """Raise ValueError for values that KITTI does not know: the columns of such a line are others.
-
-    Unknown are -1, -1 and -10, as in lines of DontCare. Angles of other tools may count from 0 to 2 pi.
-    """
+    """Raise ValueError for values that KITTI does not know: the columns of such a line are others."""
     if occlusion != int(occlusion):
         raise ValueError(f"occlusion is {columns[2]!r}, not a whole number")
-    for value, text, name, fits, known in (
-        (
-            truncation,
-            columns[1],
-            "truncation",
-            truncation == -1 or 0 <= truncation <= 1,
-            "from 0 to 1, or -1",
-        ),
-        (occlusion, columns[2], "occlusion", -1 <= occlusion <= 3, "0, 1, 2, 3 or -1"),
-        (
-            alpha,
-            columns[3],
-            "alpha",
-            alpha == -10 or abs(alpha) <= FULL_TURN,
-            "an angle from -pi to pi, or -10",
-        ),
-    ):
+    known = ("from 0 to 1, or -1", "0, 1, 2, 3 or -1", "an angle from -pi to pi, or -10")
+    for name, text, words, fits in zip(COLUMNS[1:], columns[1:], known, _fit(truncation, occlusion, alpha)):
         if not fits:
-            raise ValueError(f"{name} is {text!r}, not {known}: {_blank(columns)}")
+            raise ValueError(f"{name} is {text!r}, not {words}: {_blank(columns)}")
 
 
-def _require_sizes(height: float, width: float, length: float, *, columns: list[str]) -> None:
-    """Raise ValueError for a height in 3D that is the y2 of a line whose class name has a number after a blank."""
-    least = 0 if len(columns) == 16 else TALLEST
-    if height > least and width == length == 0:
-        raise ValueError(f"an object {columns[8]!r} metres high, 0 wide and 0 long: {_blank(columns)}")
+def _fit(truncation: float, occlusion: float, alpha: float) -> tuple[bool, bool, bool]:
+    """Whether values are those that KITTI knows: unknown are -1, -1 and -10, as in lines of DontCare.
+
+    Angles of other tools may count from 0 to 2 pi, or up to it to either side.
+    """
+    return (
+        truncation == -1 or 0 <= truncation <= 1,
+        occlusion in (-1, 0, 1, 2, 3),
+        alpha == -10 or abs(alpha) <= FULL_TURN,
+    )
+
+
+def _require_in_place(values: Sequence[float], columns: list[str]) -> None:
+    """Raise ValueError for a line that is a label from the third column on: the second one belongs to the class name.
+
+    No label is one by accident: its box would end left of as many pixels as the object is metres high.
+    """
+    x1, y1, x2, y2 = values[3:7]
+    if all(_fit(*values[:3])) and x1 < x2 and y1 < y2 and y2 > 0:
+        raise ValueError(f"a label but for its second column, {columns[1]!r}: {_blank(columns)}")
 
 
 def _blank(columns: list[str]) -> str:
@@ -283,8 +281,8 @@ def other_format(columns: list[str]) -> str:
         )
     if count in (9, 10) and all(numeric[:8]) and not numeric[8]:
         return "a line of DOTA, with the four corners of a box before the class"
-    words = numeric.index(True) if True in numeric else 0
-    if count > 15 and words > 1:
+    words = max((place + 1 for place in range(count) if not numeric[place]), default=0)
+    if words > 1 and count - words in (14, 15):
         return f"a blank in the class name makes more of them (write {'_'.join(columns[:words])!r:.60})"
     return ""
 

@@ -166,6 +166,91 @@ def test_names_of_folders_with_slashes_and_dots(root, prefix):
     assert sorted(records(summary)[0]) == ["train/a", "train/b", "train/c"]
 
 
+@pytest.mark.parametrize(
+    "file_name",
+    [
+        "sub\\x.jpg",
+        "train\\sub\\x.jpg",
+        "train/sub/x.jpg",
+        "C:\\data\\train\\sub\\x.jpg",
+        "sub/x.png",
+        "sub/x.JPG",
+        "sub/x",
+        "./sub/x.jpg",
+    ],
+)
+def test_a_file_name_as_other_machines_write_it(root, prefix, file_name):
+    (root / "train" / "sub").mkdir()
+    Image.new("RGB", (64, 48)).save(root / "train" / "sub" / "x.jpg")
+    change(root, "train", images=[{"id": 1, "file_name": file_name}], annotations=[box(1)])
+    summary = convert(settings(root, "train"), prefix)
+    assert list(records(summary)[0]) == ["train/sub/x"] and summary.rejected == []
+
+
+def test_a_file_with_a_backslash_in_its_name_is_itself(root, prefix):
+    Image.new("RGB", (64, 48)).save(root / "train" / "s\\x.jpg")
+    change(root, "train", images=[{"id": 1, "file_name": "s\\x.jpg"}], annotations=[box(1)])
+    assert list(records(convert(settings(root, "train"), prefix))[0]) == ["train/s\\x"]
+
+
+def test_an_image_that_is_listed_is_not_taken_for_another_one(root, prefix):
+    images = [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "a.jpg"}]
+    change(root, "train", images=images, annotations=[box(1, category=18), box(2)])
+    summary = convert(settings(root, "train"), prefix)
+    assert records(summary)[0]["train/a"].names == ["car"]
+    assert reasons(summary) == ["the image is missing"]
+
+
+def test_numbers_in_quotes(root, prefix):
+    entry = {"image_id": "1", "category_id": "18", "bbox": ["1", "2.5", " 30 ", "38"], "iscrowd": "1"}
+    images = [{"id": "1", "file_name": "a.jpg", "width": "64", "height": "48"}]
+    change(root, "train", images=images, annotations=[entry, entry | {"image_id": 1, "category_id": 1}])
+    summary = convert(settings(root, "train", crowd_label="crowd"), prefix)
+    record = records(summary)[0]["train/a"]
+    assert (summary.rejected, record.names) == ([], ["crowd", "crowd"])
+    assert record.boxes.tolist() == [[1, 2.5, 31, 40.5]] * 2
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [[3, 4, 13, 4, 13, 24, 3, 24]],
+        {"size": [48, 64], "counts": [3 * 48 + 4, 20, *[28, 20] * 9, 50 * 48 + 24 + 28 - 28]},
+    ],
+)
+@pytest.mark.parametrize("bbox", [{}, {"bbox": []}, {"bbox": None}])
+def test_a_segmentation_without_a_box(root, prefix, segmentation, bbox):
+    entry = {"image_id": 1, "category_id": 1, "segmentation": segmentation, **bbox}
+    change(root, "train", annotations=[entry])
+    summary = convert(settings(root, "train"), prefix)
+    assert summary.rejected == []
+    assert records(summary)[0]["train/a"].boxes.tolist() == [[3, 4, 13, 24]]
+
+
+def test_letters_of_every_script(root, prefix, caplog):
+    names = ["Fu\u00dfg\u00e4nger", "\u8f66", "\u0130stanbul", "Cafe\u0301", "CAF\u00c9"]
+    change(
+        root,
+        "train",
+        categories=[{"id": number, "name": name} for number, name in enumerate(names)],
+        annotations=[box(1, category=number) for number in range(5)],
+    )
+    boxes = convert(settings(root, "train"), prefix).folds[0].boxes
+    assert boxes == {"fu\u00dfg\u00e4nger": 1, "\u8f66": 1, "i\u0307stanbul": 1, "caf\u00e9": 2}
+    assert caplog.messages == [
+        "labels that are one in the records, with their boxes: caf\u00e9 ('CAF\u00c9' 1, 'Cafe\u0301' 1)"
+    ]
+
+
+def test_no_usable_annotation_stops_the_conversion(root, tmp_path, capsys):
+    change(root, "train", annotations=[box(1, [5, 5, 0, 0], id=number) for number in range(4)])
+    (tmp_path / "spec.txt").write_text(spec.dumps(settings(root, "train")))
+    assert main(["convert", "-d", str(tmp_path / "spec.txt"), "-o", f"{tmp_path}/records/data"]) == DATA_ERROR
+    error = capsys.readouterr().err
+    assert "not one of 4 labels is usable (4 times: " in error and "has no area" in error
+    assert not (tmp_path / "records").exists()
+
+
 # What is left out
 
 
