@@ -225,7 +225,10 @@ LINE = "square 0 0 0 {} 0 0 0 0 0 0 0\n"
 REJECTED = [
     ("square 0 0 0 1 2 30 40 0 0 0 0 0 0\n", "14 columns, but a label has 15, or 16 with a score"),
     (LINE.format("1 two 30 40"), "y1 is 'two', not a number"),
-    (LINE.format("30 2 1 40"), "the box (30, 2, 1, 40) is reversed: it needs x1 < x2 and y1 < y2"),
+    (
+        LINE.format("30 2 1 40"),
+        "the box (30, 2, 1, 40) is reversed: it needs x1 < x2 and y1 < y2, not x, y, width and height",
+    ),
 ]
 
 

@@ -237,13 +237,13 @@ def _check_folders(config: spec.DatasetExportConfig) -> None:
             kitti = config.kitti_config
             root, images = _roots(config, kitti.root_directory_path, [kitti.image_dir_name])
             extension = "." + kitti.image_extension.removeprefix(".")
-            _count_files("kitti_config.image_dir_name", images / kitti.image_dir_name, extension)
+            _count_images("kitti_config.image_dir_name", images / kitti.image_dir_name, extension)
             _count_files("kitti_config.label_dir_name", root / kitti.label_dir_name, ".txt")
         case "voc_config":
             voc = config.voc_config
             root, images = _roots(config, voc.root_directory_path, [voc.image_dir_name])
             extension = "." + voc.image_extension.removeprefix(".")
-            _count_files("voc_config.image_dir_name", images / voc.image_dir_name, extension)
+            _count_images("voc_config.image_dir_name", images / voc.image_dir_name, extension)
             _count_files("voc_config.annotation_dir_name", root / voc.annotation_dir_name, ".xml")
             _require_files("voc_config.image_set_files", root, voc.image_set_files)
         case "coco_config":
@@ -274,8 +274,19 @@ def _require_folder(field: str, folder: Path) -> None:
 
 
 def _count_files(field: str, folder: Path, suffix: str) -> None:
+    from detectkit.data.frames import by_name, files_below, require_some
+
     _require_folder(field, folder)
-    count = sum(file.name.endswith(suffix) for file in folder.iterdir())
-    if not count:
-        raise DataError(f"{field}: {folder} holds no {suffix} file")
-    say(f"{folder}: {count} {suffix} files")
+    files = list(files_below(folder, field))
+    found = by_name(files, suffix)
+    require_some(found, files, folder, f"{suffix} files")
+    say(f"{folder}: {len(found)} {suffix} files")
+
+
+def _count_images(field: str, folder: Path, suffix: str) -> None:
+    from detectkit.data.frames import list_images
+
+    _require_folder(field, folder)
+    files = [file for same in list_images(folder, suffix, field).values() for file in same]
+    counts = Counter(Path(file).suffix for file in files)
+    say(f"{folder}: {', '.join(f'{count} {end} files' for end, count in counts.most_common())}")

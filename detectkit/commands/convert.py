@@ -15,6 +15,8 @@ from detectkit.console import StatusLog, log, say, table
 from detectkit.errors import SpecError, UsageError
 from detectkit.files import make_directory
 
+REASONS = 5  # told on the terminal
+
 if TYPE_CHECKING:
     from detectkit.data.convert import Fold, Summary
 
@@ -124,6 +126,7 @@ def _of_experiment(
 def _convert(conversion: Conversion) -> Summary:
     """Write one set of records, and print what it holds."""
     from detectkit.data.convert import convert
+    from detectkit.data.frames import by_reason, place
     from detectkit.data.images import TURNED
 
     prefix = conversion.prefix
@@ -133,11 +136,22 @@ def _convert(conversion: Conversion) -> Summary:
         say(f"{summary.turned} {TURNED}: their boxes must be in those pixels")
     if summary.warning_file:
         for reject in summary.rejected:
-            place = reject.file if reject.line is None else f"{reject.file}:{reject.line}"
-            log.debug("%s: %s", place, reject.reason)
+            log.debug("%s: %s", place(reject), reject.reason)
         # A warning: `detectkit run` keeps what commands say in a file.
         log.warning(
             f"left out: {len(summary.rejected)} lines, labels or images; listed in {summary.warning_file}"
+        )
+        reasons = by_reason(summary.rejected)
+        for reject, count in reasons[:REASONS]:
+            log.warning(f"  {count} times: {reject.reason} (first {place(reject)})")
+        if len(reasons) > REASONS:
+            others = sum(count for _, count in reasons[REASONS:])
+            log.warning(f"  {others} times: {len(reasons) - REASONS} other reasons")
+    if summary.others:
+        end = summary.image_extension
+        other = f"another extension than .{end}" if end else "another extension than the spec says"
+        say(
+            f"{summary.others} images have {other}: their records tell it, which detectkit reads and TLT does not"
         )
     shards = sum(len(fold.shards) for fold in summary.folds)
     say(f"wrote {shards} shards and their indexes: {prefix}*")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from detectkit.console import progress
-from detectkit.data import frames
+from detectkit.data import frames, outline
 from detectkit.data.frames import LARGEST, Frame, Label, Reject, Source, box_text
+from detectkit.data.images import IMAGE_EXTENSIONS
 from detectkit.errors import DataError
-from detectkit.spec import DatasetExportConfig
+from detectkit.spec import DatasetExportConfig, label_name
 
 Id = str | int | float  # whole numbers as a rule
 Json = Any  # what a JSON file may hold: objects of other shapes than COCO's too
@@ -23,7 +26,7 @@ class Annotations(NamedTuple):
     path: Path
     images: list[Json]
     annotations: list[Json]
-    categories: dict[Id, str]  # id to name
+    categories: dict[Id, str]  # id to name, as written
 
 
 class Listed(NamedTuple):
@@ -37,8 +40,9 @@ class Listed(NamedTuple):
 def read_folders(config: DatasetExportConfig) -> Source:
     """Read the image folders and annotation files of all folds.
 
-    Category names lose what is not ASCII, as in TLT. A crowd is one box, like every object, and called `crowd_label`
-    where that is set. Segmentations are not read.
+    A crowd is one box, like every object, and called `crowd_label` where that is set. An object without a bbox has the
+    box around its segmentation. Ids and numbers in quotes are numbers. An image that is not there under its file_name is
+    looked for with `/` for `\\`, below its folder, and with other extensions.
 
     Raises:
         DataError: a folder is missing, an annotation file is none, two of them disagree on the categories, or an
@@ -55,16 +59,17 @@ def read_folders(config: DatasetExportConfig) -> Source:
         for file, folder in zip(files, source.img_dir_names)
     ]
     if not config.embed_images:
-        folds = _of_one_extension(folds, rejected)
+        folds = [_with_extension(fold, rejected) for fold in folds]
     folds = [_of_different_names(fold, rejected) for fold in folds]
     frames.require_disjoint(folds)
-    extensions = {frame.image.suffix.removeprefix(".") for fold in folds for frame in fold}
+    extensions = Counter(frame.image.suffix.removeprefix(".") for fold in folds for frame in fold)
+    is_one = len(extensions) == 1 or not config.embed_images
     shards = list(source.num_shards) or [0]
     return Source(
         folds,
         rejected,
         image_root,
-        extension=extensions.pop() if len(extensions) == 1 else "",
+        extension=max(extensions, key=lambda end: extensions[end], default="") if is_one else "",
         num_shards=shards * len(folds) if len(shards) == 1 else shards,
     )
 
@@ -82,22 +87,19 @@ def _load(path: Path) -> Annotations:
 
 
 def _categories(entries: list[Json], path: Path) -> dict[Id, str]:
-    """Give category id to name in the records; ids may have holes."""
+    """Give category id to name; ids may have holes."""
     found: dict[Id, str] = {}
-    originals: dict[str, str] = {}
     for number, entry in enumerate(entries):
         identity, original = _id(entry, "id"), _text(entry, "name")
         if identity is None or not original:
             raise DataError(f"{path}: categories[{number}] needs an id and a name")
-        name = frames.class_name(original.encode("ascii", "ignore").decode())
-        other = originals.setdefault(name, original)
-        if not name or frames.class_name(other) != frames.class_name(original):
-            clash = f"and {other!r} would have one name" if name else "has no ASCII letter"
-            raise DataError(
-                f"{path}: category {original!r} {clash}: records keep ASCII letters only; rename it"
-            )
-        if found.setdefault(identity, name) != name:
-            raise DataError(f"{path}: category {identity!r} is called {found[identity]} and {name}")
+        try:
+            frames.require_visible(original)
+        except ValueError as error:
+            raise DataError(f"{path}: categories[{number}]: {error}; rename it") from error
+        other = found.setdefault(identity, original)
+        if label_name(other) != label_name(original):
+            raise DataError(f"{path}: category {identity!r} is called {other} and {original}")
     return found
 
 
@@ -105,7 +107,7 @@ def _require_same_categories(files: Sequence[Annotations]) -> None:
     first = files[0]
     for other in files[1:]:
         for identity in first.categories | other.categories:
-            names = [file.categories.get(identity, "nothing") for file in (first, other)]
+            names = [label_name(file.categories.get(identity, "nothing")) for file in (first, other)]
             if names[0] != names[1]:
                 raise DataError(
                     f"category {identity!r} is {names[0]} in {first.path} and {names[1]} in {other.path}: "
@@ -114,13 +116,24 @@ def _require_same_categories(files: Sequence[Annotations]) -> None:
 
 
 def _id(entry: Json, key: str) -> Id | None:
+    """An identity; a whole number in quotes is that number."""
     value = entry.get(key) if isinstance(entry, dict) else None
+    if isinstance(value, str) and value.isdecimal() and value.isascii() and len(value) < 20:
+        return int(value) if str(int(value)) == value else value
     return value if isinstance(value, str | int | float) else None
 
 
 def _text(entry: Json, key: str) -> str:
     value = entry.get(key) if isinstance(entry, dict) else None
-    return value if isinstance(value, str) else ""
+    return value if isinstance(value, str) and value.strip() else ""
+
+
+def _unquoted(value: Json) -> Json:
+    """The number that a text is; anything else as it is."""
+    try:
+        return frames.number("", value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 # Images
@@ -134,19 +147,58 @@ def _read_fold(
         raise DataError(f"there is no folder {image_root / folder}; img_dir_names has {folder}")
     images = _images(file, rejected)
     labels = _labels(file, {image.identity for image in images}, crowd_label, rejected)
+    files = _Files(image_root / folder, {image.file_name for image in images})
     found = []
     for image in progress(images, total=len(images), label=f"reading {file.path.name}"):
-        path = image_root / folder / image.file_name
+        name = files.find(image.file_name)
+        path = image_root / folder / name
         try:
             size = frames.image_size(path)
             frames.require_size(size, image.size)
         except ValueError as error:
             rejected.append(Reject(str(path), None, str(error)))
         else:
-            frame_id = frames.frame_id(folder, image.file_name)
+            frame_id = frames.frame_id(folder, name)
             own = tuple(labels.get(image.identity, ()))
             found.append(Frame(frame_id, path, *size[:2], own, size.turned))
     return found
+
+
+class _Files:
+    """The files of an image folder. They are listed only when one is not there under its file_name.
+
+    Args:
+        stated: the file names of all images: one that is stated is not taken for another one.
+    """
+
+    def __init__(self, folder: Path, stated: Container[str]):
+        self.folder, self.stated = folder, stated
+
+    def find(self, file_name: str) -> str:
+        """The path below the folder that is meant; where there is none, the file name."""
+        if os.path.lexists(self.folder / file_name):
+            return file_name
+        name = file_name.replace("\\", "/")
+        if name != file_name and os.path.lexists(self.folder / name):
+            return name
+        for tail in self._tails(name):
+            stem, end = os.path.splitext(str(PurePosixPath(tail)))
+            same = [file for file in self._by_name.get(frames.composed(stem), ()) if file not in self.stated]
+            if same:
+                return min(
+                    same, key=lambda file: (not file.endswith(end), not file.lower().endswith(end.lower()))
+                )
+        return name if "\\" in file_name else file_name
+
+    def _tails(self, name: str) -> list[str]:
+        """The name, and what of it is behind the last part that is called as the folder is."""
+        parts = name.split("/")
+        behind = [place + 1 for place, part in enumerate(parts[:-1]) if part == self.folder.name]
+        return [name, *("/".join(parts[place:]) for place in behind[-1:])]
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        return frames.by_name(frames.files_below(self.folder, "img_dir_names"), "", IMAGE_EXTENSIONS)
 
 
 def _images(file: Annotations, rejected: list[Reject]) -> list[Listed]:
@@ -159,7 +211,7 @@ def _images(file: Annotations, rejected: list[Reject]) -> list[Listed]:
         elif (identity, name) in listed:
             rejected.append(Reject(str(file.path), None, f"images[{number}], {name}, is listed before"))
         else:
-            size = (entry.get("width"), entry.get("height"))
+            size = (_unquoted(entry.get("width")), _unquoted(entry.get("height")))
             listed[identity, name] = Listed(identity, name, size)
     ids, names = (Counter(key[part] for key in listed) for part in (0, 1))
     for identity, name in list(listed):
@@ -170,14 +222,11 @@ def _images(file: Annotations, rejected: list[Reject]) -> list[Listed]:
     return list(listed.values())
 
 
-def _of_one_extension(folds: Sequence[Sequence[Frame]], rejected: list[Reject]) -> list[list[Frame]]:
-    """Leave out the images that the one image_extension of a training spec would not find."""
-    counts = Counter(frame.image.suffix for fold in folds for frame in fold)
-    common = max(counts, key=lambda suffix: (bool(suffix), counts[suffix]), default="")
-    reason = f"most images end in {common}, and a training spec has one image_extension; or set embed_images"
-    odd = [frame for fold in folds for frame in fold if frame.image.suffix != common or not common]
-    rejected.extend(Reject(str(frame.image), None, reason) for frame in odd)
-    return [[frame for frame in fold if frame.image.suffix == common != ""] for fold in folds]
+def _with_extension(fold: Sequence[Frame], rejected: list[Reject]) -> list[Frame]:
+    """Leave out the images whose names have no extension, without which records do not find them."""
+    reason = "the name has no extension, which training would look for; rename it, or set embed_images"
+    rejected.extend(Reject(str(frame.image), None, reason) for frame in fold if not frame.image.suffix)
+    return [frame for frame in fold if frame.image.suffix]
 
 
 def _of_different_names(fold: Sequence[Frame], rejected: list[Reject]) -> list[Frame]:
@@ -208,7 +257,7 @@ def _labels(
         except ValueError as error:
             name = _id(entry, "id")
             which = f"annotations[{number}]" if name is None else f"annotation {name!r}"
-            rejected.append(Reject(str(file.path), None, f"{which}: {error}"))
+            rejected.append(Reject(str(file.path), None, f"{which}: {error}", is_label=True))
         else:
             found.setdefault(image, []).append(label)
     return found
@@ -218,15 +267,18 @@ def _label(entry: dict[str, Json], categories: Mapping[Id, str], crowd_label: st
     category = _id(entry, "category_id")
     if category is None or category not in categories:
         raise ValueError(f"no category has the id {_shown(entry, 'category_id')}")
-    is_crowd = entry.get("iscrowd") == 1
+    is_crowd = _unquoted(entry.get("iscrowd")) == 1
     name = crowd_label if is_crowd and crowd_label else categories[category]
-    return Label(name, truncation=0.0, occlusion=0, alpha=0.0, box=_box(entry.get("bbox")))
+    bbox = entry.get("bbox")
+    box = _box(bbox) if bbox else outline.box(entry.get("segmentation"))
+    return Label(name, truncation=0.0, occlusion=0, alpha=0.0, box=box)
 
 
 def _box(values: Json) -> tuple[float, float, float, float]:
     """Give x1, y1, x2, y2 for x, y, width, height; ValueError says what is wrong with them."""
     if not isinstance(values, list) or len(values) != 4:
         raise ValueError("it has no bbox of x, y, width and height")
+    values = [_unquoted(value) for value in values]
     if not all(isinstance(value, int | float) and abs(value) <= LARGEST for value in values):
         raise ValueError(f"its bbox {values!r:.80} is not four finite numbers of a sensible size")
     x, y, width, height = values

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import json
 import os
 import random
+import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy
 
-from detectkit.console import progress
+from detectkit.console import log, progress
 from detectkit.data import coco, kitti, sources, tfrecord, voc
-from detectkit.data.frames import Frame, Reject, Source, class_name
+from detectkit.data.frames import Frame, Reject, Source, by_reason, place
 from detectkit.data.sample import make_sample_data
 from detectkit.errors import DataError, OutputError, UsageError
-from detectkit.spec import DatasetExportConfig
+from detectkit.spec import DatasetExportConfig, label_name
+
+NAMED = 12  # labels named that meet, and classes that no label has
+REASONS = 3  # named in an error
+MOVING = ".converting-"  # in the name of the folder whose files take their places at the end
 
 
 class Fold(NamedTuple):
@@ -38,7 +45,8 @@ class Summary(NamedTuple):
     rejected: list[Reject]
     warning_file: Path | None  # lists `rejected`; None when nothing was
     image_root: Path  # what a training spec needs as image_directory_path
-    image_extension: str  # and as image_extension; empty: embedded images have several
+    image_extension: str  # and as image_extension; empty: every record has that of its image
+    others: int = 0  # images of other extensions, which their records keep
     turned: int = 0  # images that their EXIF orientation turns
 
 
@@ -47,9 +55,10 @@ def convert(
 ) -> Summary:
     """Write `<prefix>[-fold-FFF-of-PPP][-shard-SSSSS-of-NNNNN]` and, if anything was left out, `<prefix>_warning.json`.
 
-    Class names are lower-cased and lose white space, as in TLT, then renamed by `target_class_mapping`. Boxes stay as
-    labelled, also outside the image. The data set of `sample_config` is made where it is missing. Files of an earlier
-    conversion with the same prefix are replaced once everything is written.
+    Class names are lower-cased and lose white space, as in TLT, then renamed by `target_class_mapping`; labels that
+    meet so, and names of the spec that no label has, are told. Boxes stay as labelled, also outside the image. The data
+    set of `sample_config` is made where it is missing. Files of an earlier conversion with the same prefix are replaced
+    once everything is written; where that is cut, readers refuse what is there until a conversion ends.
 
     Args:
         validation_fold: the fold that sample_modifier_config leaves alone; None applies it to all.
@@ -57,7 +66,8 @@ def convert(
     Raises:
         UsageError: the prefix or fold makes no sense. OutputError: the files cannot be written, or the folder of
             `sample_config` holds something else.
-        DataError: a folder or label file is missing or broken as a whole, or nothing is left to write.
+        DataError: a folder or label file is missing or broken as a whole, no label is usable of those that there are,
+            or nothing is left to write.
     """
     if output_prefix.endswith("/") or Path(output_prefix).is_dir():
         raise UsageError(
@@ -68,15 +78,10 @@ def convert(
         raise UsageError(f"there is no fold {validation_fold}: the spec makes {num_folds}, counted from 0")
     generator = random.Random(config.random_seed)
     source = _read(config, generator)
-    if not any(source.folds):
-        examples = "; ".join(f"{reject.file}: {reject.reason}" for reject in source.rejected[:3])
-        raise DataError(
-            f"nothing to convert: none of {len(source.rejected)} images and labels is usable ({examples})"
-            if examples
-            else "nothing to convert: the label files list no image"
-        )
+    _require_usable(source)
     folds = [generator.sample(fold, len(fold)) for fold in source.folds]
     mapping = _mapping(config.target_class_mapping)
+    _tell_of_labels(config, Counter(label.name for fold in folds for frame in fold for label in frame.labels))
     folds = [[_renamed(frame, mapping) for frame in fold] for fold in folds]
     folds = _modified(folds, config.sample_modifier_config, validation_fold)
     return _write(config, source, folds, prefix=Path(output_prefix))
@@ -95,14 +100,72 @@ def _read(config: DatasetExportConfig, generator: random.Random) -> Source:
             return kitti.read_folder(config, generator)
 
 
+def _require_usable(source: Source) -> None:
+    """Raise DataError where nothing is left, or no label is of those that there are: files of another format, as a rule."""
+    if not any(source.folds):
+        count = len(source.rejected)
+        raise DataError(
+            f"nothing to convert: none of {count} images and labels is usable ({_reasons(source.rejected)})"
+            if count
+            else "nothing to convert: the label files list no image"
+        )
+    labels = [reject for reject in source.rejected if reject.is_label]
+    if labels and not any(frame.labels for fold in source.folds for frame in fold):
+        raise DataError(f"not one of {len(labels)} labels is usable ({_reasons(labels)})")
+
+
+def _reasons(rejected: Iterable[Reject]) -> str:
+    found = by_reason(rejected)
+    named = "; ".join(f"{count} times: {place(reject)}: {reject.reason}" for reject, count in found[:REASONS])
+    return named + (f"; and {len(found) - REASONS} other reasons" if len(found) > REASONS else "")
+
+
+# Names of classes
+
+
+def _tell_of_labels(config: DatasetExportConfig, labels: Counter[str]) -> None:
+    """Warn of labels, as written, that have one name in the records, and of names in the spec that no label has."""
+    spellings: dict[str, list[str]] = {}
+    for label in sorted(labels):
+        spellings.setdefault(label_name(label), []).append(label)
+    meeting = [
+        f"{name} ({', '.join(f'{label!r} {labels[label]}' for label in same)})"
+        for name, same in spellings.items()
+        if len(same) > 1
+    ]
+    if meeting:
+        log.warning("labels that are one in the records, with their boxes: %s", _few(meeting))
+    mapping, modifier = _mapping(config.target_class_mapping), config.sample_modifier_config
+    _tell_of_absent("target_class_mapping", config.target_class_mapping, spellings)
+    names = {mapping.get(name, name) for name in spellings}
+    aliases = modifier.source_to_target_class_mapping
+    _tell_of_absent("source_to_target_class_mapping", aliases, names)
+    names |= {label_name(target) for target in aliases.values()}
+    for field in (
+        *("filter_samples_containing_only", "dominant_target_classes", "minimum_target_class_imbalance"),
+    ):
+        _tell_of_absent(field, getattr(modifier, field), names)
+
+
+def _tell_of_absent(field: str, wanted: Iterable[str], names: Collection[str]) -> None:
+    absent = sorted(name for name in wanted if label_name(name) not in names)
+    if absent:
+        log.warning("%s: no label is called %s", field, _few(map(repr, absent)))
+
+
+def _few(texts: Iterable[str]) -> str:
+    named = list(texts)
+    return ", ".join(named[:NAMED]) + (f" and {len(named) - NAMED} more" if len(named) > NAMED else "")
+
+
 def _mapping(names: Mapping[str, str]) -> dict[str, str]:
     """Give a class mapping with names as the records have them."""
-    return {class_name(source): class_name(target) for source, target in names.items()}
+    return {label_name(source): label_name(target) for source, target in names.items()}
 
 
 def _renamed(frame: Frame, mapping: Mapping[str, str]) -> Frame:
     """Give a frame with class names as the records have them."""
-    names = [class_name(label.name) for label in frame.labels]
+    names = [label_name(label.name) for label in frame.labels]
     labels = [label._replace(name=mapping.get(name, name)) for label, name in zip(frame.labels, names)]
     return frame._replace(labels=tuple(labels))
 
@@ -135,7 +198,7 @@ def modify(
     that is not dominant than of some dominant class d times minimum_target_class_imbalance[r] (default 1). Finally the
     fold is cut to max_training_samples // num_folds.
     """
-    left_out = set(map(class_name, modifier.filter_samples_containing_only))
+    left_out = set(map(label_name, modifier.filter_samples_containing_only))
     mapping = _mapping(modifier.source_to_target_class_mapping)
     kept: list[Frame] = []
     for frame in frames:
@@ -150,8 +213,8 @@ def modify(
 
 
 def _is_rare(names: Counter[str], modifier: DatasetExportConfig.SampleModifierConfig) -> bool:
-    imbalance = {class_name(name): factor for name, factor in modifier.minimum_target_class_imbalance.items()}
-    dominant = set(map(class_name, modifier.dominant_target_classes))
+    imbalance = {label_name(name): factor for name, factor in modifier.minimum_target_class_imbalance.items()}
+    dominant = set(map(label_name, modifier.dominant_target_classes))
     return any(
         names[rare] > names[common] * imbalance.get(rare, 1.0)
         for rare in names.keys() - dominant
@@ -174,16 +237,29 @@ def _write(config: DatasetExportConfig, source: Source, folds: list[list[Frame]]
             }
             for name, frames in shards.items():
                 tracked = progress(frames, total=len(frames), label=f"writing {name}")
-                records = (_record(frame, embed=config.embed_images) for frame in tracked)
+                records = (
+                    _record(frame, embed=config.embed_images, extension=source.extension) for frame in tracked
+                )
                 tfrecord.write_shard(staging / name, records)
             boxes = Counter(label.name for frame in fold for label in frame.labels)
             summaries.append(Fold(number, len(fold), boxes, list(map(prefix.with_name, shards))))
         if source.rejected:
-            lines = json.dumps([reject._asdict() for reject in source.rejected], indent=2)
+            entries = [
+                {key: getattr(each, key) for key in ("file", "line", "reason")} for each in source.rejected
+            ]
+            lines = json.dumps(entries, indent=2)
             (staging / f"{prefix.name}_warning.json").write_text(lines + "\n", encoding="utf-8")
     warning_file = prefix.with_name(f"{prefix.name}_warning.json") if source.rejected else None
-    turned = len({frame.image for fold in folds for frame in fold if frame.turned})
-    return Summary(summaries, source.rejected, warning_file, source.image_root, source.extension, turned)
+    kept = [] if config.embed_images else [frame for fold in source.folds for frame in fold]
+    return Summary(
+        summaries,
+        source.rejected,
+        warning_file,
+        source.image_root,
+        source.extension,
+        others=sum(_extension(frame) != source.extension for frame in kept),
+        turned=len({frame.image for fold in folds for frame in fold if frame.turned}),
+    )
 
 
 def _shards(fold: list[Frame], num_shards: int) -> dict[str, list[Frame]]:
@@ -195,7 +271,12 @@ def _shards(fold: list[Frame], num_shards: int) -> dict[str, list[Frame]]:
     return {f"-shard-{i:05}-of-{count:05}": fold[bounds[i] : bounds[i + 1]] for i in range(count)}
 
 
-def _record(frame: Frame, *, embed: bool) -> bytes:
+def _extension(frame: Frame) -> str:
+    return frame.image.suffix.removeprefix(".")
+
+
+def _record(frame: Frame, *, embed: bool, extension: str) -> bytes:
+    """Serialise a frame; its image's extension is told where it is not the one of the whole set."""
     labels = frame.labels
     record = tfrecord.Record(
         frame_id=frame.frame_id,
@@ -206,7 +287,7 @@ def _record(frame: Frame, *, embed: bool) -> bytes:
         truncation=numpy.array([label.truncation for label in labels], dtype=numpy.float32),
         occlusion=numpy.array([label.occlusion for label in labels], dtype=numpy.int64),
         image=_image_bytes(frame.image) if embed else None,
-        image_format=frame.image.suffix.removeprefix(".") if embed else "",
+        image_format=_extension(frame) if embed or _extension(frame) != extension else "",
     )
     world = [(*label.dimensions, *label.location, label.rotation_y) for label in labels]
     columns = {f"target/world_bbox_{key}": [row[i] for row in world] for i, key in enumerate("hwlxyz")}
@@ -227,13 +308,65 @@ def _staging(prefix: Path) -> Iterator[Path]:
     """Give a temporary folder; when the block ends well, its files replace those of an earlier conversion."""
     try:
         prefix.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{prefix.name}-", dir=prefix.parent) as folder:
-            yield Path(folder)
-            written = {entry.name for entry in os.scandir(folder)}
-            for stale in os.listdir(prefix.parent):
-                if sources.has_parts(prefix, stale) and stale not in written:
-                    (prefix.parent / stale).unlink()
-            for name in written:
-                os.replace(Path(folder) / name, prefix.parent / name)
+        with contextlib.ExitStack() as held:
+            with _alone(prefix.parent):
+                _clear(prefix)
+                made = tempfile.TemporaryDirectory(prefix=f".{prefix.name}{MOVING}", dir=prefix.parent)
+                folder = Path(held.enter_context(made))
+                held.enter_context(_alone(folder))
+            yield folder
+            with _alone(prefix.parent):
+                _switch(prefix, folder)
     except OSError as error:
         raise OutputError(f"cannot write {prefix}*: {error.strerror or error}") from error
+
+
+def _switch(prefix: Path, folder: Path) -> None:
+    """Let the files of a folder take the places of an earlier conversion's: a mark is there until it is done."""
+    written = sorted(entry.name for entry in os.scandir(folder))
+    # A shard that is called as the prefix alone has an index; another file of that name has none.
+    is_whole = prefix.is_file() and prefix.with_name(f"{prefix.name}.index").is_file()
+    mark = sources.unfinished(prefix)
+    mark.write_text("detectkit convert replaces the files beside this one; if it was cut, run it again\n")
+    _sync(mark)
+    _sync(prefix.parent)
+    for stale in sources.written(prefix):
+        if stale.name not in written and (sources.has_parts(prefix, stale.name) or is_whole):
+            stale.unlink()
+    for name in written:
+        os.replace(folder / name, prefix.with_name(name))
+    _sync(prefix.parent)
+    mark.unlink()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder: other conversions wait. A process that is killed lets go."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _clear(prefix: Path) -> None:
+    """Remove the temporary folders of conversions that were killed, which nobody holds."""
+    for folder in prefix.parent.glob(f".{glob.escape(prefix.name)}{MOVING}*"):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+        except OSError:
+            continue
+        finally:
+            os.close(handle)

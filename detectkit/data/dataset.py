@@ -306,9 +306,8 @@ class _Reader:
         objects = Objects(record.boxes, classes, names, record.truncation, record.occlusion)
         widths, heights = (record.boxes[:, 2:] - record.boxes[:, :2]).T
         has_area = (widths > 0) & (heights > 0)
-        image = os.path.join(
-            os.path.expanduser(source.image_directory_path), record.frame_id + self.extension
-        )
+        extension = f".{record.image_format}" if record.image_format else self.extension
+        image = os.path.join(os.path.expanduser(source.image_directory_path), record.frame_id + extension)
         return Frame(
             frame_id=record.frame_id,
             path=image if shard is None else shard.path,

@@ -6,15 +6,23 @@ import json
 import math
 import os
 import random
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from detectkit.console import log, progress
 from detectkit.data import sources
-from detectkit.data.images import UNREADABLE, Size, file_size, reason
+from detectkit.data.images import IMAGE_EXTENSIONS, UNREADABLE, Size, file_size, reason
 from detectkit.errors import DataError
+from detectkit.spec import control_character
+
+# What differs from one to the next of reasons that are one: text in quotes, values, names of files, numbers.
+VALUES = re.compile(
+    r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\([^()]*\)|\[[^\[\]]*\]|\S+\.\w{2,4}\b|-?\b\d[\d.]*\b(?! column)"""
+)
 
 LARGEST = 1e9  # beyond this a number is a mistake, and would not survive the record's float32 and int64
 
@@ -50,6 +58,7 @@ class Reject(NamedTuple):
     file: str
     line: int | None
     reason: str
+    is_label: bool = False  # one object of a file whose others may be usable
 
 
 class Source(NamedTuple):
@@ -58,7 +67,7 @@ class Source(NamedTuple):
     folds: list[list[Frame]]
     rejected: list[Reject]
     image_root: Path  # where frame ids start
-    extension: str  # of all images, without the dot; empty: they have several
+    extension: str  # of the images, without the dot, but for those whose records keep their own; empty: all of them do
     num_shards: list[int]  # files for each fold; 0: one, whose name has no shard part
     is_partitioned: bool = True  # whether file names have a fold part
 
@@ -69,11 +78,29 @@ class LabelFile(NamedTuple):
     labels: list[Label]
     rejected: list[tuple[int | None, str]]  # line and reason
     size: tuple[float, float] = (0, 0)  # width and height of the image that the file states; 0: it does not
+    file_name: str = ""  # of the image, as the file states it; empty: it does not
 
 
-def class_name(text: str) -> str:
-    """Give a label name as the records have it: in lower case and without white space, as TLT does."""
-    return "".join(text.split()).lower()
+def require_visible(name: str) -> None:
+    """Raise ValueError for a class name with a control character, which would be taken for more than a letter."""
+    found = control_character(name)
+    if found:
+        raise ValueError(f"the class name {ascii(name)} has the control character {found}")
+
+
+def by_reason(rejected: Iterable[Reject]) -> list[tuple[Reject, int]]:
+    """The first of those that were left out for one reason, whatever the values in it, and how many; most first."""
+    first: dict[str, Reject] = {}
+    counts: Counter[str] = Counter()
+    for reject in rejected:
+        kind = VALUES.sub("", reject.reason)
+        first.setdefault(kind, reject)
+        counts[kind] += 1
+    return [(first[kind], count) for kind, count in counts.most_common()]
+
+
+def place(reject: Reject) -> str:
+    return reject.file if reject.line is None else f"{reject.file}:{reject.line}"
 
 
 def frame_id(folder: str, image: str) -> str:
@@ -118,7 +145,10 @@ def image_size(path: Path) -> Size:
 def require_size(size: Size, stated: Sequence[object]) -> None:
     """Raise ValueError when labels are for an image of another width or height; None or 0 states nothing."""
     if any(side not in (None, 0, real) for side, real in zip(stated, size)):
-        labelled = "x".join(f"{side:g}" if isinstance(side, int | float) else repr(side) for side in stated)
+        labelled = "x".join(
+            f"{side:g}" if isinstance(side, int | float) and abs(side) <= LARGEST else f"{side!r:.40}"
+            for side in stated
+        )
         found = f"the image is {size.width}x{size.height} pixels"
         if size.turned and (size.height, size.width) == tuple(stated):
             raise ValueError(
@@ -136,34 +166,58 @@ def find_image_root(image_directory_path: str, root: Path, folders: Iterable[str
     return images
 
 
-def list_names(folder: Path, extension: str, field: str) -> set[str]:
-    """Give the names, without extension, of the files of a folder.
+def files_below(folder: Path, field: str) -> Iterator[str]:
+    """Yield the files of a folder and of those below it, as paths from it with `/`, in a settled order.
+
+    Links are followed. Folders whose name begins with a dot are not entered, nor are macOS's companions `._NAME` given.
 
     Raises:
-        DataError: it cannot be listed; `field` is what the spec calls it.
+        DataError: one cannot be listed; `field` is what the spec calls the folder.
     """
-    try:
-        entries = os.listdir(folder)
-    except OSError as error:
+
+    def fail(error: OSError) -> None:
         reason = f"{error.strerror}; it is root_directory_path with {field}"
-        raise DataError(f"cannot list {folder}: {reason}") from error
-    return {name.removesuffix(extension) for name in entries if name.endswith(extension)}
+        raise DataError(f"cannot list {error.filename}: {reason}") from error
+
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"cannot list {folder}: it is no folder; it is root_directory_path with {field}")
+    seen: set[str] = set()  # links may lead back
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real not in seen:
+            below = PurePosixPath(os.path.relpath(place, folder))
+            yield from (str(below / name) for name in sorted(names) if not name.startswith("._"))
+        seen.add(real)
 
 
-def list_images(folder: Path, extension: str) -> set[str]:
-    """Give the names, without extension, of the images of a folder.
+def by_name(files: Iterable[str], extension: str, others: Collection[str] = ()) -> dict[str, list[str]]:
+    """Give the files that have the extension, or one of the others, in either case, by their names without it.
 
-    Raises:
-        DataError: it cannot be listed, or has no such image; says what it has.
+    Of several files of one name, those with the extension as it is written are first.
     """
-    names = list_names(folder, extension, "image_dir_name")
-    if not names:
-        others = Counter(path.suffix for path in folder.iterdir() if path.is_file())
-        found = ", ".join(f"{count} {end or 'without extension'}" for end, count in others.most_common(3))
-        raise DataError(
-            f"no {extension} images in {folder} (it has {found or 'no files'}): see image_extension"
-        )
-    return names
+    known = {extension.lower(), *others}
+    found: dict[str, list[str]] = {}
+    for file in files:
+        stem, end = os.path.splitext(file)
+        if end.lower() in known:
+            found.setdefault(composed(stem), []).append(file)
+    for same in found.values():
+        same.sort(key=lambda file: (not file.endswith(extension), file.lower()))
+    return found
+
+
+def composed(name: str) -> str:
+    """A name whose letters are composed with their accents: macOS takes them apart, others do not."""
+    return unicodedata.normalize("NFC", name)
+
+
+def require_some(found: Collection[str], files: Sequence[str], folder: Path, what: str) -> None:
+    """Raise DataError for a folder without such files; says what it has."""
+    if not found:
+        others = Counter(os.path.splitext(file)[1] for file in files)
+        has = ", ".join(f"{count} {end or 'without extension'}" for end, count in others.most_common(3))
+        raise DataError(f"no {what} in {folder} or below it (it has {has or 'no files'})")
 
 
 def read_json(path: Path, field: str) -> Any:
@@ -184,47 +238,143 @@ def read_json(path: Path, field: str) -> Any:
 
 
 class Pairs(NamedTuple):
-    """A folder of images and one of label files of the same names."""
+    """A folder of images and one of label files of the same names, which are paths below them without extensions."""
 
     image_root: Path
     image_folder: str  # below the image root
     image_extension: str  # with the dot
+    images: Mapping[str, list[str]]  # files below the folder by name; the one to take is first
     labels: Path
     label_extension: str
+    label_files: Mapping[str, list[str]]
     parse: Callable[[Path], LabelFile]  # raises DataError for a file that is useless
 
-    def image(self, name: str) -> Path:
-        return self.image_root / self.image_folder / f"{name}{self.image_extension}"
+    def listed(self, text: str) -> str:
+        """The name that a list has with slashes of either kind, and perhaps with the ending of the image."""
+        name = composed(text if text in self.images else text.replace("\\", "/"))
+        stem, end = os.path.splitext(name)
+        is_file = end.lower() in {self.image_extension.lower(), *IMAGE_EXTENSIONS}
+        return stem if is_file and not self._has(name) and self._has(stem) else name
 
-    def missing_images(self, names: Iterable[str]) -> list[Reject]:
-        """What is said of labels whose images are not there."""
-        return [Reject(str(self.image(name)), None, "the image is missing") for name in sorted(names)]
+    def read_all(self, rejected: list[Reject]) -> dict[str, Frame]:
+        """Read every frame that has a label file; images without one are left out."""
+        found = self.read(sorted(self.label_files), rejected)
+        used = {frame.image for frame in found.values()} | {Path(reject.file) for reject in rejected}
+        for name in sorted(self.images.keys() - self.label_files.keys()):
+            if self._path(self.images[name][0]) not in used:
+                self._read_frame(name, rejected)
+        return found
 
     def read(self, names: Collection[str], rejected: list[Reject]) -> dict[str, Frame]:
         """Read frames by name, in this order; adds what is left out to `rejected`."""
         tracked = progress(names, total=len(names), label="reading labels")
-        return {name: frame for name in tracked if (frame := self._read_frame(name, rejected))}
+        found = {name: frame for name in tracked if (frame := self._read_frame(name, rejected))}
+        counts = Counter(frame.frame_id for frame in found.values())
+        for name, frame in list(found.items()) if len(counts) < len(found) else ():
+            if counts[frame.frame_id] > 1:
+                reason = f"its image {frame.image} is that of another label file too"
+                rejected.append(Reject(str(self._label_path(name)), None, reason))
+                del found[name]
+        return found
+
+    def extension(self, found: Iterable[Frame]) -> str:
+        """What a training spec needs as image_extension; empty: every image has another one, which its record keeps."""
+        is_used = any(frame.image.suffix == self.image_extension for frame in found)
+        return self.image_extension.removeprefix(".") if is_used else ""
+
+    def _has(self, name: str) -> bool:
+        return name in self.images or name in self.label_files
+
+    def _path(self, file: str) -> Path:
+        return self.image_root / self.image_folder / file
+
+    def _label_path(self, name: str) -> Path:
+        return self.labels / self.label_files.get(name, [name + self.label_extension])[0]
 
     def _read_frame(self, name: str, rejected: list[Reject]) -> Frame | None:
-        image, label_file = self.image(name), self.labels / f"{name}{self.label_extension}"
-        file = image
+        label_file = file = self._label_path(name)
+        if not self._has(name):
+            rejected.append(
+                Reject(str(self._path(name + self.image_extension)), None, "the image is missing")
+            )
+            return None
         try:
-            size = image_size(image)
-            file = label_file
             content = self._parse(label_file)
+            image, *others = self._images_of(name, content.file_name)
+            file = self._path(image)
+            size = image_size(file)
+            file = label_file
             require_size(size, content.size)
         except ValueError as error:
             rejected.append(Reject(str(file), None, str(error)))
             return None
-        rejected.extend(Reject(str(label_file), line, reason) for line, reason in content.rejected)
+        rejected.extend(Reject(str(label_file), line, reason, True) for line, reason in content.rejected)
+        for other in [*map(self._path, others), *map(self.labels.joinpath, self.label_files[name][1:])]:
+            reason = "the name is that of another file but for the extension, and that one is taken"
+            rejected.append(Reject(str(other), None, reason))
         labels = tuple(content.labels)
-        return Frame(str(PurePosixPath(self.image_folder, name)), image, *size[:2], labels, size.turned)
+        return Frame(frame_id(self.image_folder, image), self._path(image), *size[:2], labels, size.turned)
+
+    def _images_of(self, name: str, stated: str) -> list[str]:
+        """The image files of a name, the one to take first: what the label file states, where that is there.
+
+        A stated file of another name counts where none has the name, and the other one has no label file of its own.
+        """
+        same = self.images.get(name, [])
+        parts = [part for part in re.split(r"[\\/]", stated) if part]
+        if same:
+            return sorted(same, key=lambda file: not parts or os.path.basename(file) != parts[-1])
+        for start in range(len(parts)):
+            stem = composed(os.path.splitext("/".join(parts[start:]))[0])
+            if stem in self.images and stem not in self.label_files:
+                return sorted(self.images[stem], key=lambda file: os.path.basename(file) != parts[-1])
+        return [name + self.image_extension]  # which is not there
 
     def _parse(self, label_file: Path) -> LabelFile:
         try:
             return self.parse(label_file)
         except DataError as error:
             raise ValueError(str(error) if label_file.exists() else "the label file is missing") from error
+
+
+class ImageFolder(NamedTuple):
+    """Where a spec says that images are."""
+
+    root: Path
+    folder: str  # below the root
+    extension: str  # with the dot or without
+
+
+class LabelFolder(NamedTuple):
+    """Where a spec says that label files are."""
+
+    path: Path
+    extension: str  # with the dot
+    field: str  # what the spec calls it
+
+
+def find_pairs(images: ImageFolder, labels: LabelFolder, parse: Callable[[Path], LabelFile]) -> Pairs:
+    """List the images, of any known extension, and the label files of two folders and of those below them.
+
+    Raises:
+        DataError: one cannot be listed, or has none.
+    """
+    extension = "." + images.extension.removeprefix(".")
+    pictures = list_images(images.root / images.folder, extension, "image_dir_name")
+    files = list(files_below(labels.path, labels.field))
+    label_files = by_name(files, labels.extension)
+    require_some(label_files, files, labels.path, f"{labels.extension} label files")
+    return Pairs(
+        images.root, images.folder, extension, pictures, labels.path, labels.extension, label_files, parse
+    )
+
+
+def list_images(folder: Path, extension: str, field: str) -> dict[str, list[str]]:
+    """Give the images of a folder by name, of any known extension; raises DataError as `find_pairs` does."""
+    files = list(files_below(folder, field))
+    found = by_name(files, extension, IMAGE_EXTENSIONS)
+    require_some(found, files, folder, "images")
+    return found
 
 
 def split(frames: Sequence[Frame], val_split: float, generator: random.Random) -> list[list[Frame]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ COLUMNS = (
     *("class", "truncation", "occlusion", "alpha", "x1", "y1", "x2", "y2"),
     *("height", "width", "length", "x", "y", "z", "rotation_y", "score"),
 )
+FULL_TURN = 2 * math.pi + 0.01  # radians
 
 
 class Reject(NamedTuple):
@@ -43,8 +45,9 @@ def read_labels(path: str | Path, *, strict: bool = False) -> tuple[list[Label],
 def parse_labels(content: bytes) -> tuple[list[Label], list[Reject]]:
     """Parse the content of a label file; blank lines are ignored, boxes are neither clipped nor rounded.
 
-    A line is rejected when it has not 15 or 16 columns, a column is not the number it should be, or the box has no
-    area (x2 <= x1 or y2 <= y1). No content is an image without objects.
+    A line is rejected when it has not 15 or 16 columns, a column is not the number it should be or out of its range (as
+    those of a line are that a blank in the class name has moved), or the box has no area (x2 <= x1 or y2 <= y1). No
+    content is an image without objects.
     """
     labels: list[Label] = []
     rejected: list[Reject] = []
@@ -104,23 +107,20 @@ def read_folder(config: DatasetExportConfig, generator: random.Random) -> Source
     """Read the images and labels of a KITTI folder, dealt to folds as `partition_mode` says.
 
     Raises:
-        DataError: a folder or the sequence file is missing or unusable, or no image has the extension.
+        DataError: a folder or the sequence file is missing or unusable, or there are no images or no label files.
     """
     source = config.kitti_config
     pairs = _pairs(config)
-    names = frames.list_images(pairs.image_root / source.image_dir_name, pairs.image_extension)
+    rejected: list[frames.Reject] = []
     if source.partition_mode == "sequence":
-        sequences = _sequences(source)
-        listed = {name for sequence in sequences.values() for name in sequence}
-        rejected = pairs.missing_images(listed - names)
-        found = pairs.read(sorted(names & listed), rejected)
+        sequences = _sequences(source, pairs)
+        found = pairs.read(sorted(name for names in sequences.values() for name in names), rejected)
         folds = _deal(sequences, found, num_folds=max(source.num_partitions, 1))
     else:
-        rejected = pairs.missing_images(frames.list_names(pairs.labels, ".txt", "label_dir_name") - names)
-        found = pairs.read(sorted(names), rejected)
+        found = pairs.read_all(rejected)
         folds = frames.split(list(found.values()), source.val_split, generator)
     shards = [source.num_shards] * len(folds)
-    extension = pairs.image_extension.removeprefix(".")
+    extension = pairs.extension(found.values())
     return Source(folds, rejected, pairs.image_root, extension, shards, source.num_partitions > 0)
 
 
@@ -128,13 +128,10 @@ def _pairs(config: DatasetExportConfig) -> frames.Pairs:
     source = config.kitti_config
     root = Path(source.root_directory_path).expanduser()
     image_root = frames.find_image_root(config.image_directory_path, root, [source.image_dir_name])
-    return frames.Pairs(
-        image_root,
-        source.image_dir_name,
-        image_extension="." + source.image_extension.removeprefix("."),
-        labels=root / source.label_dir_name,
-        label_extension=".txt",
-        parse=_label_file,
+    return frames.find_pairs(
+        frames.ImageFolder(image_root, source.image_dir_name, source.image_extension),
+        frames.LabelFolder(root / source.label_dir_name, ".txt", "label_dir_name"),
+        _label_file,
     )
 
 
@@ -143,13 +140,15 @@ def _label_file(path: Path) -> LabelFile:
     return LabelFile(labels, [(line, reason) for line, reason in rejected])
 
 
-def _sequences(source: KITTIConfig) -> dict[str, list[str]]:
+def _sequences(source: KITTIConfig, pairs: frames.Pairs) -> dict[str, list[str]]:
     """Read the JSON file of sequence name -> frame names; a frame may be in one sequence only."""
     path = Path(source.root_directory_path).expanduser() / source.kitti_sequence_to_frames_file
     sequences = frames.read_json(path, "kitti_sequence_to_frames_file")
     if not isinstance(sequences, dict) or not all(isinstance(names, list) for names in sequences.values()):
         raise DataError(f"{path}: expected one JSON object of sequence name to list of frame names")
-    sequences = {str(sequence): [str(name) for name in names] for sequence, names in sequences.items()}
+    sequences = {
+        str(sequence): [pairs.listed(str(name)) for name in names] for sequence, names in sequences.items()
+    }
     counts = Counter(name for names in sequences.values() for name in names)
     for name, count in counts.most_common(1):
         if count > 1:
@@ -191,12 +190,20 @@ def _parse(line: bytes) -> Label:
     except UnicodeDecodeError as error:
         raise ValueError("not UTF-8 text") from error
     if len(columns) not in (15, 16):
-        raise ValueError(f"{len(columns)} columns, but a label has 15, or 16 with a score")
-    truncation, occlusion, alpha, x1, y1, x2, y2, *rest = map(frames.number, COLUMNS[1:], columns[1:])
-    if occlusion != int(occlusion):
-        raise ValueError(f"occlusion is {columns[2]!r}, not a whole number")
+        kind = other_format(columns)
+        hint = f": {kind}" if kind else ""
+        count = "1 column" if len(columns) == 1 else f"{len(columns)} columns"
+        raise ValueError(f"{count}, but a label has 15, or 16 with a score{hint}")
+    if len(columns) == 16 and not _is_number(columns[1]):
+        raise ValueError(f"truncation is {columns[1]!r}, not a number: {_blank(columns)}")
+    values = list(map(frames.number, COLUMNS[1:], columns[1:]))
+    truncation, occlusion, alpha, x1, y1, x2, y2, *rest = values
+    _require_ranges(truncation, occlusion, alpha, columns=columns)
+    _require_in_place(values[1:], columns)
+    frames.require_visible(columns[0])
     if x2 < x1 or y2 < y1:
-        raise ValueError(f"the box {box_text(x1, y1, x2, y2)} is reversed: it needs x1 < x2 and y1 < y2")
+        needed = "it needs x1 < x2 and y1 < y2, not x, y, width and height"
+        raise ValueError(f"the box {box_text(x1, y1, x2, y2)} is reversed: {needed}")
     return Label(
         columns[0],
         truncation,
@@ -208,6 +215,84 @@ def _parse(line: bytes) -> Label:
         rotation_y=rest[6],
         score=rest[7] if len(rest) == 8 else None,
     )
+
+
+def _require_ranges(truncation: float, occlusion: float, alpha: float, *, columns: list[str]) -> None:
+    """Raise ValueError for values that KITTI does not know: the columns of such a line are others."""
+    if occlusion != int(occlusion):
+        raise ValueError(f"occlusion is {columns[2]!r}, not a whole number")
+    known = ("from 0 to 1, or -1", "0, 1, 2, 3 or -1", "an angle from -pi to pi, or -10")
+    for name, text, words, fits in zip(COLUMNS[1:], columns[1:], known, _fit(truncation, occlusion, alpha)):
+        if not fits:
+            raise ValueError(f"{name} is {text!r}, not {words}: {_blank(columns)}")
+
+
+def _fit(truncation: float, occlusion: float, alpha: float) -> tuple[bool, bool, bool]:
+    """Whether values are those that KITTI knows: unknown are -1, -1 and -10, as in lines of DontCare.
+
+    Angles of other tools may count from 0 to 2 pi, or up to it to either side.
+    """
+    return (
+        truncation == -1 or 0 <= truncation <= 1,
+        occlusion in (-1, 0, 1, 2, 3),
+        alpha == -10 or abs(alpha) <= FULL_TURN,
+    )
+
+
+def _require_in_place(values: Sequence[float], columns: list[str]) -> None:
+    """Raise ValueError for a line that is a label from the third column on: the second one belongs to the class name.
+
+    No label is one by accident: its box would end left of as many pixels as the object is metres high.
+    """
+    x1, y1, x2, y2 = values[3:7]
+    if all(_fit(*values[:3])) and x1 < x2 and y1 < y2 and y2 > 0:
+        raise ValueError(f"a label but for its second column, {columns[1]!r}: {_blank(columns)}")
+
+
+def _blank(columns: list[str]) -> str:
+    """What is said of a line whose columns are not those that they should be."""
+    if len(columns) < 16:
+        return "columns are missing or moved"
+    return f"columns are moved, as by a blank in the class name (write {'_'.join(columns[:2])!r:.60})"
+
+
+def other_format(columns: list[str]) -> str:
+    """What a line may be that is no label of KITTI; empty: that cannot be told."""
+    text = " ".join(columns)
+    count, numeric = len(columns), [_is_number(column) for column in columns]
+    if text[:1] in ("<", "{", "["):
+        return "XML, not text" if text[0] == "<" else "JSON, not text"
+    if text.count(",") >= 4 or text.count(";") >= 4:
+        return "columns are separated by blanks, not by commas as in CSV"
+    if (
+        count >= 5
+        and all(numeric)
+        and columns[0].isdecimal()
+        and all(-0.5 <= float(c) <= 1.5 for c in columns[1:])
+    ):
+        return "a line of YOLO, with the number of the class and a box or outline in shares of the image"
+    if count in (5, 6) and all(numeric[1:5]):
+        return "a class and a box alone; the others of the 15 columns are 0 where they are not known"
+    if count == 8 and all(numeric[1:]):
+        return "the seven columns of 3D are missing; write 0 for each"
+    if count in (17, 18) and all(map(str.isdecimal, columns[:1])) and not numeric[2]:
+        return (
+            "a line of KITTI's tracking, with frame and track before the class: a label file is of one image"
+        )
+    if count in (9, 10) and all(numeric[:8]) and not numeric[8]:
+        return "a line of DOTA, with the four corners of a box before the class"
+    words = max((place + 1 for place in range(count) if not numeric[place]), default=0)
+    if words > 1 and count - words in (14, 15):
+        return f"a blank in the class name makes more of them (write {'_'.join(columns[:words])!r:.60})"
+    return ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        frames.number("", text)
+    except ValueError:
+        return False
+    return True
 
 
 def _require_area(label: Label) -> None:

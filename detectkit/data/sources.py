@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from detectkit.errors import DataError
 from detectkit.spec import DatasetExportConfig
 
 PARTS = re.compile(r"((-fold-\d{3}-of-\d{3}|-shard-\d{5}-of-\d{5})+(\.index)?|_warning\.json)")
+UNFINISHED = ".unfinished"
 
 
 def as_kitti(config: DatasetExportConfig) -> DatasetExportConfig:
@@ -82,6 +84,32 @@ def written(prefix: str | Path) -> list[Path]:
 def has_parts(prefix: Path, name: str) -> bool:
     """Whether a file of the prefix's folder is named as those of a conversion are, with its fold or shard."""
     return name.startswith(prefix.name) and PARTS.fullmatch(name.removeprefix(prefix.name)) is not None
+
+
+def unfinished(prefix: Path) -> Path:
+    """The file that is there while the files of a conversion take the places of older ones, and after a cut in that."""
+    return prefix.with_name(f".{prefix.name}{UNFINISHED}")
+
+
+def require_whole(pattern: str, found: Iterable[str]) -> None:
+    """Raise DataError where files, those of the pattern or any in its folder, are a mixture of two conversions."""
+    files = [Path(file) for file in found]
+    folders = {file.parent for file in files} or {Path(pattern).expanduser().parent}
+    begin = re.split(r"[*?[]", Path(pattern).name)[0]
+    for mark in (mark for folder in sorted(folders) for mark in folder.glob(f".*{UNFINISHED}")):
+        prefix = mark.with_name(mark.name[1:].removesuffix(UNFINISHED))
+        is_meant = begin.startswith(prefix.name) or prefix.name.startswith(begin)
+        if any(file.parent == prefix.parent and _is_of(prefix, file.name) for file in files) or (
+            not files and is_meant
+        ):
+            raise DataError(
+                f"{prefix}* is partly of one conversion and partly of another: "
+                "detectkit convert was cut while it replaced them; run it again"
+            )
+
+
+def _is_of(prefix: Path, name: str) -> bool:
+    return name == prefix.name or has_parts(prefix, name)
 
 
 def _root(config: DatasetExportConfig) -> Path:

@@ -6,7 +6,8 @@ frame/height, target/object_class, target/truncation, target/occlusion, target/c
 that are carried along. Ours on top: frame/encoded and frame/format, the image file's bytes and its extension.
 
 Beside a shard lies `<shard>.index`, one line `offset length` a record (the form NVIDIA DALI uses), so that a record is
-read by its number. Paths are local, or URLs that fsspec understands (s3://bucket/shard).
+read by its number. A record that does not embed its image may have frame/format too: images of one set may have several
+extensions. Paths are local, or URLs that fsspec understands (s3://bucket/shard).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from detectkit.data import sources
 from detectkit.data.example_pb2 import Example, Feature
 from detectkit.errors import DataError
 
@@ -47,7 +49,7 @@ class Record(NamedTuple):
     truncation: NDArray[numpy.float32]  # [n]
     occlusion: NDArray[numpy.int64]  # [n]
     image: bytes | None = None  # the image file, when the record embeds it
-    image_format: str = ""  # its extension without the dot: "jpg"
+    image_format: str = ""  # its extension without the dot: "jpg"; empty: that of the data set
 
 
 class Shard(NamedTuple):
@@ -74,6 +76,7 @@ def encode(record: Record, columns: Mapping[str, Sequence[float]] | None = None)
         feature[name].float_list.value.extend(map(float, values))
     if record.image is not None:
         feature["frame/encoded"].bytes_list.value.append(record.image)
+    if record.image_format:
         feature["frame/format"].bytes_list.value.append(record.image_format.encode())
     return example.SerializeToString(deterministic=True)
 
@@ -129,7 +132,7 @@ def find_shards(pattern: str) -> list[str]:
     """Expand a glob (local or a URL) to the sorted shards; index, warning and status files are left out.
 
     Raises:
-        DataError: the storage behind a URL cannot be listed.
+        DataError: the storage behind a URL cannot be listed, or a conversion was cut while it replaced the shards.
     """
     if _is_remote(pattern):
         try:
@@ -141,6 +144,7 @@ def find_shards(pattern: str) -> list[str]:
         found = [
             file for file in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isfile(file)
         ]
+        sources.require_whole(pattern, found)
     return sorted(file for file in found if not file.endswith(NOT_SHARDS))
 
 

@@ -23,34 +23,35 @@ def read_folder(config: DatasetExportConfig, generator: random.Random) -> Source
     """Read the images and XML files of a VOC folder: a fold for each image set, or a random split.
 
     Raises:
-        DataError: a folder or list is missing or unusable, no image has the extension, or an image is in two sets.
+        DataError: a folder or list is missing or unusable, there are no images or XML files, or an image is in two sets.
     """
     source = config.voc_config
     root = Path(source.root_directory_path).expanduser()
     image_root = frames.find_image_root(config.image_directory_path, root, [source.image_dir_name])
-    extension = "." + source.image_extension.removeprefix(".")
-    labels = root / source.annotation_dir_name
-    parse = partial(read_labels, difficult_label=source.difficult_label)
-    pairs = frames.Pairs(image_root, source.image_dir_name, extension, labels, ".xml", parse)
-    names = frames.list_images(image_root / source.image_dir_name, extension)
-    annotated = frames.list_names(labels, ".xml", "annotation_dir_name")
+    pairs = frames.find_pairs(
+        frames.ImageFolder(image_root, source.image_dir_name, source.image_extension),
+        frames.LabelFolder(root / source.annotation_dir_name, ".xml", "annotation_dir_name"),
+        partial(read_labels, difficult_label=source.difficult_label),
+    )
+    rejected: list[frames.Reject] = []
     if source.image_set_files:
         sets = [_read_list(root / file) for file in source.image_set_files]
-        rejected: list[frames.Reject] = []
-        folds = [list(pairs.read(listed, rejected).values()) for listed in sets]
+        listed = [list(dict.fromkeys(map(pairs.listed, names))) for names in sets]
+        folds = [list(pairs.read(names, rejected).values()) for names in listed]
         frames.require_disjoint(folds)
     else:
-        rejected = pairs.missing_images(annotated - names)
-        folds = frames.split(list(pairs.read(sorted(names), rejected).values()), source.val_split, generator)
+        folds = frames.split(list(pairs.read_all(rejected).values()), source.val_split, generator)
     shards = [source.num_shards] * len(folds)
-    return Source(folds, rejected, image_root, extension.removeprefix("."), shards)
+    extension = pairs.extension(frame for fold in folds for frame in fold)
+    return Source(folds, rejected, image_root, extension, shards)
 
 
 def read_labels(path: Path, *, difficult_label: str = "") -> LabelFile:
     """Read the objects of one XML file.
 
     VOC counts pixels from 1 and includes the last one: xmin, ymin, xmax, ymax are x1 = xmin - 1, y1 = ymin - 1, x2 =
-    xmax, y2 = ymax. Parts of objects are not read; `truncated` and `occluded` are 0 or 1.
+    xmax, y2 = ymax. An object without bndbox but with a polygon has the box around that. Parts of objects are not read;
+    `truncated` and `occluded` are 0 or 1.
 
     Args:
         difficult_label: the name of difficult objects; empty: their own.
@@ -74,7 +75,7 @@ def read_labels(path: Path, *, difficult_label: str = "") -> LabelFile:
             labels.append(_label(element, difficult_label))
         except ValueError as error:
             rejected.append((None, f"object {number}: {error}"))
-    return LabelFile(labels, rejected, size)
+    return LabelFile(labels, rejected, size, tree.findtext("filename", "").strip())
 
 
 class _Builder(ElementTree.TreeBuilder):
@@ -94,7 +95,7 @@ def _parse(content: bytes) -> ElementTree.Element:
 
 def _size(tree: ElementTree.Element) -> tuple[float, float]:
     """Give width and height of the image as the file states them; 0 where it does not."""
-    width, height = (tree.findtext(f"size/{side}", "").strip() for side in ("width", "height"))
+    width, height = (_number(tree, f"size/{side}") for side in ("width", "height"))
     return (frames.number("width", width or "0"), frames.number("height", height or "0"))
 
 
@@ -103,6 +104,7 @@ def _label(element: ElementTree.Element, difficult_label: str) -> Label:
     name = element.findtext("name", "").strip()
     if not name:
         raise ValueError("it has no name")
+    frames.require_visible(name)
     is_renamed = bool(difficult_label) and _is_set(element, "difficult")
     return Label(
         difficult_label if is_renamed else name,
@@ -120,16 +122,35 @@ def _is_set(element: ElementTree.Element, tag: str) -> bool:
 
 
 def _box(element: ElementTree.Element) -> tuple[float, float, float, float]:
-    bounds = element.find("bndbox")
-    if bounds is None:
+    bounds, polygon = element.find("bndbox"), element.find("polygon")
+    if bounds is not None:
+        sides = ("xmin", "ymin", "xmax", "ymax")
+        xmin, ymin, xmax, ymax = (frames.number(side, _number(bounds, side)) for side in sides)
+    elif polygon is not None:
+        xmin, ymin, xmax, ymax = _around(polygon)
+    else:
         raise ValueError("it has no bndbox")
-    sides = ("xmin", "ymin", "xmax", "ymax")
-    xmin, ymin, xmax, ymax = (frames.number(side, bounds.findtext(side, "").strip()) for side in sides)
     if xmax <= xmin - 1 or ymax <= ymin - 1:
-        raise ValueError(
-            f"the box {box_text(xmin, ymin, xmax, ymax)} has no area: xmax and ymax are too small"
-        )
+        reason = "has no area: xmax and ymax are too small, or width and height"
+        raise ValueError(f"the box {box_text(xmin, ymin, xmax, ymax)} {reason}")
     return (xmin - 1, ymin - 1, xmax, ymax)
+
+
+def _around(polygon: ElementTree.Element) -> tuple[float, float, float, float]:
+    """The pixels that a polygon reaches: its points are x1, y1, x2, y2 and so on, or pt with x and y."""
+    values: dict[str, list[float]] = {"x": [], "y": []}
+    for corner in polygon.iter():
+        axis = corner.tag[:1]
+        if axis in values and not corner.tag[1:].strip("0123456789"):
+            values[axis].append(frames.number(f"{corner.tag} of its polygon", _number(corner, ".")))
+    if len(values["x"]) < 2 or len(values["x"]) != len(values["y"]):
+        raise ValueError("it has no bndbox, and its polygon has no points of x and y")
+    return min(values["x"]), min(values["y"]), max(values["x"]), max(values["y"])
+
+
+def _number(parent: ElementTree.Element, tag: str) -> str:
+    """The text of a number; some tools write it in quotes."""
+    return parent.findtext(tag, "").strip().strip("\"'").strip()
 
 
 def _read_list(path: Path) -> list[str]:

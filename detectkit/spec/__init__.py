@@ -3,7 +3,7 @@
 from detectkit.spec.augmentation_pb2 import AugmentationConfig
 from detectkit.spec.bbox_rasterizer_pb2 import BboxRasterizerConfig
 from detectkit.spec.calibration_pb2 import CalibrationConfig
-from detectkit.spec.check import Violation, check, class_names
+from detectkit.spec.check import Violation, check, class_names, control_character, label_name
 from detectkit.spec.classes import compare_classes, read_class_list
 from detectkit.spec.cost_function_pb2 import CostFunctionConfig
 from detectkit.spec.dataset_export_pb2 import (
@@ -117,6 +117,7 @@ __all__ = [
     "chosen_criterion",
     "class_names",
     "compare_classes",
+    "control_character",
     "differences",
     "dumps",
     "explain",
@@ -124,6 +125,7 @@ __all__ = [
     "has_target",
     "has_teacher",
     "kind_of",
+    "label_name",
     "load",
     "load_dataset_export",
     "load_experiment",

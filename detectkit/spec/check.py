@@ -7,8 +7,9 @@ import json
 import math
 import re
 import struct
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -42,6 +43,11 @@ LABEL_LIMITS = (
     ("crop_left", "crop_right"),
     ("crop_top", "crop_bottom"),
 )
+# Control characters, ends of lines and paragraphs, marks of direction, spaces without width, halves of characters.
+CONTROL = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
+VISIBLE = "must have no control character (it has {})"
 TENSORRT_VERSION = re.compile(r"\d+(\.\d+){1,3}")
 INTERVAL = re.compile(r"([\[(])\s*([^,\s]+)\s*,\s*([^,\s]+)\s*([\])])$")
 
@@ -134,6 +140,15 @@ def _fields(message: Message, path: str) -> Iterator[Violation]:
             yield from _fields(value, here)
         else:
             yield from _value(here, value, field, rule)
+    yield from _keys(message, path)
+
+
+def _keys(message: Message, path: str) -> Iterator[Violation]:
+    """Keys of maps are names of classes."""
+    for field, value in fields_of(message):
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            for key in sorted(filter(control_character, map(str, value))):
+                yield Violation(join(path, field.name), VISIBLE.format(control_character(key)), quoted(key))
 
 
 def _required(field: FieldDescriptor) -> str:
@@ -147,6 +162,8 @@ def _value(path: str, value: Any, field: FieldDescriptor, rule: Rule) -> Iterato
     shown = show(value, field)
     if isinstance(value, float) and not math.isfinite(value):
         yield Violation(path, "must be a finite number", shown)
+    elif isinstance(value, str) and control_character(value):
+        yield Violation(path, VISIBLE.format(control_character(value)), shown)
     elif field.enum_type is not None and value not in field.enum_type.values_by_number:
         names = [f"{known.name} ({known.number})" for known in field.enum_type.values]
         yield Violation(path, f"must be one of {', '.join(names)}", shown)
@@ -196,6 +213,20 @@ def short(value: float) -> str:
         if math.isfinite(value) and struct.pack("f", float(text)) == struct.pack("f", value):
             return text
     return repr(value)
+
+
+def label_name(text: str) -> str:
+    """Give a label name as the records have it: in lower case and without white space, as TLT's are.
+
+    Letters of every script stay; those that are a letter and an accent are composed.
+    """
+    return unicodedata.normalize("NFC", "".join(text.split()).lower())
+
+
+def control_character(text: str) -> str | None:
+    """The first character that a terminal or a line of a file would obey, or not show, as `U+001B`; None: there is none."""
+    found = None if text.isprintable() else CONTROL.search(text)
+    return f"U+{ord(found[0]):04X}" if found else None
 
 
 def quoted(text: str) -> str:
@@ -576,6 +607,10 @@ def _inference(spec: Inference) -> Iterator[Violation]:
 
 
 def _dataset_export(spec: DatasetExportConfig) -> Iterator[Violation]:
+    yield from _agreeing("target_class_mapping", spec.target_class_mapping)
+    modifier = spec.sample_modifier_config
+    path = "sample_modifier_config.source_to_target_class_mapping"
+    yield from _agreeing(path, modifier.source_to_target_class_mapping)
     match spec.WhichOneof("convert_config_type"):
         case "kitti_config":
             yield from _kitti(spec.kitti_config)
@@ -589,6 +624,18 @@ def _dataset_export(spec: DatasetExportConfig) -> Iterator[Violation]:
             pass
         case _:
             yield Violation("kitti_config", "this section is missing (or coco_config, or voc_config)", "")
+
+
+def _agreeing(path: str, mapping: Mapping[str, str]) -> Iterator[Violation]:
+    """Labels are compared as the records have them, so two spellings of one must agree."""
+    spellings: dict[str, set[str]] = {}
+    for label, target in mapping.items():
+        spellings.setdefault(label_name(label), set()).add(label_name(target))
+    for label, targets in spellings.items():
+        if len(targets) > 1:
+            classes = ", ".join(map(quoted, sorted(targets)))
+            rule = f"label {quoted(label)}, in lower case and without spaces, must have one class"
+            yield Violation(path, rule, classes)
 
 
 def _kitti(config: KITTIConfig) -> Iterator[Violation]:

@@ -633,8 +633,8 @@ CONVERSION: tuple[Difference[DatasetExportConfig], ...] = (
     ),
     Difference(
         "coco_config.annotation_files",
-        "a category without an ASCII letter, and two of one name once other letters are gone, are errors; TLT writes an "
-        "empty name, and takes the two for one class",
+        "categories keep the letters of every script; TLT's lose those that are not ASCII, to an empty name or to that of "
+        "another class",
         lambda spec: spec.HasField("coco_config"),
     ),
     Difference(

@@ -118,6 +118,54 @@ def test_names_the_warning_file_and_lists_it_with_v(export_spec, tmp_path, capsy
     assert f"{tmp_path}/kitti/label_2/5.txt:1: the box (30, 2, 1, 40) is reversed" in printed.err
 
 
+def test_reasons_are_told_with_their_number_and_a_place(export_spec, tmp_path, capsys):
+    labels = tmp_path / "kitti" / "label_2"
+    for number in (1, 2, 3):
+        (labels / f"{number}.txt").write_text(
+            f"Car 0 0 0 {30 + number} 2 1 40 0 0 0 0 0 0 0\n0 0.5 0.5 0.1 0.2\n"
+        )
+    (tmp_path / "kitti" / "image_2" / "7.png").write_bytes(b"")
+    assert cli.main(["convert", "-d", str(export_spec), "-o", f"{tmp_path}/cars"]) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == f"WARNING: left out: 7 lines, labels or images; listed in {tmp_path}/cars_warning.json"
+    assert told[1].startswith("WARNING:   3 times: the box (31, 2, 1, 40) is reversed: ")
+    assert told[1].endswith(f"(first {labels}/1.txt:1)")
+    assert told[2].startswith("WARNING:   3 times: 5 columns, ") and "a line of YOLO" in told[2]
+    assert told[3] == f"WARNING:   1 times: the file is empty (first {tmp_path}/kitti/image_2/7.png)"
+
+
+@pytest.mark.parametrize(
+    "line, likely",
+    [
+        ("0 0.5 0.5 0.1 0.2", "a line of YOLO"),
+        ("0 1 Car 0 0 0 1 2 30 40 0 0 0 0 0 0 0", "a line of KITTI's tracking"),
+        ("Car,0,0,0,1,2,30,40", "as in CSV"),
+        ("Car 0 0 0 40 30 20 20 0 0 0 0 0 0 0", "not x, y, width and height"),
+    ],
+)
+def test_labels_of_another_format(export_spec, tmp_path, capsys, line, likely):
+    """Some images have no object: they alone are no data set either."""
+    for number in range(5):
+        (tmp_path / "kitti" / "label_2" / f"{number}.txt").write_text(f"{line}\n" * 2)
+    for number in range(5, 8):
+        (tmp_path / "kitti" / "label_2" / f"{number}.txt").write_text("")
+    assert cli.main(["convert", "-d", str(export_spec), "-o", f"{tmp_path}/records/cars"]) == 4
+    error = capsys.readouterr().err
+    assert "not one of 10 labels is usable (10 times: " in error and likely in error
+    assert f"{tmp_path}/kitti/label_2/0.txt:1" in error and error.count("\n") == 1
+    assert not (tmp_path / "records").exists()
+
+
+def test_images_of_another_ending_are_told(export_spec, tmp_path, capsys):
+    image = tmp_path / "kitti" / "image_2" / "3.png"
+    image.rename(image.with_suffix(".JPG"))
+    assert cli.main(["convert", "-d", str(export_spec), "-o", f"{tmp_path}/cars"]) == 0
+    printed = capsys.readouterr()
+    assert (
+        "1 images have another extension than .png: their records tell it" in printed.out and not printed.err
+    )
+
+
 def test_status_file(export_spec, tmp_path):
     arguments = ["-d", str(export_spec), "-o", f"{tmp_path}/cars", "-r", f"{tmp_path}/results", "-k", "key"]
     assert cli.main(["dataset_convert", *arguments]) == 0

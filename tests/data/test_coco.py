@@ -132,14 +132,14 @@ def test_crowds(root, prefix, label, name):
     assert records(summary)[0]["train/b"].names == [name, "car", "car"]
 
 
-def test_category_names_are_cleaned_as_in_tlt_and_then_mapped(root, prefix):
+def test_category_names_lose_spaces_and_capitals_and_are_then_mapped(root, prefix):
     change(
         root, "train", categories=[{"id": 1, "name": "Caf\u00e9 Bar"}, {"id": 18, "name": " Traffic  Light"}]
     )
     config = settings(root, "train")
-    assert convert(config, prefix).folds[0].boxes == {"cafbar": 2, "trafficlight": 1}
+    assert convert(config, prefix).folds[0].boxes == {"caf\u00e9bar": 2, "trafficlight": 1}
     config.target_class_mapping["Traffic Light"] = "Lamp"
-    assert convert(config, prefix).folds[0].boxes == {"cafbar": 2, "lamp": 1}
+    assert convert(config, prefix).folds[0].boxes == {"caf\u00e9bar": 2, "lamp": 1}
 
 
 def test_several_ids_of_one_category(root, prefix):
@@ -166,6 +166,91 @@ def test_names_of_folders_with_slashes_and_dots(root, prefix):
     assert sorted(records(summary)[0]) == ["train/a", "train/b", "train/c"]
 
 
+@pytest.mark.parametrize(
+    "file_name",
+    [
+        "sub\\x.jpg",
+        "train\\sub\\x.jpg",
+        "train/sub/x.jpg",
+        "C:\\data\\train\\sub\\x.jpg",
+        "sub/x.png",
+        "sub/x.JPG",
+        "sub/x",
+        "./sub/x.jpg",
+    ],
+)
+def test_a_file_name_as_other_machines_write_it(root, prefix, file_name):
+    (root / "train" / "sub").mkdir()
+    Image.new("RGB", (64, 48)).save(root / "train" / "sub" / "x.jpg")
+    change(root, "train", images=[{"id": 1, "file_name": file_name}], annotations=[box(1)])
+    summary = convert(settings(root, "train"), prefix)
+    assert list(records(summary)[0]) == ["train/sub/x"] and summary.rejected == []
+
+
+def test_a_file_with_a_backslash_in_its_name_is_itself(root, prefix):
+    Image.new("RGB", (64, 48)).save(root / "train" / "s\\x.jpg")
+    change(root, "train", images=[{"id": 1, "file_name": "s\\x.jpg"}], annotations=[box(1)])
+    assert list(records(convert(settings(root, "train"), prefix))[0]) == ["train/s\\x"]
+
+
+def test_an_image_that_is_listed_is_not_taken_for_another_one(root, prefix):
+    images = [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "a.jpg"}]
+    change(root, "train", images=images, annotations=[box(1, category=18), box(2)])
+    summary = convert(settings(root, "train"), prefix)
+    assert records(summary)[0]["train/a"].names == ["car"]
+    assert reasons(summary) == ["the image is missing"]
+
+
+def test_numbers_in_quotes(root, prefix):
+    entry = {"image_id": "1", "category_id": "18", "bbox": ["1", "2.5", " 30 ", "38"], "iscrowd": "1"}
+    images = [{"id": "1", "file_name": "a.jpg", "width": "64", "height": "48"}]
+    change(root, "train", images=images, annotations=[entry, entry | {"image_id": 1, "category_id": 1}])
+    summary = convert(settings(root, "train", crowd_label="crowd"), prefix)
+    record = records(summary)[0]["train/a"]
+    assert (summary.rejected, record.names) == ([], ["crowd", "crowd"])
+    assert record.boxes.tolist() == [[1, 2.5, 31, 40.5]] * 2
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [[3, 4, 13, 4, 13, 24, 3, 24]],
+        {"size": [48, 64], "counts": [3 * 48 + 4, 20, *[28, 20] * 9, 50 * 48 + 24 + 28 - 28]},
+    ],
+)
+@pytest.mark.parametrize("bbox", [{}, {"bbox": []}, {"bbox": None}])
+def test_a_segmentation_without_a_box(root, prefix, segmentation, bbox):
+    entry = {"image_id": 1, "category_id": 1, "segmentation": segmentation, **bbox}
+    change(root, "train", annotations=[entry])
+    summary = convert(settings(root, "train"), prefix)
+    assert summary.rejected == []
+    assert records(summary)[0]["train/a"].boxes.tolist() == [[3, 4, 13, 24]]
+
+
+def test_letters_of_every_script(root, prefix, caplog):
+    names = ["Fu\u00dfg\u00e4nger", "\u8f66", "\u0130stanbul", "Cafe\u0301", "CAF\u00c9"]
+    change(
+        root,
+        "train",
+        categories=[{"id": number, "name": name} for number, name in enumerate(names)],
+        annotations=[box(1, category=number) for number in range(5)],
+    )
+    boxes = convert(settings(root, "train"), prefix).folds[0].boxes
+    assert boxes == {"fu\u00dfg\u00e4nger": 1, "\u8f66": 1, "i\u0307stanbul": 1, "caf\u00e9": 2}
+    assert caplog.messages == [
+        "labels that are one in the records, with their boxes: caf\u00e9 ('CAF\u00c9' 1, 'Cafe\u0301' 1)"
+    ]
+
+
+def test_no_usable_annotation_stops_the_conversion(root, tmp_path, capsys):
+    change(root, "train", annotations=[box(1, [5, 5, 0, 0], id=number) for number in range(4)])
+    (tmp_path / "spec.txt").write_text(spec.dumps(settings(root, "train")))
+    assert main(["convert", "-d", str(tmp_path / "spec.txt"), "-o", f"{tmp_path}/records/data"]) == DATA_ERROR
+    error = capsys.readouterr().err
+    assert "not one of 4 labels is usable (4 times: " in error and "has no area" in error
+    assert not (tmp_path / "records").exists()
+
+
 # What is left out
 
 
@@ -173,7 +258,7 @@ def test_names_of_folders_with_slashes_and_dots(root, prefix):
     "annotation, reason",
     [
         (box(9), "annotations[0]: no usable image has the id 9"),
-        (box("1"), "annotations[0]: no usable image has the id '1'"),
+        (box("01"), "annotations[0]: no usable image has the id '01'"),
         (box([1]), "annotations[0]: no usable image has the id [1]"),
         (box(1, category=2, id=77), "annotation 77: no category has the id 2"),
         (box(1, category={}, id="x"), "annotation 'x': no category has the id {}"),
@@ -182,7 +267,7 @@ def test_names_of_folders_with_slashes_and_dots(root, prefix):
         (box(1, [1, 2, float("nan"), 5]), "its bbox [1, 2, nan, 5] is not four finite numbers"),
         (box(1, [1, 2, float("inf"), 5]), "its bbox [1, 2, inf, 5] is not four finite numbers"),
         (box(1, [1, 2, 10**400, 5]), "is not four finite numbers of a sensible size"),
-        (box(1, [1, 2, "3", 5]), "its bbox [1, 2, '3', 5] is not four finite numbers"),
+        (box(1, [1, 2, "3px", 5]), "its bbox [1, 2, '3px', 5] is not four finite numbers"),
         (box(1, [1, 2, 3]), "annotations[0]: it has no bbox of x, y, width and height"),
         ({"image_id": 1, "category_id": 1, "segmentation": []}, "it has no bbox of x, y, width and height"),
         (7, "annotations[0]: no usable image has the id None"),
@@ -216,8 +301,8 @@ def test_an_annotation_that_is_left_out(root, prefix, annotation, reason):
             "the image is 64x48 pixels, but its labels are for 48x64",
         ),
         (
-            {"id": 4, "file_name": "d.jpg", "width": "64", "height": 48},
-            "the image is 64x48 pixels, but its labels are for '64'x48",
+            {"id": 4, "file_name": "d.jpg", "width": "wide", "height": 10**400},
+            "the image is 64x48 pixels, but its labels are for 'wide'x1000",
         ),
         ({"id": 4, "file_name": "./a.jpg"}, "a.jpg has the same name"),
     ],
@@ -262,18 +347,26 @@ def test_images_that_cannot_be_told_apart_are_all_left_out(root, prefix, images,
 
 
 def test_images_of_other_extensions(root, prefix):
-    """A training spec has one image_extension; embedded images need none."""
+    """Records keep an extension that is not the one of most images; without any, training would not find the image."""
     add_fold(root, "val", ["a.jpg", "d.png", "e.JPG"], [box(2)])
     (root / "val" / "e.JPG").rename(root / "val" / "e")
     images = json.loads((root / "val.json").read_text())["images"]
     change(root, "val", images=[*images[:2], images[2] | {"file_name": "e"}])
     config = settings(root, "val", "train")
     summary = convert(config, prefix)
-    assert [reject.file for reject in summary.rejected] == [f"{root}/val/{name}" for name in ("d.png", "e")]
-    assert set(reasons(summary)) == {
-        "most images end in .jpg, and a training spec has one image_extension; or set embed_images"
+    assert [reject.file for reject in summary.rejected] == [f"{root}/val/e"]
+    assert reasons(summary) == [
+        "the name has no extension, which training would look for; rename it, or set embed_images"
+    ]
+    assert [sorted(fold) for fold in records(summary)] == [
+        ["val/a", "val/d"],
+        ["train/a", "train/b", "train/c"],
+    ]
+    assert {name: record.image_format for name, record in records(summary)[0].items()} == {
+        "val/a": "",
+        "val/d": "png",
     }
-    assert [sorted(fold) for fold in records(summary)] == [["val/a"], ["train/a", "train/b", "train/c"]]
+    assert (summary.image_extension, summary.others) == ("jpg", 1)
     config.embed_images = True
     summary = convert(config, prefix)
     assert sorted(records(summary)[0]) == ["val/a", "val/d", "val/e"] and summary.rejected == []
@@ -361,10 +454,21 @@ def categories(*entries):
         ),
         (categories({"id": 1}), "ROOT/train.json: categories[0] needs an id and a name"),
         (categories("car"), "categories[0] needs an id and a name"),
-        (categories({"id": 1, "name": "\u732b"}), "category '\u732b' has no ASCII letter"),
-        (
-            categories({"id": 1, "name": "\u732b1"}, {"id": 2, "name": "\u72ac1"}),
-            "category '\u72ac1' and '\u732b1' would have one name: records keep ASCII letters only; rename it",
+        (categories({"id": 1, "name": " "}), "categories[0] needs an id and a name"),
+        *(
+            (
+                categories({"id": 1, "name": f"car{letter}rm"}),
+                f"categories[0]: the class name {ascii(f'car{letter}rm')} has the control character {code}; rename it",
+            )
+            for letter, code in (
+                ("\n", "U+000A"),
+                ("\0", "U+0000"),
+                ("\x1b", "U+001B"),
+                ("\x9b", "U+009B"),
+                ("\u2028", "U+2028"),
+                ("\u202e", "U+202E"),
+                ("\ud800", "U+D800"),
+            )
         ),
         (categories({"id": 1, "name": "a"}, {"id": 1, "name": "b"}), "category 1 is called a and b"),
     ],

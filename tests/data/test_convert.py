@@ -2,6 +2,9 @@
 
 import errno
 import json
+import os
+import signal
+import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -15,6 +18,7 @@ from detectkit import spec
 from detectkit.cli import main
 from detectkit.data import sources, tfrecord
 from detectkit.data.convert import convert, modify
+from detectkit.data.dataset import training_frames
 from detectkit.data.example_pb2 import Example
 from detectkit.data.frames import Frame, Label
 from detectkit.data.sample import make_sample_data
@@ -312,11 +316,18 @@ def test_nothing_usable(root, prefix):
     assert files(prefix) == []
 
 
-def test_wrong_extension_names_what_is_there(root, prefix):
-    with pytest.raises(
-        DataError, match=r"no .jpg images in .*image_2 \(it has 10 .png\): see image_extension"
-    ):
+def test_no_image_names_what_is_there(root, prefix):
+    for path in (root / "image_2").iterdir():
+        path.rename(path.with_suffix(".mp4"))
+    with pytest.raises(DataError, match=r"no images in .*image_2 or below it \(it has 10 .mp4\)"):
         convert(settings(root, image_extension="jpg"), prefix)
+
+
+def test_no_label_file_names_what_is_there(root, prefix):
+    for path in (root / "label_2").iterdir():
+        path.rename(path.with_suffix(".xml"))
+    with pytest.raises(DataError, match=r"no .txt label files in .*label_2 or below it \(it has 10 .xml\)"):
+        convert(settings(root), prefix)
 
 
 @pytest.mark.parametrize("field", ["root_directory_path", "image_dir_name", "label_dir_name"])
@@ -438,6 +449,222 @@ def test_output_below_a_file(root, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
         convert(settings(root), f"{tmp_path}/file/data")
+
+
+# ------------------------------------------------------------------------------------------ endings and sub-folders
+
+
+def test_images_of_several_endings_are_found_and_read_again(tmp_path, prefix):
+    """The record says how its image ends where that is not what the spec says."""
+    for number, end in enumerate(("png", "PNG", "jpg", "JPEG", "bmp", "png")):
+        add_frame(tmp_path / "k", f"{number}", extension=end)
+    summary = convert(one_fold(tmp_path / "k"), prefix)
+    assert summary.rejected == [] and (summary.image_extension, summary.others) == ("png", 4)
+    config = spec.DatasetConfig(image_extension="png")
+    config.data_sources.add(tfrecords_path=f"{prefix}-fold-*", image_directory_path=str(tmp_path / "k"))
+    frames = training_frames(config, ["car"])
+    endings = sorted(Path(frame.path).name for frame in frames.frames)
+    assert endings == ["0.png", "1.PNG", "2.jpg", "3.JPEG", "4.bmp", "5.png"]
+    assert {frames.sample(number, channels=3).original_size for number in range(6)} == {(64, 48)}
+
+
+def test_no_image_has_the_ending_of_the_spec(root, prefix):
+    summary = convert(one_fold(root, image_extension="jpg"), prefix)
+    assert (summary.folds[1].frames, summary.image_extension, summary.others) == (10, "", 10)
+    formats = {record.image_format for record in tfrecord.read_records(str(summary.folds[1].shards[0]))}
+    assert formats == {"png"}
+
+
+def test_two_images_of_one_name(root, prefix):
+    Image.new("RGB", (64, 48)).save(root / "image_2" / "000003.jpg")
+    Image.new("RGB", (64, 48)).save(root / "image_2" / "000004.bmp")
+    summary = convert(one_fold(root), prefix)
+    assert summary.folds[1].frames == 10 and summary.others == 0
+    assert [(reject.file, reject.reason) for reject in summary.rejected] == [
+        (
+            f"{root}/image_2/{name}",
+            "the name is that of another file but for the extension, and that one is taken",
+        )
+        for name in ("000003.jpg", "000004.bmp")
+    ]
+
+
+def test_sub_folders(tmp_path, prefix):
+    """Beside images at the top, and below others; the companions that macOS makes are no images."""
+    root = tmp_path / "k"
+    for name in ("top", "cam/0", "cam/1", "more/cam/0"):
+        for folder in ("image_2", "label_2"):
+            (root / folder / name).parent.mkdir(parents=True, exist_ok=True)
+        add_frame(root, name)
+    add_frame(root, "cam/2")
+    (root / "label_2/cam/2.txt").unlink()
+    for path in (root / "image_2/cam/._0.png", root / "label_2/cam/._0.txt", root / "image_2/._top.png"):
+        path.write_bytes(b"\0\5\x16\7")
+    (root / "image_2/loop").symlink_to(root / "image_2")
+    summary = convert(one_fold(root), prefix)
+    assert sorted(read(summary)[1]) == [f"image_2/{name}" for name in ("cam/0", "cam/1", "more/cam/0", "top")]
+    assert [(reject.file, reject.reason) for reject in summary.rejected] == [
+        (f"{root}/label_2/cam/2.txt", "the label file is missing")
+    ]
+
+
+def test_a_sequence_names_frames_in_sub_folders_with_either_slash_and_ending(tmp_path, prefix):
+    root = tmp_path / "k"
+    for folder in ("image_2", "label_2"):
+        (root / folder / "cam").mkdir(parents=True)
+    for name in ("cam/0", "cam/1", "v1.2"):
+        add_frame(root, name)
+    (root / "seq.json").write_text(json.dumps({"a": ["cam\\0", "cam/1.png"], "b": ["v1.2"]}))
+    config = settings(root, partition_mode="sequence", kitti_sequence_to_frames_file="seq.json")
+    summary = convert(config, prefix)
+    assert [sorted(fold) for fold in read(summary)] == [["image_2/v1.2"], ["image_2/cam/0", "image_2/cam/1"]]
+    assert summary.rejected == []
+
+
+def test_names_of_files_as_macos_and_others_write_them(tmp_path, prefix):
+    """An accent of its own in one folder, with its letter in the other."""
+    root = tmp_path / "k"
+    add_frame(root, "Stra\u00dfe M\u00fcnchen")
+    (root / "image_2" / "Stra\u00dfe M\u00fcnchen.png").rename(
+        root / "image_2" / "Stra\u00dfe Mu\u0308nchen.png"
+    )
+    (root / "label_2" / "Stra\u00dfe M\u00fcnchen.txt").rename(
+        root / "label_2" / "Stra\u00dfe M\u00fcnchen.TXT"
+    )
+    summary = convert(one_fold(root), prefix)
+    assert read(summary)[1] == ["image_2/Stra\u00dfe Mu\u0308nchen"] and summary.rejected == []
+
+
+# ------------------------------------------------------------------------------------------------ names of classes
+
+
+@pytest.mark.parametrize(
+    "labels, expected, told",
+    [
+        (["A", "a", "a"], {"a": 3}, ["a ('A' 1, 'a' 2)"]),
+        (
+            ["Stra\u00dfe", "STRA\u1e9eE"],
+            {"stra\u00dfe": 2},
+            ["stra\u00dfe ('STRA\u1e9eE' 1, 'Stra\u00dfe' 1)"],
+        ),
+        (["M\u00fcll", "Mu\u0308ll"], {"m\u00fcll": 2}, ["'Mu\u0308ll' 1", "'M\u00fcll' 1"]),
+        (["\u8f66", "\u7269"], {"\u8f66": 1, "\u7269": 1}, []),
+        (
+            ["\u0410", "\u0430", "A"],
+            {"\u0430": 2, "a": 1},
+            ["'\u0410' 1, '\u0430' 1"],
+        ),  # Cyrillic; A is Latin
+        (["\u0130stop", "istop"], {"i\u0307stop": 1, "istop": 1}, []),
+    ],
+)
+def test_labels_that_meet_are_told(tmp_path, prefix, caplog, labels, expected, told):
+    add_frame(tmp_path / "k", "a", "".join(CAR.replace("Car", name) for name in labels))
+    assert convert(one_fold(tmp_path / "k"), prefix).folds[1].boxes == expected
+    meeting = [text for text in caplog.messages if "labels that are one in the records" in text]
+    assert len(meeting) == bool(told) and all(text in meeting[0] for text in told)
+
+
+def test_names_in_the_spec_that_no_label_has(root, prefix, caplog):
+    config = one_fold(root)
+    config.target_class_mapping["CAR"] = "Vehicle"
+    config.target_class_mapping["hot dog"] = "food"
+    config.sample_modifier_config.source_to_target_class_mapping["Vehicle"] = "thing"
+    config.sample_modifier_config.source_to_target_class_mapping["car"] = (
+        "thing"  # it is called vehicle by now
+    )
+    config.sample_modifier_config.filter_samples_containing_only.extend(["thing", "bus"])
+    config.sample_modifier_config.dominant_target_classes.append("trucks")
+    config.sample_modifier_config.minimum_target_class_imbalance["Pedestrians"] = 2
+    convert(config, prefix)
+    assert caplog.messages == [
+        "target_class_mapping: no label is called 'hot dog'",
+        "source_to_target_class_mapping: no label is called 'car'",
+        "filter_samples_containing_only: no label is called 'bus'",
+        "dominant_target_classes: no label is called 'trucks'",
+        "minimum_target_class_imbalance: no label is called 'Pedestrians'",
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------- switch-over
+
+STEPS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "open", "shutil.rmtree", "fcntl.flock"}
+
+
+def killed_at(count, config, prefix):
+    """Whether a conversion, in a process of its own, is killed before it does so many things with files and is not done."""
+    process = os.fork()
+    if process == 0:
+        steps = iter(range(count))
+
+        def step(event, arguments):
+            if event in STEPS and any("records" in str(argument) for argument in arguments):
+                if next(steps, None) is None:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(step)
+        try:
+            convert(config, prefix)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitpid(process, 0)[1] != 0
+
+
+def folds_of(prefix):
+    """Frames of each fold as a training would find them, and how many records there are."""
+    shards = tfrecord.find_shards(f"{prefix}-fold-*")
+    records = [
+        (shard.split("-fold-")[1][:3], r.frame_id) for shard in shards for r in tfrecord.read_records(shard)
+    ]
+    return sorted(records)
+
+
+def test_a_conversion_over_an_older_one_that_is_killed_at_any_step(root, prefix):
+    """What is there is the old set or the new one, or is refused; the next conversion makes the new one of it."""
+    older, newer = settings(root, num_shards=3, val_split=50), settings(root, num_shards=2, val_split=20)
+    newer.random_seed = 7
+    (root.parent / "records").mkdir()
+    convert(newer, prefix)
+    new, names = folds_of(prefix), files(prefix)
+    convert(older, prefix)
+    old = folds_of(prefix)
+    seen = []
+    for count in range(200):
+        is_killed = killed_at(count, newer, prefix)
+        try:
+            seen.append({str(old): "old", str(new): "new"}[str(folds_of(prefix))])
+        except DataError as error:
+            assert "was cut while it replaced them; run it again" in str(error)
+            seen.append("refused")
+        if not is_killed:
+            break
+        if seen[-1] != "old":
+            convert(newer, prefix)
+            assert folds_of(prefix) == new and files(prefix) == names
+            convert(older, prefix)
+            assert folds_of(prefix) == old
+    assert not is_killed and seen[-1] == "new" and seen.count("refused") > 5
+    assert seen == sorted(seen, key=["old", "refused", "new"].index)
+    assert files(prefix) == names  # what the killed ones left is gone
+
+
+def test_records_without_folds_go_when_there_are_folds(root, prefix):
+    (root / "seq.json").write_text(json.dumps({"a": ["000004"], "b": ["000005"]}))
+    changes = {"partition_mode": "sequence", "kitti_sequence_to_frames_file": "seq.json"}
+    convert(settings(root, num_shards=0, num_partitions=0, **changes), prefix)
+    assert files(prefix) == ["", ".index"]
+    convert(settings(root, num_shards=0), prefix)
+    assert files(prefix) == [f"-fold-00{fold}-of-002{end}" for fold in (0, 1) for end in ("", ".index")]
+
+
+def test_other_records_beside_a_cut_conversion_are_read(root, tmp_path, prefix):
+    convert(settings(root), prefix)
+    convert(settings(root), f"{prefix}2")
+    sources.unfinished(Path(prefix)).write_text("")
+    assert len(tfrecord.find_shards(f"{prefix}2-fold-*")) == 4
+    for pattern in (f"{prefix}-fold-*", f"{prefix}*", f"{tmp_path}/rec*/data-fold-*", f"{prefix}-fold-007*"):
+        with pytest.raises(DataError, match=f"{prefix}. is partly of one conversion"):
+            tfrecord.find_shards(pattern)
 
 
 # ------------------------------------------------------------------------------------------------ sample modifier

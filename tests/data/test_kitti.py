@@ -75,13 +75,20 @@ def test_box_outside_the_image_is_kept_as_written(tmp_path):
         (CAR.replace("110.5", "1e30"), "x2 is '1e30', not a finite number of a sensible size"),
         (CAR.replace("110.5", "1_0"), "x2 is '1_0', not a number"),
         (CAR.replace("0.50 1", "0.50 1.5"), "occlusion is '1.5', not a whole number"),
-        (CAR.replace("110.5", "5"), "the box (10.5, 20, 5, 80) is reversed: it needs x1 < x2 and y1 < y2"),
+        (
+            CAR.replace("110.5", "5"),
+            "the box (10.5, 20, 5, 80) is reversed: it needs x1 < x2 and y1 < y2, not x, y, width and height",
+        ),
         (
             CAR.replace("110.5", "10.5"),
             "the box (10.5, 20, 10.5, 80) has no area: it needs x1 < x2 and y1 < y2",
         ),
         (CAR.encode() + b" \xff\xfe", "not UTF-8 text"),
-        ("traffic light" + CAR[3:], "truncation is 'light', not a number"),
+        (
+            "traffic light" + CAR[3:],
+            "truncation is 'light', not a number: columns are moved, as by a blank in the class name"
+            " (write 'traffic_light')",
+        ),
     ],
 )
 def test_bad_line_is_rejected_with_its_number_and_reason(tmp_path, line, reason):
@@ -90,6 +97,100 @@ def test_bad_line_is_rejected_with_its_number_and_reason(tmp_path, line, reason)
     with pytest.raises(DataError, match="000001.txt:2: ") as error:
         kitti.read_labels(tmp_path / "000001.txt", strict=True)
     assert reason in str(error.value)
+
+
+ZEROS = " 0 0 0 0 0 0 0"
+MOVED = "columns are moved, as by a blank in the class name (write {!r})"
+
+
+@pytest.mark.parametrize(
+    "line, reason",
+    [
+        # In the first two every column is in its range: the height in 3D gives them away.
+        (
+            "ball 1 0 0 0 20 30 70 80" + ZEROS,
+            f"a label but for its second column, '1': {MOVED.format('ball_1')}",
+        ),
+        ("ball 0.5 0 1 -1.5 20 30 70 80 1.5 1.6 3.9 1 2 8.4 0", "a label but for its second column, '0.5': "),
+        (
+            "ball 1 0 0 0 20 30 70 80 0 0 0 0 0 0",
+            "a label but for its second column, '1': columns are missing",
+        ),
+        (
+            "ball 2 0 0 0 20 30 70 80" + ZEROS,
+            f"truncation is '2', not from 0 to 1, or -1: {MOVED.format('ball_2')}",
+        ),
+        (
+            "hot dog 0 0 0 20 30 70 80" + ZEROS,
+            f"truncation is 'dog', not a number: {MOVED.format('hot_dog')}",
+        ),
+        ("a b c 0 0 0 20 30 70 80" + ZEROS, "a blank in the class name makes more of them (write 'a_b_c')"),
+        (
+            "type 1 a 0 0 0 20 30 70 80" + ZEROS + " 0.5",
+            "18 columns, but a label has 15, or 16 with a score: a blank",
+        ),
+        (
+            "ball 2 0 0 20 30 70 80" + ZEROS,
+            "truncation is '2', not from 0 to 1, or -1: columns are missing or moved",
+        ),
+        ("ball -0.5 0 0 20 30 70 80" + ZEROS, "truncation is '-0.5', not from 0 to 1"),
+        ("ball 0 7 0 20 30 70 80" + ZEROS, "occlusion is '7', not 0, 1, 2, 3 or -1"),
+        ("ball 0 -2 0 20 30 70 80" + ZEROS, "occlusion is '-2', not 0, 1, 2, 3 or -1"),
+        ("ball 0 0 99 20 30 70 80" + ZEROS, "alpha is '99', not an angle from -pi to pi, or -10"),
+        ("ball 0 0 -90 20 30 70 80" + ZEROS, "alpha is '-90', not an angle from -pi to pi, or -10"),
+        ("ba\x1bll 0 0 0 20 30 70 80" + ZEROS, r"the class name 'ba\x1bll' has the control character U+001B"),
+        ("ba\0ll 0 0 0 20 30 70 80" + ZEROS, r"the class name 'ba\x00ll' has the control character U+0000"),
+        (
+            "ba\u202ell 0 0 0 20 30 70 80" + ZEROS,
+            r"the class name 'ba\u202ell' has the control character U+202E",
+        ),
+    ],
+)
+def test_columns_that_are_not_what_they_should_be(tmp_path, line, reason):
+    [reject] = reasons(tmp_path, line)
+    assert reason in reject.reason
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "DontCare -1 -1 -10 20 30 70 80 -1 -1 -1 -1000 -1000 -1000 -10",
+        "Car -1 -1 -10 20 30 70 80 -1 -1 -1 -1000 -1000 -1000 -10 0.9",  # KITTI's own form of a detection in 2D
+        "Car 1.00 3 3.14 0 0.5 70 80 1.5 1.6 3.9 1 2 8.4 -3.14",
+        "Car 0 0 4.7 20 30 70 80" + ZEROS,  # angles from 0 to 2 pi
+        "Car 0 0 0 0 30 9 80 1.5 1.6 3.9 1 2 8.4 0.01 0.5",
+        "Car 0 0 0 -5 30 -2 80" + ZEROS,  # outside of the image
+        "Fu\u00dfg\u00e4nger 0 0 0 20 30 70 80" + ZEROS,
+        "\u8f66 0 0 0 20 30 70 80" + ZEROS,
+        "\u0645\u06cc\u200c\u062e 0 0 0 20 30 70 80" + ZEROS,  # Persian joins words without a space
+    ],
+)
+def test_unusual_lines_that_are_labels(tmp_path, line):
+    labels, rejected = kitti.read_labels(write(tmp_path, line))
+    assert rejected == [] and [label.name for label in labels] == [line.split()[0]]
+
+
+@pytest.mark.parametrize(
+    "line, likely",
+    [
+        ("0 0.5 0.5 0.1 0.2", "a line of YOLO"),
+        ("12 0.5 0.5 0.1 0.2 0.93", "a line of YOLO"),
+        ("0 0.1 0.1 0.2 0.1 0.2 0.2 0.3 0.3", "a line of YOLO"),
+        ("0 2 Car 0 0 -1.5 20 30 70 80 1.5 1.6 3.9 1 2 8.4 0.01", "a line of KITTI's tracking"),
+        ("7 -1 DontCare -1 -1 -10 20 30 70 80 -1 -1 -1 -1000 -1000 -1000 -10", "a line of KITTI's tracking"),
+        ("a.jpg,20,30,70,80,car", "not by commas as in CSV"),
+        ("car; 0; 0; 0; 20; 30; 70; 80", "not by commas as in CSV"),
+        ("car 20 30 70 80", "a class and a box alone"),
+        ("car 0 0 0 20 30 70 80", "the seven columns of 3D are missing; write 0 for each"),
+        ("<annotation><object>", "XML, not text"),
+        ('{"shapes": []}', "JSON, not text"),
+        ("1 2 9 2 9 7 1 7 plane 0", "a line of DOTA"),
+        ("car", "1 column, but a label has 15, or 16 with a score"),
+    ],
+)
+def test_other_formats_are_named(tmp_path, line, likely):
+    [reject] = reasons(tmp_path, line)
+    assert likely in reject.reason
 
 
 def test_bad_line_does_not_take_its_neighbours_along(tmp_path):

@@ -129,10 +129,9 @@ def test_folders_of_other_names(tmp_path, prefix, extension):
         root, image_dir_name="pictures", annotation_dir_name="xml", image_extension=extension, val_split=0
     )
     summary = convert(config, prefix)
-    assert [sorted(fold) for fold in records(summary)] == [[], ["pictures/a"]]
-    assert [(reject.file, reject.reason) for reject in summary.rejected] == [
-        (f"{root}/pictures/b.png", "the image is missing")
-    ]
+    assert [sorted(fold) for fold in records(summary)] == [[], ["pictures/a", "pictures/b"]]
+    assert [record.image_format for _, record in sorted(records(summary)[1].items())] == ["", "jpg"]
+    assert (summary.image_extension, summary.others, summary.rejected) == ("png", 1, [])
 
 
 @pytest.mark.parametrize(
@@ -209,6 +208,97 @@ def test_embedded_images(root, prefix):
     assert record.image == (root / "JPEGImages/000004.jpg").read_bytes() and record.image_format == "jpg"
 
 
+# Which image
+
+
+@pytest.mark.parametrize(
+    "stated, expected",
+    [
+        ("000003.jpg", "000003.jpg"),
+        ("000003.PNG", "000003.PNG"),
+        ("pictures\\\\000003.PNG", "000003.PNG"),
+        ("C:\\\\data\\\\000003.PNG", "000003.PNG"),
+        ("/home/me/000003.PNG", "000003.PNG"),
+        ("other.png", "000003.jpg"),
+        ("", "000003.jpg"),
+    ],
+)
+def test_of_several_images_of_a_name_the_stated_one_is_taken(root, prefix, stated, expected):
+    Image.new("RGB", (64, 48)).save(root / "JPEGImages" / "000003.PNG")
+    stated = stated.replace("\\\\", "\\")
+    add = annotation(thing()).replace("x.jpg", stated)
+    (root / "Annotations" / "000003.xml").write_text(add)
+    summary = convert(settings(root), prefix)
+    taken = expected.split(".")[1].removeprefix("jpg")  # the usual one is not told
+    assert records(summary)[1]["JPEGImages/000003"].image_format == taken
+    [reject] = summary.rejected
+    assert reject.file.startswith(f"{root}/JPEGImages/000003.") and not reject.file.endswith(expected)
+
+
+def test_mixed_endings(root, prefix):
+    """As a public data set has them, with lists."""
+    for number, end in ((1, "JPG"), (2, "png"), (3, "jpeg"), (4, "PNG")):
+        path = root / "JPEGImages" / f"00000{number}.jpg"
+        path.rename(path.with_suffix(f".{end}"))
+    names = [f"00000{number}" for number in range(10)]
+    (root / "val.txt").write_text("\n".join(names[:3]))
+    (root / "train.txt").write_text("\n".join(f"{name}.jpg" for name in names[3:]))
+    summary = convert(settings(root, image_set_files=["val.txt", "train.txt"]), prefix)
+    assert [fold.frames for fold in summary.folds] == [3, 7] and summary.rejected == []
+    formats = {name[-1]: record.image_format for fold in records(summary) for name, record in fold.items()}
+    assert formats == dict.fromkeys("056789", "") | {"1": "JPG", "2": "png", "3": "jpeg", "4": "PNG"}
+
+
+def test_lists_name_images_in_sub_folders_only(tmp_path, prefix):
+    root = tmp_path / "voc"
+    for name in ("cam/0", "cam/1"):
+        add_image(root, name, annotation(thing()))
+    (root / "list.txt").write_text("cam/0\ncam\\1\n")
+    summary = convert(settings(root, image_set_files=["list.txt"]), prefix)
+    assert sorted(records(summary)[0]) == ["JPEGImages/cam/0", "JPEGImages/cam/1"] and summary.rejected == []
+
+
+def test_the_stated_image_where_none_has_the_name(root, prefix):
+    """Only one that no other XML file is of; one that two are of is left out, as their boxes may be of either."""
+    for name, stated in (("a", "cam/7.png"), ("b", "000002.jpg"), ("c", "8.png"), ("d", "x\\8.png")):
+        (root / "Annotations" / f"{name}.xml").write_text(annotation(thing()).replace("x.jpg", stated))
+    (root / "JPEGImages" / "cam").mkdir()
+    for name in ("cam/7.png", "8.png"):
+        Image.new("RGB", (64, 48)).save(root / "JPEGImages" / name)
+    summary = convert(settings(root), prefix)
+    assert sorted(records(summary)[1])[10:] == ["JPEGImages/cam/7"]
+    twice = f"its image {root}/JPEGImages/8.png is that of another label file too"
+    assert [(reject.file, reject.reason) for reject in summary.rejected] == [
+        (f"{root}/JPEGImages/b.jpg", "the image is missing"),
+        (f"{root}/Annotations/c.xml", twice),
+        (f"{root}/Annotations/d.xml", twice),
+        (f"{root}/Annotations/8.xml", "the label file is missing"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "points, expected",
+    [
+        ("<x1>11</x1><y1>6</y1><x2>30</x2><y2>7</y2><x3>20</x3><y3>40</y3>", (10, 5, 30, 40)),
+        (
+            "<pt><x>11</x><y>6</y></pt><pt><x>30.5</x><y>7</y></pt><pt><x>20</x><y>40</y></pt>",
+            (10, 5, 30.5, 40),
+        ),
+        ("<username>me</username><pt><x>'11'</x><y>6</y></pt><pt><x>30</x><y>40</y></pt>", (10, 5, 30, 40)),
+    ],
+)
+def test_a_polygon_without_a_box(tmp_path, points, expected):
+    content = labels(tmp_path, annotation(thing(box=f"<polygon>{points}</polygon>")))
+    assert [label.box for label in content.labels] == [expected] and content.rejected == []
+
+
+def test_numbers_in_quotes(tmp_path):
+    content = labels(
+        tmp_path, annotation(thing(box=BOX.replace(">30<", '>"30"<')), size=SIZE.replace(">64<", ">'64'<"))
+    )
+    assert [label.box for label in content.labels] == [(1, 2, 30, 40)] and content.size == (64, 48)
+
+
 # What is left out
 
 
@@ -224,6 +314,14 @@ def test_embedded_images(root, prefix):
         (thing(box=BOX.replace(">30<", ">nan<")), "object 2: xmax is 'nan', not a finite number"),
         (thing(box=BOX.replace(">30<", ">1<")), "object 2: the box (2, 3, 1, 40) has no area"),
         (thing(box=BOX.replace(">40<", ">-7<")), "object 2: the box (2, 3, 30, -7) has no area"),
+        (
+            thing(box="<polygon><x1>3</x1><y1>4</y1></polygon>"),
+            "object 2: it has no bndbox, and its polygon has no",
+        ),
+        (thing(box="<polygon><x1>3</x1><y1>b</y1></polygon>"), "y1 of its polygon is 'b', not a number"),
+        (thing("traffic\nlight"), r"the class name 'traffic\nlight' has the control character U+000A"),
+        (thing("car&#155;"), r"the class name 'car\x9b' has the control character U+009B"),
+        (thing("\u202ecar"), r"the class name '\u202ecar' has the control character U+202E"),
     ],
 )
 def test_an_object_that_is_left_out(root, prefix, element, reason):
@@ -358,8 +456,8 @@ def test_any_bytes_give_labels_or_one_reason(tmp_path, content):
             "JPEGImages: No such file or directory; it is root_directory_path with image_dir_name",
         ),
         (
-            lambda root: [path.rename(path.with_suffix(".JPG")) for path in (root / "JPEGImages").iterdir()],
-            "no .jpg images in",
+            lambda root: [path.rename(path.with_suffix(".mp4")) for path in (root / "JPEGImages").iterdir()],
+            "no images in",
         ),
     ],
 )

@@ -87,6 +87,57 @@ def test_every_violation_is_listed_with_its_path(experiment):
     ]
 
 
+# Names
+
+
+@pytest.mark.parametrize(
+    ("letter", "code"), [("\n", "U+000A"), ("\x1b", "U+001B"), ("\0", "U+0000"), ("\u202e", "U+202E")]
+)
+def test_control_characters_are_refused_in_names(experiment, kitti_infer, letter, code):
+    name = f"car{letter}rm"
+    rule = f"must have no control character (it has {code})"
+    experiment.dataset_config.target_class_mapping[name] = "car"
+    experiment.dataset_config.dontcare_labels.append(name)
+    experiment.cost_function_config.target_classes[0].name = name
+    found = {violation.path for violation in spec.check(experiment) if violation.rule == rule}
+    assert found == {
+        MAPPING,
+        "dataset_config.dontcare_labels[0]",
+        "cost_function_config.target_classes[0].name",
+    }
+    inference = spec.loads(kitti_infer)
+    inference.inferencer_config.target_classes[0] = name
+    assert rule in "".join(violations(inference))
+    conversion = spec.DatasetExportConfig()
+    conversion.voc_config.root_directory_path, conversion.voc_config.difficult_label = "data", name
+    conversion.target_class_mapping["car"] = name
+    conversion.sample_modifier_config.filter_samples_containing_only.append(name)
+    assert sum(rule in text for text in violations(conversion)) == 3
+
+
+@pytest.mark.parametrize(
+    "name", ["Fu\u00dfg\u00e4nger", "\u8f66", "\u0130", "hot dog", "\u0645\u06cc\u200c\u062e"]
+)
+def test_letters_of_every_script_are_names(experiment, name):
+    experiment.dataset_config.target_class_mapping[name] = "car"
+    assert violations(experiment) == []
+
+
+def test_two_spellings_of_a_label_have_one_class():
+    conversion = spec.DatasetExportConfig()
+    conversion.voc_config.root_directory_path = "data"
+    conversion.target_class_mapping.update({"Hot Dog": "food", "hotdog": "Food", "x": "y"})
+    conversion.sample_modifier_config.source_to_target_class_mapping["A b"] = "c"
+    assert violations(conversion) == []
+    conversion.target_class_mapping["HOT DOG"] = "animal"
+    conversion.sample_modifier_config.source_to_target_class_mapping["ab"] = "d"
+    assert violations(conversion) == [
+        'target_class_mapping: label "hotdog", in lower case and without spaces, must have one class, got "animal", "food"',
+        'sample_modifier_config.source_to_target_class_mapping: label "ab", in lower case and without spaces, must have one'
+        ' class, got "c", "d"',
+    ]
+
+
 # Sections and classes
 
 

@@ -156,7 +156,7 @@ CONVERSIONS = [
     ("coco_config { num_shards: [1, 4] }", "num_shards: files are"),
     ("coco_config { }", "annotation_files: the images of a fold are shuffled"),
     ("coco_config { }", "annotation_files: an image whose size"),
-    ("coco_config { }", "annotation_files: a category without"),
+    ("coco_config { }", "annotation_files: categories keep the letters"),
     ('sample_modifier_config { dominant_target_classes: "Car" }', "sample_modifier_config: classes are compared"),
     ("sample_modifier_config { max_training_samples: 9 }", "max_training_samples: is divided"),
     ("sample_modifier_config { num_duplicates: 2 }", ""),
