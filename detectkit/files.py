@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -60,6 +61,41 @@ def make_directory(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise OutputError(f"cannot create the folder {path}: {error.strerror or error}") from error
     return Path(path)
+
+
+def local_path(path: str) -> str:
+    """A path as the system takes it: without file:// before it, and with ~ written out."""
+    return os.path.expanduser(path.removeprefix("file://"))
+
+
+def matching(pattern: str) -> list[str]:
+    """The files and folders that match a pattern with `*`, `?`, `[…]` and `**`, sorted.
+
+    What exists as it is written is taken as it is, so that a folder may be called a*b or data[1]; and where `[…]` matches
+    nothing, the brackets stand for themselves.
+    """
+    start, *parts = _parts(local_path(pattern))
+    found = [start]
+    for part in parts:
+        found = list(dict.fromkeys(path for place in found for path in _below(place, part)))
+    return sorted(found)
+
+
+def _parts(path: str) -> list[str]:
+    """Where a path starts, `/` or nothing, and the names in it."""
+    names = [name for name in path.split(os.sep) if name]
+    return [os.sep if path.startswith(os.sep) else "", *names]
+
+
+def _below(place: str, part: str) -> list[str]:
+    """What is called `part` in a folder, or else matches it."""
+    path = os.path.join(place, part)
+    if os.path.lexists(path):
+        return [path]
+    if not glob.has_magic(part):
+        return []
+    found = glob.glob(os.path.join(glob.escape(place), part), recursive=True)
+    return found or glob.glob(os.path.join(glob.escape(place), part.replace("[", "[[]")))
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
