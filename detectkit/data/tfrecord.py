@@ -34,7 +34,7 @@ FOOTER = struct.Struct("<I")
 FRAMING = HEADER.size + FOOTER.size
 NOT_SHARDS = (".index", ".json", ".jsonl", ".txt")
 LARGEST = 2**30  # bytes of a record: protobuf cannot read twice as many
-MOST_BOXES = 100_000  # in an image; what is crowded has a few thousand
+MOST_BOXES = 30_000  # in an image: crowds have as many, and more would take minutes a step
 
 
 Value = TypeVar("Value")
@@ -95,7 +95,9 @@ def decode(data: bytes) -> Record:
         raise ValueError("not a tf.train.Example") from error
     encoded = feature["target/object_class"].bytes_list.value
     if len(encoded) > MOST_BOXES:
-        raise ValueError(f"it has {len(encoded)} boxes, more than the {MOST_BOXES} that an image may have")
+        raise ValueError(
+            f"it has {len(encoded)} boxes, and an image may have {MOST_BOXES}: cut it into smaller ones"
+        )
     names = [name.decode() for name in encoded]
     boxes = [_floats(feature, f"target/coordinates_{axis}", len(names)) for axis in ("x1", "y1", "x2", "y2")]
     record = Record(
@@ -225,7 +227,9 @@ def _headers(file: IO[bytes], path: str, size: int) -> Iterator[Span]:
             raise DataError(_broken(path, number, "is cut short"))
         if length > LARGEST:
             reason = f"has {length >> 20} MiB, more than the {LARGEST >> 20} that a record may have"
-            raise DataError(f"{path}: record {number} {reason}: leave its image out, or convert without embed_images")
+            raise DataError(
+                f"{path}: record {number} {reason}: leave its image out, or convert without embed_images"
+            )
         yield offset, length + FRAMING
         offset, number = offset + length + FRAMING, number + 1
 
@@ -274,7 +278,9 @@ def _check_index(path: str, found: list[Span]) -> None:
 @functools.cache
 def _warn_of_index(path: str) -> None:
     """Once: a shard is read more than once."""
-    log.warning("%s.index does not fit its shard, and is not used: delete it, or convert the data again", path)
+    log.warning(
+        "%s.index does not fit its shard, and is not used: delete it, or convert the data again", path
+    )
 
 
 def _is_misled(shard: Shard) -> bool:

@@ -14,7 +14,6 @@ from google.protobuf import text_format
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from detectkit import stores
 from detectkit.console import log
 from detectkit.errors import SpecError
 from detectkit.spec import text as source
@@ -25,6 +24,7 @@ from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.inference_pb2 import Inference
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig
 from detectkit.spec.warn import warnings
+from detectkit.stores import allow
 
 Spec: TypeAlias = Experiment | Inference | DatasetExportConfig
 AnySpec = TypeVar("AnySpec", bound=Experiment | Inference | DatasetExportConfig)
@@ -71,7 +71,7 @@ def load(path: str | Path) -> Spec:
         message = _judged(str(path), _decode(data, str(path)), None)
     else:
         message = _from_text(_text(data, str(path)), str(path))
-    stores.allow(part.tfrecords_path for part in _parts(message) if isinstance(part, DataSource))
+    allow(part.tfrecords_path for part in _parts(message) if isinstance(part, DataSource))
     return message
 
 

@@ -13,7 +13,14 @@ from torch import Tensor
 
 from detectkit import spec
 from detectkit.console import StatusLog, log
-from detectkit.data.dataset import Dataset, capped, class_counts, training_frames, validation_frames
+from detectkit.data.dataset import (
+    Dataset,
+    capped,
+    class_counts,
+    require_separate,
+    training_frames,
+    validation_frames,
+)
 from detectkit.data.warn import warnings
 from detectkit.errors import DataError, ModelError, UsageError
 from detectkit.files import atomic_write, make_directory
@@ -201,6 +208,8 @@ def _open_data(experiment: spec.Experiment) -> tuple[Dataset, Dataset | None]:
     validation = validation_frames(experiment.dataset_config, class_names)
     if validation is None:
         log.warning("no validation_fold or validation_data_source: nothing is measured while training")
+    else:
+        require_separate(training, validation, experiment.dataset_config)
     return training, validation
 
 
