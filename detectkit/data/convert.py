@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import random
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from detectkit.data import coco, kitti, sources, tfrecord, voc
 from detectkit.data.frames import Frame, Reject, Source, class_name
 from detectkit.data.sample import make_sample_data
 from detectkit.errors import DataError, OutputError, UsageError
+from detectkit.files import staging_folder
 from detectkit.spec import DatasetExportConfig
 
 
@@ -225,13 +225,13 @@ def _staging(prefix: Path) -> Iterator[Path]:
     """Give a temporary folder; when the block ends well, its files replace those of an earlier conversion."""
     try:
         prefix.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{prefix.name}-", dir=prefix.parent) as folder:
-            yield Path(folder)
+        with staging_folder(prefix) as folder:
+            yield folder
             written = {entry.name for entry in os.scandir(folder)}
             for stale in os.listdir(prefix.parent):
                 if sources.has_parts(prefix, stale) and stale not in written:
                     (prefix.parent / stale).unlink()
             for name in written:
-                os.replace(Path(folder) / name, prefix.parent / name)
+                os.replace(folder / name, prefix.parent / name)
     except OSError as error:
         raise OutputError(f"cannot write {prefix}*: {error.strerror or error}") from error

@@ -14,7 +14,7 @@ from detectkit.errors import DataError, ModelError, OutputError, UsageError
 from detectkit.pipeline import plan as plans
 from detectkit.pipeline import stages, state as states
 from detectkit.pipeline.plan import Action
-from detectkit.pipeline.run import locked
+from detectkit.files import locked
 from detectkit.pipeline.stages import STAGES
 
 FLOAT = ["convert", "train", "evaluate_float"]

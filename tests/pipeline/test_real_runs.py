@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from detectkit import report
 from detectkit.cli import main
-from detectkit.pipeline.run import locked
+from detectkit.files import locked
 from detectkit.train import loop
 
 USAGE, DATA, MODEL, OUTPUT = 2, 4, 5, 6
