@@ -137,10 +137,9 @@ def locked(folder: Path) -> Iterator[None]:
         finally:
             _held.discard(file)
             with contextlib.suppress(OSError):
-                if made and os.listdir(folder) == [LOCK]:
-                    path.unlink()
-                    for place in made:
-                        place.rmdir()
+                path.unlink()
+                for place in made:
+                    place.rmdir()  # not where there is something in it
 
 
 def _lock(file: TextIO, path: Path) -> None:
