@@ -141,7 +141,7 @@ def read(path: Path) -> dict[str, Any]:
     size = DIGEST().digest_size
     if DIGEST(data[:-size]).digest() != data[-size:]:
         raise damaged(path)
-    unusable = [name for name, kind in PARTS.items() if not isinstance(content.get(name), kind)]
+    unusable = [name for name, kind in PARTS.items() if not isinstance(content.get(name, ...), kind)]
     unusable = unusable or [name for name, is_sound in _judged(content) if not is_sound]
     if unusable:
         raise damaged(path, f"its {', '.join(unusable)} cannot be used")
