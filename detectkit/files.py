@@ -1,29 +1,45 @@
-"""Writing files so that a reader sees the old one or the new one, never a part of one; short names of paths."""
+"""Writing files so that a reader sees the old one or the new one, never a part of one; locks, patterns, short names."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
+import glob
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from detectkit.errors import OutputError, UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is locked
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # of a file system that knows none
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path`; when the block ends well it is synced and renamed to `path`.
 
-    When the block fails, the temporary file goes and `path` stays as it was.
+    When the block fails, the temporary file goes and `path` stays as it was. What a process that was killed left of
+    writing `path` goes too.
 
     Raises:
         OutputError: the folder or the file cannot be written (no permission, no space).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in _left_behind(path.parent.absolute()).pop(path.name, []):
+            _remove(left)
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
@@ -33,6 +49,145 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def staging_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path`, which goes at the end. Those of processes that were killed go before.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    clear_left_behind(path.parent, path.name)
+    folder = _temporary(path)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear_left_behind(folder: Path, name: str | None = None) -> None:
+    """Remove what `atomic_write` and `staging_folder` were killed in, in a folder: of one name, or of all."""
+    for left_name, paths in _found_left_behind(folder).items():
+        for path in paths if name in (None, left_name) else ():
+            _remove(path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@functools.cache
+def _left_behind(folder: Path) -> dict[str, list[Path]]:
+    """Looked for once, at the first file that is written to a folder: it may hold many."""
+    return _found_left_behind(folder)
+
+
+def _found_left_behind(folder: Path) -> dict[str, list[Path]]:
+    """The temporary files and folders, by the name they were for, whose processes are gone."""
+    found: dict[str, list[Path]] = {}
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            name, number, ending = ([""] * 3 + entry.name.rsplit(".", 2))[-3:]
+            if (
+                name.startswith(".")
+                and ending == "tmp"
+                and number.isdecimal()
+                and not _is_running(int(number))
+            ):
+                found.setdefault(name[1:], []).append(Path(entry.path))
+    return found
+
+
+def _is_running(process: int) -> bool:
+    """Whether another process has this number; this one has not begun to write yet."""
+    if os.name != "posix":
+        return True  # there is no question to a process without harm
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return process != os.getpid()
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """A folder of results for this process alone, until the block or the process ends.
+
+    A folder that was not there goes again when the block has put nothing into it.
+
+    Raises:
+        UsageError: another process is at work there. OutputError: it cannot be written.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    path = make_directory(folder) / LOCK
+    with _opened(path) as file:
+        _lock(file, path)
+        _held.add(file)
+        try:
+            yield
+        finally:
+            _held.discard(file)
+            with contextlib.suppress(OSError):
+                path.unlink()
+                for place in made:
+                    place.rmdir()  # not where there is something in it
+
+
+def _lock(file: TextIO, path: Path) -> None:
+    busy = UsageError(
+        f"{path.parent}: another detectkit run is at work there; wait until it has ended, or use another -r"
+    )
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise busy from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise OutputError(f"cannot lock {path}: {error.strerror or error}") from error
+    if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        raise busy  # it was removed meanwhile, by one that ended, and another one may hold a new one
+
+
+@contextlib.contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Hold a folder for a moment: others that want it wait. A process that is killed lets go."""
+    handle = os.open(folder, os.O_RDONLY) if fcntl is not None else None
+    try:
+        if handle is not None:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _let_go() -> None:
+    """In a process that this one has forked, such as a loader of images: it may outlive this one for some seconds."""
+    for file in _held:
+        file.close()
+
+
+_held: set[TextIO] = set()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        return open(path, "a", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -60,6 +215,41 @@ def make_directory(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise OutputError(f"cannot create the folder {path}: {error.strerror or error}") from error
     return Path(path)
+
+
+def local_path(path: str) -> str:
+    """A path as the system takes it: without file:// before it, and with ~ written out."""
+    return os.path.expanduser(path.removeprefix("file://"))
+
+
+def matching(pattern: str) -> list[str]:
+    """The files and folders that match a pattern with `*`, `?`, `[…]` and `**`, sorted.
+
+    What exists as it is written is taken as it is, so that a folder may be called a*b or data[1]; and where `[…]` matches
+    nothing, the brackets stand for themselves.
+    """
+    start, *parts = _parts(local_path(pattern))
+    found = [start]
+    for part in parts:
+        found = list(dict.fromkeys(path for place in found for path in _below(place, part)))
+    return sorted(found)
+
+
+def _parts(path: str) -> list[str]:
+    """Where a path starts, `/` or nothing, and the names in it."""
+    names = [name for name in path.split(os.sep) if name]
+    return [os.sep if path.startswith(os.sep) else "", *names]
+
+
+def _below(place: str, part: str) -> list[str]:
+    """What is called `part` in a folder, or else matches it."""
+    path = os.path.join(place, part)
+    if os.path.lexists(path):
+        return [path]
+    if not glob.has_magic(part):
+        return []
+    found = glob.glob(os.path.join(glob.escape(place), part), recursive=True)
+    return found or glob.glob(os.path.join(glob.escape(place), part.replace("[", "[[]")))
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

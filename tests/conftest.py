@@ -130,6 +130,29 @@ def log_as_it_was() -> Iterator[None]:
     log.handlers[:], log.propagate = before
 
 
+@pytest.fixture
+def bucket(tmp_path: Path) -> Iterator[Path]:
+    """A folder whose files s3://bucket/… has, for addresses that a spec of the user's may name."""
+    fsspec = pytest.importorskip("fsspec")
+    from fsspec.implementations.dirfs import DirFileSystem
+    from fsspec.implementations.local import LocalFileSystem
+    from fsspec.registry import _registry
+
+    root = tmp_path / "store"
+
+    class Store(DirFileSystem):  # type: ignore[misc]
+        protocol = "s3"
+        cachable = False
+
+        def __init__(self) -> None:
+            super().__init__(path=str(root), fs=LocalFileSystem())
+
+    (root / "bucket").mkdir(parents=True)
+    fsspec.register_implementation("s3", Store, clobber=True)
+    yield root / "bucket"
+    _registry.pop("s3")
+
+
 @pytest.fixture(scope="session")
 def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with kitti/ (24 pictures) and records/ (18 to train on, 6 in fold 0)."""

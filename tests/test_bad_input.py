@@ -26,11 +26,12 @@ from detectkit import spec
 from detectkit.cli import main
 from detectkit.data import tfrecord
 from detectkit.deploy.onnx import to_model
+from detectkit.files import locked
 from detectkit.model import checkpoint
 from detectkit.model.detector import build
 from detectkit.runtimes.onnx import add_header
 
-SPEC_ERROR, DATA_ERROR, MODEL_ERROR, OUTPUT_ERROR, STOPPED = 3, 4, 5, 6, 130
+USAGE_ERROR, SPEC_ERROR, DATA_ERROR, MODEL_ERROR, OUTPUT_ERROR, STOPPED = 2, 3, 4, 5, 6, 130
 
 BEGUN = ["experiment_spec.txt", "status.jsonl"]  # what a run leaves that met its first bad image in training
 
@@ -691,6 +692,13 @@ def test_a_saved_state_that_is_cut_short(place: Place, capsys: Capture) -> None:
 
 
 # Writing results
+
+
+def test_two_trainings_in_one_folder(place: Place, capsys: Capture) -> None:
+    with locked(place.results):
+        assert place.train() == USAGE_ERROR
+    assert f"{place.results}: another detectkit run is at work there; wait" in complaint(capsys)
+    assert not place.results.exists()
 
 
 def start(place: Place, *, largest_file: int | None = None) -> subprocess.Popen[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import detectkit
 
 ROOMS = [
-    {"errors", "console", "files", "draw", "page", "versions"},
+    {"errors", "console", "files", "stores", "draw", "page", "versions"},
     {"spec"},
     {"ops"},
     {"data", "model", "trackers"},
@@ -25,6 +25,7 @@ BASE = {
     "errors": set(),
     "console": {"errors"},
     "files": {"errors"},
+    "stores": {"errors"},
     "draw": {"console"},
     "page": set(),
     "versions": set(),

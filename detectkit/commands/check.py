@@ -111,7 +111,13 @@ def _check_data(experiment: spec.Experiment) -> None:
     Raises:
         DataError: unreadable data, a class without a training box, or none at all that the network sees.
     """
-    from detectkit.data.dataset import capped, class_counts, training_frames, validation_frames
+    from detectkit.data.dataset import (
+        capped,
+        class_counts,
+        require_separate,
+        training_frames,
+        validation_frames,
+    )
     from detectkit.data.images import TURNED
     from detectkit.data.warn import warnings
     from detectkit.evaluation import require_package
@@ -128,6 +134,8 @@ def _check_data(experiment: spec.Experiment) -> None:
     table(("class", "training boxes", "validation boxes"), [*rows, images])
     _say_other_labels(experiment, labels + more_labels)
     _warn_of_absent_labels(experiment, labels + more_labels)
+    if validation:
+        require_separate(training, validation, experiment.dataset_config)
     preprocessing = experiment.augmentation_config.preprocessing
     turned = [
         is_turned

@@ -6,6 +6,7 @@ A training spec may hold conversions too (dataset_export_config): all of them ar
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,6 +15,7 @@ from detectkit import spec
 from detectkit.console import StatusLog, log, say, table
 from detectkit.errors import SpecError, UsageError
 from detectkit.files import make_directory
+from detectkit.spec.check import quoted
 
 REASONS = 5  # told on the terminal
 
@@ -177,8 +179,9 @@ def _print_next(summary: Summary, prefix: str, *, validation_fold: int) -> None:
         (part for part in ("-fold-", "-shard-") if part in names[0].removeprefix(Path(prefix).name)), ""
     )
     say("next: put this into the dataset_config of your training spec (class names are those in the table):")
-    pattern = prefix + (f"{part}*" if part else "")
-    say(f'  data_sources {{ tfrecords_path: "{pattern}" image_directory_path: "{summary.image_root}" }}')
+    pattern = quoted(glob.escape(prefix) + (f"{part}*" if part else ""))
+    images = quoted(str(summary.image_root))
+    say(f"  data_sources {{ tfrecords_path: {pattern} image_directory_path: {images} }}")
     if summary.image_extension:
         say(f'  image_extension: "{summary.image_extension}"')
     filled = [fold.number for fold in summary.folds if fold.frames]

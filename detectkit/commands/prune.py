@@ -12,7 +12,7 @@ from detectkit import spec
 from detectkit.commands.options import SPEC_OPTIONS, add_device_arguments, choose_device
 from detectkit.console import StatusLog, log, progress, say, table
 from detectkit.errors import DataError, ModelError, SpecError, UsageError
-from detectkit.files import atomic_write, check_writable, make_directory
+from detectkit.files import atomic_write, check_writable, locked, make_directory
 from detectkit.spec import PruningConfig
 from detectkit.spec.check import short
 
@@ -404,7 +404,8 @@ def _prune(job: Job, results: Path | None) -> Model:
     model, config, sizes = job.model, job.config, job.yardstick.sizes
     if config.iterations > 1:
         assert results is not None  # `_config` has asked for it
-        return prune_and_retrain(model, job.experiment, config, results, sizes=sizes, teacher=job.path)
+        with locked(results):
+            return prune_and_retrain(model, job.experiment, config, results, sizes=sizes, teacher=job.path)
     pruned = prune(model.detector, config, experiment=job.experiment, sizes=sizes)
     if pruned.threshold is not None:
         text, aim = short(pruned.threshold), config.WhichOneof("aim")
@@ -521,10 +522,14 @@ def _say_next(args: argparse.Namespace, job: Job) -> None:
         return
     path = _retraining_path(job.output)
     training, first = spec.load_experiment(path).training_config, job.experiment.training_config.num_epochs
-    longer = f", for {training.num_epochs} epochs in the place of {first}" if training.num_epochs > first else ""
+    longer = (
+        f", for {training.num_epochs} epochs in the place of {first}" if training.num_epochs > first else ""
+    )
     teacher = training.distillation.teacher_model_file
     taught = f", and taught by {teacher}, which has to stay where it is" if teacher else ""
-    say(f"wrote {job.output}, and {path}: the spec with pretrained_model_file and load_graph set{longer}{taught}")
+    say(
+        f"wrote {job.output}, and {path}: the spec with pretrained_model_file and load_graph set{longer}{taught}"
+    )
     say(f"next: detectkit train -e {path} -r DIR")
 
 

@@ -14,9 +14,10 @@ from detectkit.commands.options import add_spec_argument
 from detectkit.commands.tree import parse
 from detectkit.console import duration, log, say, table
 from detectkit.errors import DetectkitError, ModelError, UsageError
+from detectkit.files import locked
 from detectkit.pipeline.fingerprints import Fingerprints
 from detectkit.pipeline.plan import Action, Step, plan
-from detectkit.pipeline.run import FINGERPRINTS, Runner, locked
+from detectkit.pipeline.run import FINGERPRINTS, Runner
 from detectkit.pipeline.stages import Chain
 from detectkit.spec.networks import is_keras
 from detectkit.versions import processor, versions

@@ -15,6 +15,7 @@ from detectkit.commands.options import (
 )
 from detectkit.console import duration, log, say
 from detectkit.errors import SpecError
+from detectkit.files import locked
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,17 +52,18 @@ def run(args: argparse.Namespace) -> None:
     require_package(experiment.evaluation_config)
     device = choose_device(args)
     start = time.monotonic()
-    training = set_up(experiment, args.results_dir, name=args.model_name, device=device)
-    log.info(describe(training))
-    validation = len(training.validation) if training.validation else 0
-    log.info(f"{len(training.training)} training and {validation} validation images, on {device}")
-    training.status.write("Starting training.", status="STARTED")
-    if training.finished:
-        on = "" if training.stopped_early else "raise num_epochs to train on, or "
-        log.info(f"{args.results_dir} holds the finished run: {on}use another -r")
-    with training.status.failures():
-        outcome = train(training)
-    training.status.write("Training complete.", status="SUCCESS")
+    with locked(args.results_dir):
+        training = set_up(experiment, args.results_dir, name=args.model_name, device=device)
+        log.info(describe(training))
+        validation = len(training.validation) if training.validation else 0
+        log.info(f"{len(training.training)} training and {validation} validation images, on {device}")
+        training.status.write("Starting training.", status="STARTED")
+        if training.finished:
+            on = "" if training.stopped_early else "raise num_epochs to train on, or "
+            log.info(f"{args.results_dir} holds the finished run: {on}use another -r")
+        with training.status.failures():
+            outcome = train(training)
+        training.status.write("Training complete.", status="SUCCESS")
     say(f"trained in {duration(time.monotonic() - start)}")
     say(f"wrote {outcome.last}" + (f" and {outcome.best} (best validation)" if outcome.best else ""))
     say(f"curves: {args.results_dir / 'cost.png'}, {args.results_dir / 'average_precision.png'}")

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import glob
 import json
 import os
 import random
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,11 +18,11 @@ from detectkit.data import coco, kitti, sources, tfrecord, voc
 from detectkit.data.frames import Frame, Reject, Source, by_reason, place
 from detectkit.data.sample import make_sample_data
 from detectkit.errors import DataError, OutputError, UsageError
+from detectkit.files import in_turn, staging_folder
 from detectkit.spec import DatasetExportConfig, label_name
 
 NAMED = 12  # labels named that meet, and classes that no label has
 REASONS = 3  # named in an error
-MOVING = ".converting-"  # in the name of the folder whose files take their places at the end
 
 
 class Fold(NamedTuple):
@@ -308,14 +304,9 @@ def _staging(prefix: Path) -> Iterator[Path]:
     """Give a temporary folder; when the block ends well, its files replace those of an earlier conversion."""
     try:
         prefix.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as held:
-            with _alone(prefix.parent):
-                _clear(prefix)
-                made = tempfile.TemporaryDirectory(prefix=f".{prefix.name}{MOVING}", dir=prefix.parent)
-                folder = Path(held.enter_context(made))
-                held.enter_context(_alone(folder))
+        with staging_folder(prefix) as folder:
             yield folder
-            with _alone(prefix.parent):
+            with in_turn(prefix.parent):
                 _switch(prefix, folder)
     except OSError as error:
         raise OutputError(f"cannot write {prefix}*: {error.strerror or error}") from error
@@ -345,28 +336,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a folder: other conversions wait. A process that is killed lets go."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _clear(prefix: Path) -> None:
-    """Remove the temporary folders of conversions that were killed, which nobody holds."""
-    for folder in prefix.parent.glob(f".{glob.escape(prefix.name)}{MOVING}*"):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder)
-        except OSError:
-            continue
-        finally:
-            os.close(handle)

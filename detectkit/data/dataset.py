@@ -8,6 +8,7 @@ import functools
 import io
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import google_crc32c
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -43,8 +45,11 @@ from detectkit.data.images import (
     upright_size,
 )
 from detectkit.errors import DataError
+from detectkit.files import local_path
 from detectkit.spec import AugmentationConfig, DatasetConfig, DataSource
+from detectkit.stores import is_remote
 
+PART = re.compile(r"(.*)-shard-\d{5}-of-(\d{5})")
 NAMED_FILES = 3  # how many missing files an error names
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WORKER_DIED = ("exited unexpectedly", "is killed by signal")  # how torch says it
@@ -86,6 +91,7 @@ class Frame(NamedTuple):
     objects: Objects
     weight: float = 1.0  # source_weight
     source: int = 0  # number of its data source
+    checksum: int = 0  # of the image file in the record
 
 
 class Sample(NamedTuple):
@@ -226,13 +232,9 @@ def training_frames(
     Raises:
         DataError: no shards for a pattern, none outside the fold, a damaged shard, missing images.
     """
-    marker = _fold_marker(config)
-    shards = _shards(config.data_sources)
-    kept = [shard for shard in shards if marker is None or marker not in shard.path]
-    if not kept:
-        raise DataError(f"every file of the data sources is called *{marker}*: nothing is left to train on")
+    shards = _training_shards(config)
     uniform = config.sampling_mode == DatasetConfig.UNIFORM
-    return _Reader(config, class_names).read(kept, uniform=uniform, at_most=at_most)
+    return _Reader(config, class_names).read(shards, uniform=uniform, at_most=at_most)
 
 
 def validation_frames(
@@ -260,9 +262,56 @@ def validation_frames(
     return _Reader(config, class_names).read(shards, at_most=at_most)
 
 
+def require_separate(training: Dataset, validation: Dataset, config: DatasetConfig) -> None:
+    """Refuse images that are both trained on and measured on: what is measured on them says nothing of new ones.
+
+    A spec whose validation_data_source names the very shards that are trained on means it, and gets a warning.
+
+    Raises:
+        DataError: names some of the images.
+    """
+    trained = {_identity(frame) for frame in training.frames}
+    shared = [frame for frame in validation.frames if _identity(frame) in trained]
+    if not shared:
+        return
+    counted = f"{len(shared)} of the {len(validation)} validation images are among those that are trained on"
+    if config.HasField("validation_data_source") and _same_shards(config):
+        log.warning(f"{counted}, as the spec says: what is measured says nothing of new images")
+        return
+    ids = sorted({frame.frame_id for frame in shared})
+    named = ", ".join(ids[:NAMED_FILES]) + (", …" if len(ids) > NAMED_FILES else "")
+    raise DataError(
+        f"{counted} ({named}): what is measured on them says nothing of new images; let validation_fold or"
+        " validation_data_source name other records, or convert the data again"
+    )
+
+
+def _identity(frame: Frame) -> tuple[object, ...]:
+    """What is the same of two frames that show the same image file, whatever path or record leads there."""
+    if frame.shard is not None:
+        return frame.frame_id, frame.size, frame.checksum
+    found = os.stat(frame.path)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _same_shards(config: DatasetConfig) -> bool:
+    """Whether the very files are measured on that are trained on."""
+    training = {shard.path for shard in _training_shards(config)}
+    return training == {shard.path for shard in _shards([config.validation_data_source])}
+
+
 def _fold_marker(config: DatasetConfig) -> str | None:
     """What the paths of the shards of the validation fold contain."""
     return f"fold-{config.validation_fold:03d}-of-" if config.HasField("validation_fold") else None
+
+
+def _training_shards(config: DatasetConfig) -> list[_SourceShard]:
+    """Those of all sources, without the validation fold."""
+    marker = _fold_marker(config)
+    kept = [shard for shard in _shards(config.data_sources) if marker is None or marker not in shard.path]
+    if not kept:
+        raise DataError(f"every file of the data sources is called *{marker}*: nothing is left to train on")
+    return kept
 
 
 class _Reader:
@@ -316,6 +365,7 @@ class _Reader:
             size=(record.width, record.height),
             objects=objects if has_area.all() else objects.chosen(has_area),
             weight=source.source_weight or 1.0,
+            checksum=0 if record.image is None else google_crc32c.value(record.image),
         )
 
 
@@ -658,7 +708,7 @@ class _SourceShard(NamedTuple):
 
 
 def _shards(sources: Iterable[DataSource]) -> list[_SourceShard]:
-    """The shards of every source; each must have some."""
+    """The shards of every source; each must have some, and a warning names those that are not there."""
     found: list[_SourceShard] = []
     for number, source in enumerate(sources):
         shards = tfrecord.find_shards(source.tfrecords_path)
@@ -667,8 +717,21 @@ def _shards(sources: Iterable[DataSource]) -> list[_SourceShard]:
                 f"no files match tfrecords_path: {source.tfrecords_path}; "
                 "correct the pattern, or run detectkit convert"
             )
+        _warn_of_missing_shards(shards)
         found += [_SourceShard(source, number, shard) for shard in shards]
     return found
+
+
+def _warn_of_missing_shards(found: Sequence[str]) -> None:
+    """Tell of the shards that others are counted with (-shard-00000-of-00010), and that are on no disk."""
+    counted = {(match[1], match[2]) for match in map(PART.fullmatch, found) if match}
+    for start, count in sorted(counted):
+        parts = [f"{start}-shard-{number:05d}-of-{count}" for number in range(int(count))]
+        missing = [part for part in parts if part not in found and not os.path.exists(local_path(part))]
+        if missing and not is_remote(start):
+            log.warning(
+                f"{len(missing)} of the {len(parts)} shards of {start} are not there, nor are their images: {missing[0]} …"
+            )
 
 
 def _records(shards: Iterable[_SourceShard]) -> Iterator[tuple[_SourceShard, int, tfrecord.Record]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import colorsys
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from PIL import Image, ImageFilter
 
 from detectkit.console import progress
 from detectkit.errors import OutputError
+from detectkit.files import staging_folder
 
 CLASSES = {0: "zero", 1: "one", 4: "four"}  # digits that a person tells apart at a glance
 VALIDATION_SHARE = 5  # every fifth frame, and every fifth of the digits, is for validation only
@@ -60,8 +60,8 @@ def make_sample_data(
         raise OutputError(f"{output} holds something else: name a new folder, or remove it first")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as staging:
-            made = Path(staging) / "made"
+        with staging_folder(output) as staging:
+            made = staging / "made"
             _write(made, frames=frames, width=width, height=height, seed=seed)
             if is_free:
                 os.replace(made, output)

@@ -7,35 +7,40 @@ that are carried along. Ours on top: frame/encoded and frame/format, the image f
 
 Beside a shard lies `<shard>.index`, one line `offset length` a record (the form NVIDIA DALI uses), so that a record is
 read by its number. A record that does not embed its image may have frame/format too: images of one set may have several
-extensions. Paths are local, or URLs that fsspec understands (s3://bucket/shard).
+extensions. Paths are local, or addresses in a store (s3://bucket/shard).
 """
 
 from __future__ import annotations
 
-import glob
+import functools
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
 
-import fsspec
 import google_crc32c
 import numpy
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from detectkit import stores
+from detectkit.console import log
 from detectkit.data import sources
 from detectkit.data.example_pb2 import Example, Feature
 from detectkit.errors import DataError
+from detectkit.files import local_path, matching
 
 HEADER = struct.Struct("<QI")
 FOOTER = struct.Struct("<I")
 FRAMING = HEADER.size + FOOTER.size
 NOT_SHARDS = (".index", ".json", ".jsonl", ".txt")
+LARGEST = 2**30  # bytes of a record: protobuf cannot read twice as many
+MOST_BOXES = 30_000  # in an image: crowds have as many, and more would take minutes a step
 
 
 Value = TypeVar("Value")
+Span = tuple[int, int]  # offset and length of a record in its shard, bytes, framing included
 
 
 class Record(NamedTuple):
@@ -91,7 +96,12 @@ def decode(data: bytes) -> Record:
         feature = Example.FromString(data).features.feature
     except DecodeError as error:
         raise ValueError("not a tf.train.Example") from error
-    names = [name.decode() for name in feature["target/object_class"].bytes_list.value]
+    encoded = feature["target/object_class"].bytes_list.value
+    if len(encoded) > MOST_BOXES:
+        raise ValueError(
+            f"it has {len(encoded)} boxes, and an image may have {MOST_BOXES}: cut it into smaller ones"
+        )
+    names = [name.decode() for name in encoded]
     boxes = [_floats(feature, f"target/coordinates_{axis}", len(names)) for axis in ("x1", "y1", "x2", "y2")]
     record = Record(
         frame_id=_first("frame/id", feature["frame/id"].bytes_list.value).decode(),
@@ -129,23 +139,19 @@ def write_shard(path: str | Path, records: Iterable[bytes]) -> int:
 
 
 def find_shards(pattern: str) -> list[str]:
-    """Expand a glob (local or a URL) to the sorted shards; index, warning and status files are left out.
+    """Expand a pattern (local, see `detectkit.files.matching`, or an address) to the sorted shards.
+
+    Index, warning and status files are left out.
 
     Raises:
-        DataError: the storage behind a URL cannot be listed, or a conversion was cut while it replaced the shards.
+        DataError: the store behind an address cannot be listed, or a conversion was cut while it replaced the shards.
     """
-    if _is_remote(pattern):
-        try:
-            filesystem, name = fsspec.url_to_fs(pattern)
-            found = [filesystem.unstrip_protocol(file) for file in filesystem.glob(name)]
-        except (OSError, ValueError, ImportError) as error:
-            raise DataError(f"cannot list {pattern}: {error}") from error
+    if stores.is_remote(pattern):
+        found = list(stores.find(pattern))
     else:
-        found = [
-            file for file in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isfile(file)
-        ]
+        found = [path for path in matching(pattern) if os.path.isfile(path)]
         sources.require_whole(pattern, found)
-    return sorted(file for file in found if not file.endswith(NOT_SHARDS))
+    return sorted(path for path in found if not path.endswith(NOT_SHARDS))
 
 
 def open_shard(path: str) -> Shard:
@@ -155,7 +161,10 @@ def open_shard(path: str) -> Shard:
         DataError: the file cannot be read, or is cut short or broken (names the record).
     """
     size = _size(path)
-    spans = _read_index(path, size) or list(_walk(path, size))
+    spans = _read_index(path)
+    if spans is None or not _fits(spans, size):
+        spans = list(_walk(path, size))
+        _check_index(path, spans)
     table = numpy.array(spans, dtype=numpy.int64).reshape(-1, 2)
     return Shard(path, table[:, 0], table[:, 1])
 
@@ -164,18 +173,30 @@ def read_record(shard: Shard, number: int) -> Record:
     """Read a record by its number, from 0.
 
     Raises:
-        DataError: the record is cut short, fails its checksum, or is not a detection record (file and number).
+        DataError: the record is cut short, fails its checksum, or is not a detection record (file and number); or it is
+            somewhere else than the index has said.
     """
     offset, length = int(shard.offsets[number]), int(shard.lengths[number])
-    return _record(_read_range(shard.path, offset, length), shard.path, number)
+    framed = _read_range(shard.path, offset, length)
+    try:
+        return _record(framed, shard.path, number)
+    except DataError:
+        if _is_misled(shard):
+            raise DataError(
+                f"{shard.path}.index does not fit its shard: delete it, or convert the data again"
+            ) from None
+        raise
 
 
 def read_records(path: str) -> Iterator[Record]:
-    """Read all records of a shard in order; raises as `read_record` does."""
+    """Read all records of a shard in order; raises as `read_record` does, and where the index lists more of them."""
+    spans = []
     with _open(path) as file:
-        for number, (_, length) in enumerate(_headers(file, path, _size(path))):
+        for number, (offset, length) in enumerate(_headers(file, path, _size(path))):
             file.seek(-HEADER.size, os.SEEK_CUR)
             yield _record(file.read(length), path, number)
+            spans.append((offset, length))
+    _check_index(path, spans)
 
 
 def _record(framed: bytes, path: str, number: int) -> Record:
@@ -190,12 +211,12 @@ def _record(framed: bytes, path: str, number: int) -> Record:
         raise DataError(f"{path}: record {number} cannot be used: {error}; convert the data again") from error
 
 
-def _walk(path: str, size: int) -> Iterator[tuple[int, int]]:
+def _walk(path: str, size: int) -> Iterator[Span]:
     with _open(path) as file:
         yield from _headers(file, path, size)
 
 
-def _headers(file: IO[bytes], path: str, size: int) -> Iterator[tuple[int, int]]:
+def _headers(file: IO[bytes], path: str, size: int) -> Iterator[Span]:
     """Yield (offset, length) of each record, leaving the file behind the record's header."""
     offset, number = 0, 0
     while offset < size:
@@ -208,6 +229,11 @@ def _headers(file: IO[bytes], path: str, size: int) -> Iterator[tuple[int, int]]
             raise DataError(_broken(path, number, "has a length that fails its checksum"))
         if offset + length + FRAMING > size:
             raise DataError(_broken(path, number, "is cut short"))
+        if length > LARGEST:
+            reason = f"has {length >> 20} MiB, more than the {LARGEST >> 20} that a record may have"
+            raise DataError(
+                f"{path}: record {number} {reason}: leave its image out, or convert without embed_images"
+            )
         yield offset, length + FRAMING
         offset, number = offset + length + FRAMING, number + 1
 
@@ -218,55 +244,85 @@ def _broken(path: str, number: int, what: str) -> str:
     )
 
 
-def _read_index(path: str, size: int) -> list[tuple[int, int]] | None:
-    """Read the index file; None when there is none or it does not describe a file of this size."""
+def _read_index(path: str) -> list[Span] | None:
+    """What the index file lists, nothing where it is damaged; None: there is none."""
     try:
         with _open(f"{path}.index") as file:
-            spans = [
-                (int(offset), int(length)) for offset, length in map(bytes.split, file.read().splitlines())
-            ]
-    except (DataError, ValueError):
+            lines = file.read().splitlines()
+    except DataError:
         return None
+    try:
+        return [(int(offset), int(length)) for offset, length in map(bytes.split, lines)]
+    except ValueError:
+        return []
+
+
+def _fits(spans: Sequence[Span], size: int) -> bool:
+    """Whether they follow each other from the start of a file to its end."""
     ends = [offset + length for offset, length in spans]
-    starts = [offset for offset, _ in spans]
-    return spans if [0, *ends] == [*starts, size] else None
+    return [0, *ends] == [*(offset for offset, _ in spans), size]
 
 
-def _is_remote(path: str) -> bool:
-    return "://" in path
+def _check_index(path: str, found: list[Span]) -> None:
+    """Compare the index, where there is one, with the records that were found.
+
+    Raises:
+        DataError: it lists these and more: the end of the shard is missing.
+    """
+    listed = _read_index(path)
+    if listed is None or listed == found:
+        return
+    if len(listed) > len(found) and listed[: len(found)] == found:
+        raise DataError(
+            f"{path} is cut short: it has {len(found)} records, and its index lists {len(listed)}; convert the data again"
+        )
+    _warn_of_index(path)
+
+
+@functools.cache
+def _warn_of_index(path: str) -> None:
+    """Once: a shard is read more than once."""
+    log.warning(
+        "%s.index does not fit its shard, and is not used: delete it, or convert the data again", path
+    )
+
+
+def _is_misled(shard: Shard) -> bool:
+    """Whether the shard is whole, and its records are elsewhere than was read from its index."""
+    try:
+        found = list(_walk(shard.path, _size(shard.path)))
+    except DataError:
+        return False
+    return found != list(zip(shard.offsets.tolist(), shard.lengths.tolist(), strict=True))
 
 
 def _open(path: str) -> IO[bytes]:
+    if stores.is_remote(path):
+        return stores.open_file(path)
     try:
-        if _is_remote(path):
-            stream: IO[bytes] = fsspec.open(path, "rb").open()
-            return stream
-        return open(path, "rb")
-    except (OSError, ValueError, ImportError) as error:
+        return open(local_path(path), "rb")
+    except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
 
 
 def _size(path: str) -> int:
+    if stores.is_remote(path):
+        return stores.size(path)
     try:
-        if _is_remote(path):
-            filesystem, name = fsspec.url_to_fs(path)
-            return int(filesystem.size(name))
-        return os.path.getsize(path)
-    except (OSError, ValueError, ImportError) as error:
+        return os.path.getsize(local_path(path))
+    except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
 
 
 def _read_range(path: str, offset: int, length: int) -> bytes:
     """Read bytes without keeping anything open, so that forked workers do not share a file position."""
+    if stores.is_remote(path):
+        return stores.read_range(path, offset, length)
     try:
-        if _is_remote(path):
-            filesystem, name = fsspec.url_to_fs(path)
-            content: bytes = filesystem.cat_file(name, start=offset, end=offset + length)
-            return content
-        with open(path, "rb") as file:
+        with open(local_path(path), "rb") as file:
             file.seek(offset)
             return file.read(length)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import json
 import os
@@ -11,8 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from detectkit.errors import DataError
-from detectkit.files import atomic_write
+from detectkit import stores
+from detectkit.files import atomic_write, local_path, matching
 
 RESULTS = {"run.json", "stage.json", "status.jsonl"}  # files in folders that detectkit has written: no data
 IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -57,9 +56,9 @@ class Fingerprints:
         return self._told[source]
 
     def _look(self, source: str) -> str | None:
-        if "://" in source:
+        if stores.is_remote(source):
             return _remote(source)
-        expanded = os.path.expanduser(source)
+        expanded = local_path(source)
         if os.path.isfile(expanded):
             return self._file(expanded)
         if os.path.isdir(expanded):
@@ -103,7 +102,7 @@ def _digest(text: str) -> str:
 
 
 def _matches(pattern: str) -> list[str]:
-    return sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+    return [path for path in matching(pattern) if os.path.isfile(path)]
 
 
 def _images(folder: str) -> Iterator[str]:
@@ -123,13 +122,7 @@ def _images(folder: str) -> Iterator[str]:
 
 def _remote(pattern: str) -> str | None:
     """Of files in a store: their names, sizes and what it says of their content."""
-    import fsspec
-
-    try:
-        store, path = fsspec.core.url_to_fs(pattern)
-        found = store.glob(path, detail=True)
-    except Exception as error:  # of as many kinds as there are stores
-        raise DataError(f"cannot look for {pattern}: {error}") from error
+    found = stores.find(pattern)
     told = ("size", "ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "updated")
     lines = [
         " ".join([name, *(str(info[key]) for key in told if key in info)])

@@ -14,11 +14,13 @@ from google.protobuf import text_format
 
 from detectkit import spec
 from detectkit.errors import UsageError
+from detectkit.files import local_path
 from detectkit.pipeline import state as states
 from detectkit.pipeline.fingerprints import Fingerprints
 from detectkit.pipeline.stages import SPEC, STAGES, Chain, Stage, only
 from detectkit.pipeline.state import State
 from detectkit.spec import Experiment
+from detectkit.stores import is_remote
 from detectkit.versions import versions
 
 RUN_FILE = "run.json"  # in the folder of a run, from its beginning
@@ -266,15 +268,16 @@ def _follows(chain: Chain, stage: Stage, other: Step) -> bool:
 
 
 def _start(pattern: str) -> str:
-    """What all paths of a pattern begin with."""
-    return re.split(r"[*?[]", _absolute(pattern), maxsplit=1)[0]
+    """What all paths of a pattern begin with; `[[]`, `[*]` and `[?]` stand for these characters themselves."""
+    found = re.match(r"(?:[^*?[]|\[[*?[]\])*", _absolute(pattern))
+    return re.sub(r"\[([*?[])\]", r"\1", found[0] if found else "")
 
 
 def _absolute(path: str) -> str:
     """One spelling of a path; a folder's keeps its last separator."""
-    if "://" in path:
+    if is_remote(path):
         return path
-    return os.path.abspath(os.path.expanduser(path)) + os.sep * path.endswith(os.sep)
+    return os.path.abspath(local_path(path)) + os.sep * path.endswith(os.sep)
 
 
 def _reads(chain: Chain, stage: Stage, prints: Fingerprints) -> dict[str, str | None]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import fcntl
 import json
 import os
 import resource
@@ -16,15 +15,15 @@ from typing import TextIO
 
 from detectkit import spec
 from detectkit.console import duration, log
-from detectkit.errors import DetectkitError, Interrupted, OutputError, UsageError
-from detectkit.files import atomic_write, make_directory
+from detectkit.errors import DetectkitError, Interrupted, OutputError
+from detectkit.files import atomic_write
 from detectkit.pipeline import state as states
 from detectkit.pipeline.fingerprints import Fingerprints
 from detectkit.pipeline.plan import RUN_FILE, Action, Step, look, wanted
 from detectkit.pipeline.stages import SPEC, Chain
 from detectkit.pipeline.state import State
 
-LOCK, FINGERPRINTS, OUTPUT, REPORT = ".lock", ".fingerprints.json", "output.txt", "report.html"
+FINGERPRINTS, OUTPUT, REPORT = ".fingerprints.json", "output.txt", "report.html"
 REPORT_SHARE = 0.1  # of the time, at most, goes into making the report while the run is under way
 
 Execute = Callable[[list[str]], None]
@@ -177,35 +176,6 @@ class Runner:
         self.report(self.chain.folder)
         self._reported = time.monotonic()
         self._report_seconds = self._reported - start
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """The folder of a run for this process alone.
-
-    Raises:
-        UsageError: another run is at work there. OutputError: it cannot be written.
-    """
-    with _opened(make_directory(folder) / LOCK) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(f"{folder}: another detectkit run is at work there") from error
-        _held.add(file)
-        try:
-            yield
-        finally:
-            _held.discard(file)
-
-
-def _let_go() -> None:
-    """In a process that this one has forked, such as a loader of images: it may outlive this one for some seconds."""
-    for file in _held:
-        file.close()
-
-
-_held: set[TextIO] = set()
-os.register_at_fork(after_in_child=_let_go)
 
 
 def _opened(path: Path) -> TextIO:

@@ -5,6 +5,7 @@ To add one (a search), add one entry to STAGES: its name is that of its folder a
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import json
 import os
@@ -403,7 +404,7 @@ def _exports(chain: Chain) -> list[str]:
 def _records(chain: Chain) -> list[str]:
     found = []
     for config in chain.experiment.dataset_export_config:
-        found.append(f"{config.output_filename}*")
+        found.append(f"{glob.escape(config.output_filename)}*")
         if config.HasField("sample_config"):
             found.append(os.path.join(config.sample_config.root_directory_path, "sequences.json"))
     return found

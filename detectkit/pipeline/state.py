@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from detectkit.errors import OutputError
-from detectkit.files import atomic_write, make_directory
+from detectkit.files import LOCK, atomic_write, locked, make_directory
 
 STAGE_FILE = "stage.json"
 HALF_WRITTEN = ".*.tmp"  # the names that `atomic_write` writes under, and `clear` removes under
@@ -56,10 +56,13 @@ def clear(folder: Path) -> None:
     """Remove the folder of a stage: at once for who looks for it, so that a removal that is cut leaves no half of it.
 
     Raises:
-        OutputError: it cannot be removed.
+        OutputError: it cannot be removed. UsageError: another process is at work there.
     """
     gone = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
+        if folder.is_dir():
+            with locked(folder):  # nobody is at work in it, such as a training that was started by hand
+                pass
         if folder.exists():
             target = folder.resolve()
             folder.rename(gone)
@@ -75,7 +78,9 @@ def is_foreign(folder: Path) -> bool:
     if (folder / STAGE_FILE).exists() or not folder.exists():
         return False
     # What a run that was killed while it wrote STAGE_FILE has left is none of another's.
-    return not folder.is_dir() or any(not path.match(HALF_WRITTEN) for path in folder.iterdir())
+    return not folder.is_dir() or any(
+        not path.match(HALF_WRITTEN) and path.name != LOCK for path in folder.iterdir()
+    )
 
 
 def clear_half_written(folder: Path, *, below: bool = True) -> None:

@@ -19,10 +19,12 @@ from detectkit.errors import SpecError
 from detectkit.spec import text as source
 from detectkit.spec.check import check, present, schema_of
 from detectkit.spec.dataset_export_pb2 import DatasetExportConfig
+from detectkit.spec.dataset_pb2 import DataSource
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.inference_pb2 import Inference
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig
 from detectkit.spec.warn import warnings
+from detectkit.stores import allow
 
 Spec: TypeAlias = Experiment | Inference | DatasetExportConfig
 AnySpec = TypeVar("AnySpec", bound=Experiment | Inference | DatasetExportConfig)
@@ -61,13 +63,16 @@ SHOWN = 40  # problems in one error message
 def load(path: str | Path) -> Spec:
     """Read and judge a spec of any kind: text or binary, recognised by its top-level fields.
 
-    Warns about fields that do nothing here. Raises SpecError with one line for each problem,
+    The addresses of records in it may be opened from now on, see `detectkit.stores`. Warns about fields that do nothing here. Raises SpecError with one line for each problem,
     `file:line:column: message` for text.
     """
     data = _read(Path(path))
     if _is_binary(data):
-        return _judged(str(path), _decode(data, str(path)), None)
-    return _from_text(_text(data, str(path)), str(path))
+        message = _judged(str(path), _decode(data, str(path)), None)
+    else:
+        message = _from_text(_text(data, str(path)), str(path))
+    allow(part.tfrecords_path for part in _parts(message) if isinstance(part, DataSource))
+    return message
 
 
 def loads(text: str, name: str = "spec") -> Spec:

@@ -43,5 +43,10 @@ class WeightAverage:
         return {"steps": self.steps, "detector": self.detector.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave. Raises KeyError, RuntimeError, TypeError or ValueError: it is none of this network."""
+        if state["steps"] < 0 or not all(
+            bool(value.isfinite().all()) for value in state["detector"].values()
+        ):
+            raise ValueError("an average of nothing")
         self.steps = state["steps"]
         self.detector.load_state_dict(state["detector"])

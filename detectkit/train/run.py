@@ -13,10 +13,17 @@ from torch import Tensor
 
 from detectkit import spec
 from detectkit.console import StatusLog, log
-from detectkit.data.dataset import Dataset, capped, class_counts, training_frames, validation_frames
+from detectkit.data.dataset import (
+    Dataset,
+    capped,
+    class_counts,
+    require_separate,
+    training_frames,
+    validation_frames,
+)
 from detectkit.data.warn import warnings
 from detectkit.errors import DataError, ModelError, UsageError
-from detectkit.files import atomic_write, make_directory
+from detectkit.files import atomic_write, clear_left_behind, make_directory
 from detectkit.heads import GridHead
 from detectkit.model import checkpoint, pretrained
 from detectkit.model.detector import Detector, build, summary
@@ -140,6 +147,8 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
         log.info("in 8-bit rounding; its ranges and batch-norm statistics stand still in the last quarter")
     steps = steps_of(len(training), experiment.training_config.batch_size_per_gpu)
     make_directory(results)  # not before everything it will hold is known to be usable
+    for folder in (results, results / "weights"):
+        clear_left_behind(folder)
     _write_spec(results / SPEC_FILE, experiment)
     head = GridHead(experiment, stride=detector.stride)
     first_step = state.epoch * steps + state.step
@@ -177,7 +186,11 @@ def _saved_state(experiment: spec.Experiment, results: Path) -> dict[str, Any] |
     if not path.exists():
         return None
     saved = states.read(path)
-    _check_same_run(_trained_with(saved), experiment, results)
+    try:
+        trained_with = _trained_with(saved)
+    except text_format.ParseError as error:
+        raise states.damaged(path, "its spec cannot be used") from error
+    _check_same_run(trained_with, experiment, results)
     return saved
 
 
@@ -201,6 +214,8 @@ def _open_data(experiment: spec.Experiment) -> tuple[Dataset, Dataset | None]:
     validation = validation_frames(experiment.dataset_config, class_names)
     if validation is None:
         log.warning("no validation_fold or validation_data_source: nothing is measured while training")
+    else:
+        require_separate(training, validation, experiment.dataset_config)
     return training, validation
 
 
@@ -249,8 +264,10 @@ def _resume(state: State, saved: dict[str, Any], experiment: spec.Experiment, re
             f"{results} holds a run with another teacher, whose file has changed since: put it back, use another -r, or"
             f" delete {results / RESUME_FILE} to start again"
         )
-    begin(state, experiment.training_config, saved["stage"][0])
-    states.restore(state, saved)
+    config, all_stages = experiment.training_config, stages(experiment.training_config)
+    begin(state, config, min(saved["stage"][0], len(all_stages) - 1))
+    steps = steps_of(state.images, config.batch_size_per_gpu)
+    states.restore(state, saved, results / RESUME_FILE, steps=steps, stages=len(all_stages))
     if set(spec.MEASURING) & set(spec.changed_sections(_trained_with(saved), experiment)):
         state.best = -1.0  # measured otherwise: not comparable
     log.info(f"resuming after epoch {state.epoch}, step {state.step}, from {results / RESUME_FILE}")

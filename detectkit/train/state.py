@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,28 @@ from detectkit.train.precision import CostScale
 from detectkit.train.teacher import Teacher
 from detectkit.train.weighting import ObjectiveWeights
 
-FORMAT = 3
+FORMAT = 4
+DIGEST = hashlib.sha256  # of what torch has written, behind it
+PLOTTED = {"cost", "learning_rate"}  # of each epoch
+# What a state of this format has, and of which types.
+PARTS: dict[str, type | tuple[type, ...]] = {
+    "spec": str,
+    "detector": dict,
+    "frozen": list,
+    "average": (dict, type(None)),
+    "adapter": (dict, type(None)),
+    "teacher": (str, type(None)),
+    "optimizer": dict,
+    "cost_scale_exponent": (float, type(None)),
+    "weights": dict,
+    "images": int,
+    "position": list,
+    "stage": list,
+    "plateau": list,
+    "cost_sum": Tensor,
+    "best": float,
+    "history": list,
+}
 
 
 @dataclass
@@ -91,6 +115,7 @@ def save(path: Path, state: State, spec_text: str) -> None:
     }
     buffer = io.BytesIO()  # torch.save hides the reason of a failed write; a plain file tells it
     torch.save(content, buffer)
+    buffer.write(DIGEST(buffer.getbuffer()).digest())
     with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
@@ -102,24 +127,90 @@ def read(path: Path) -> dict[str, Any]:
         ModelError: damaged, or written by another version.
     """
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        data = path.read_bytes()
+        content: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         found = content["format"]
     except PermissionError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
     except UNREADABLE as error:
-        raise ModelError(
-            f"{path} is damaged and cannot be resumed from: delete it to start the run again"
-        ) from error
+        raise damaged(path) from error
     if found != FORMAT:
         raise ModelError(
             f"{path} has format {found}, this version reads {FORMAT}: use the version that wrote it"
         )
+    size = DIGEST().digest_size
+    if DIGEST(data[:-size]).digest() != data[-size:]:
+        raise damaged(path)
+    unusable = [name for name, kind in PARTS.items() if not isinstance(content.get(name, ...), kind)]
+    unusable = unusable or [name for name, is_sound in _judged(content) if not is_sound]
+    if unusable:
+        raise damaged(path, f"its {', '.join(unusable)} cannot be used")
     return content
 
 
-def restore(state: State, content: dict[str, Any]) -> None:
-    """Put what `read` gave into a run that was set up from the same spec, with its detector filled and its stage begun."""
-    state.optimizer.load_state_dict(content["optimizer"])
+def _judged(content: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+    """The parts of a state, and whether each can be what `save` has written."""
+    (epoch, step), (stage, stage_start) = (
+        value if len(value) == 2 and all(map(_is_count, value)) else (-1, -1)
+        for value in (content["position"], content["stage"])
+    )
+    yield "position", epoch >= 0
+    yield "stage", 0 <= stage_start <= epoch
+    yield "history", len(content["history"]) == epoch and all(
+        isinstance(entry, dict) and entry.get("epoch") == number and PLOTTED <= entry.keys()
+        for number, entry in enumerate(content["history"], start=1)
+    )
+    yield "plateau", _is_plateau(content["plateau"])
+    yield "detector", all(
+        isinstance(value, Tensor) and bool(value.isfinite().all()) for value in content["detector"].values()
+    )
+    yield "frozen", all(isinstance(name, str) for name in content["frozen"])
+    yield "cost_sum", content["cost_sum"].numel() == 1
+    yield "best", not math.isnan(content["best"])
+    yield "cost_scale_exponent", math.isfinite(content["cost_scale_exponent"] or 0.0)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_plateau(values: list[Any]) -> bool:
+    if len(values) != len(Plateau._fields):
+        return False
+    cost, epoch, start, ended = values
+    counts = _is_count(epoch) and (start is None or _is_count(start))
+    return isinstance(cost, float) and not math.isnan(cost) and counts and isinstance(ended, bool)
+
+
+def damaged(path: Path, why: str = "") -> ModelError:
+    """The error of a state that nothing can go on from."""
+    reason = f" ({why})" if why else ""
+    return ModelError(
+        f"{path} is damaged{reason} and cannot be resumed from: delete it to start the run again"
+    )
+
+
+def restore(state: State, content: dict[str, Any], path: Path, *, steps: int, stages: int) -> None:
+    """Put what `read` gave into a run that was set up from the same spec, with its detector filled and its stage begun.
+
+    Args:
+        path: where it is from, for messages.
+        steps: of an epoch.
+        stages: how many there are.
+
+    Raises:
+        ModelError: it is no state of such a run.
+    """
+    if content["position"][1] >= steps or content["stage"][0] >= stages:
+        raise damaged(path, "its position is none of this run")
+    try:
+        _restore(state, content)
+    except UNREADABLE as error:
+        raise damaged(path) from error
+
+
+def _restore(state: State, content: dict[str, Any]) -> None:
+    _restore_optimizer(state.optimizer, content["optimizer"])
     if state.average:
         state.average.restore(content["average"])
     if state.teacher:
@@ -131,3 +222,17 @@ def restore(state: State, content: dict[str, Any]) -> None:
     state.stage, state.stage_start = content["stage"]
     state.plateau = Plateau(*content["plateau"])
     state.cost_sum, state.best, state.history = content["cost_sum"], content["best"], content["history"]
+
+
+def _restore_optimizer(optimizer: Optimizer, content: dict[str, Any]) -> None:
+    """Take over what it remembers; its settings are those of the spec. Raises ValueError."""
+    settings = [
+        {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(content)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    for weight, kept in optimizer.state.items():
+        for value in kept.values():
+            if isinstance(value, Tensor) and value.numel() != 1 and value.shape != weight.shape:
+                raise ValueError("an optimizer of other weights")

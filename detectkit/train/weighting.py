@@ -99,6 +99,12 @@ class ObjectiveWeights:
         return {**tensors, **counts, "warned": self.warned}
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave. Raises KeyError, TypeError or ValueError: it is none of such weights."""
+        own = self.state()
+        for name, value in own.items():
+            is_sound = state[name].shape == value.shape if isinstance(value, Tensor) else state[name] >= 0
+            if not is_sound:
+                raise ValueError(f"{name} of other objectives")
         self.weights, self.sums, self._factors = state["weights"], state["sums"], None
         self.past, self.first, self.warned = state["past"], state["first"], state["warned"]
         self.steps, self.epochs, self.all_steps = state["steps"], state["epochs"], state["all_steps"]

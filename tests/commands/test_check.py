@@ -15,12 +15,17 @@ def write_data(root, names):
     """Two frames in the training fold, one in the validation fold, each an image of 64x48 pixels."""
     (root / "image_2").mkdir(parents=True)
     for stem, labels in names.items():
-        Image.new("RGB", (64, 48)).save(root / "image_2" / f"{stem}.png")
-        boxes = np.tile(np.float32([4, 4, 20, 30]), (len(labels), 1))
-        zeros = np.zeros(len(labels), np.float32)
-        record = Record(f"image_2/{stem}", 64, 48, labels, boxes, zeros, zeros.astype(np.int64))
-        for fold in (0, 1) if stem == "a" else (1,):
-            write_shard(root / f"t-{stem}-fold-{fold:03}-of-002", [encode(record)])
+        write_frame(root, stem, labels, fold=1)
+        if stem == "a":
+            write_frame(root, "held_out", labels, fold=0)
+
+
+def write_frame(root, stem, labels, *, fold):
+    Image.new("RGB", (64, 48)).save(root / "image_2" / f"{stem}.png")
+    boxes = np.tile(np.float32([4, 4, 20, 30]), (len(labels), 1))
+    zeros = np.zeros(len(labels), np.float32)
+    record = Record(f"image_2/{stem}", 64, 48, labels, boxes, zeros, zeros.astype(np.int64))
+    write_shard(root / f"t-{stem}-fold-{fold:03}-of-002", [encode(record)])
 
 
 @pytest.fixture
@@ -197,7 +202,7 @@ def test_a_spec_that_makes_its_records_is_judged_before_they_are_there(training_
     (tmp_path / "labels" / "a.txt").write_text("car 0 0 0 4 4 20 30 0 0 0 0 0 0 0\n")
     assert cli.main(["check", "-e", str(training_spec)]) == 0
     printed = capsys.readouterr().out
-    assert f"{tmp_path}/data/image_2: 1 .png files\n{tmp_path}/labels: 1 .txt files\n" in printed
+    assert f"{tmp_path}/data/image_2: 2 .png files\n{tmp_path}/labels: 1 .txt files\n" in printed
     assert f"{tmp_path}/data/t-*: not there yet, so boxes are not counted" in printed
     assert f"next: detectkit run -e {training_spec}" in printed
 

@@ -1,6 +1,8 @@
 """`detectkit convert` as a person types it."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,36 @@ def test_prints_counts_and_what_a_training_spec_needs(export_spec, tmp_path, cap
     assert config.dataset_config.data_sources[0].tfrecords_path == f"{prefix}-fold-*"
     assert config.dataset_config.data_sources[0].image_directory_path == str(tmp_path / "kitti")
     assert (config.dataset_config.image_extension, config.dataset_config.validation_fold) == ("png", 0)
+
+
+@pytest.mark.parametrize("folder", ["a*b", "data[1]", "what?", 'a "b"', "車"])
+def test_what_a_training_spec_needs_finds_its_records_whatever_their_folder_is_called(
+    export_spec, tmp_path, capsys, folder
+):
+    for other in ("aXb", "data1", "whatX"):
+        (tmp_path / other).mkdir()
+        tfrecord.write_shard(tmp_path / other / "cars[x]-fold-000-of-002", [])
+    prefix = tmp_path / folder / "cars[x]"
+    assert cli.main(["convert", "-d", str(export_spec), "-o", str(prefix)]) == 0
+    block = capsys.readouterr().out.split("table):\n")[1].split("then:")[0]
+    config = spec.Experiment()
+    text_format.Parse(block, config.dataset_config)
+    found = tfrecord.find_shards(config.dataset_config.data_sources[0].tfrecords_path)
+    shards = [f"{prefix}-fold-{fold:03d}-of-002-shard-00000-of-00001" for fold in (0, 1)]
+    assert found == shards == tfrecord.find_shards(f"{prefix}-fold-*")
+    assert len(training_frames(config.dataset_config, ["car"])) == 6
+
+
+def test_what_a_killed_conversion_left_goes_with_the_next(export_spec, tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left, others = (tmp_path / f".{name}.{gone.pid}.tmp" for name in ("cars", "cars-more"))
+    for folder in (left, others):
+        folder.mkdir()
+        (folder / "cars-fold-000-of-002").write_text("half")
+    assert cli.main(["convert", "-d", str(export_spec), "-o", f"{tmp_path}/cars"]) == 0
+    assert not left.exists() and others.exists()
+    assert [path.name for path in tmp_path.glob(".*")] == [others.name]
 
 
 def test_names_the_validation_fold_that_was_given(export_spec, tmp_path, capsys):

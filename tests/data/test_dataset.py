@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import torch
 from google.protobuf import text_format
 from PIL import Image
 
+from detectkit import spec
+from detectkit.console import log
 from detectkit.data.dataset import (
     BACKGROUND,
     DONTCARE,
@@ -30,6 +33,7 @@ from detectkit.data.dataset import (
     collate,
     image_files,
     loader,
+    require_separate,
     sample_from_image,
     training_frames,
     training_order,
@@ -76,6 +80,13 @@ def make(root: Path, shards: dict[str, list[Record]], *, images: bool = True) ->
 def config(root: Path, rest: str = "", *, pattern: str = "*", mapping: str = MAPPING) -> DatasetConfig:
     source = f'data_sources {{ tfrecords_path: "{root}/records/{pattern}" image_directory_path: "{root}" }}'
     return text_format.Parse(f"{source} {mapping} {rest}", DatasetConfig())
+
+
+def read(both: DatasetConfig) -> tuple[Dataset, Dataset]:
+    """What a spec trains on and what it measures on."""
+    validation = validation_frames(both, CLASSES)
+    assert validation is not None
+    return training_frames(both, CLASSES), validation
 
 
 def augmentation(channels: int = 3) -> AugmentationConfig:
@@ -150,6 +161,90 @@ class TestFrames:
         split = config(tmp_path / "a", f"validation_data_source {{ {paths} }}")
         training, validation = training_frames(split, CLASSES), validation_frames(split, CLASSES)
         assert len(training) == 2 and validation is not None and validation.frames[0].frame_id == "z"
+
+    @pytest.mark.parametrize("embedded", [False, True])
+    def test_an_image_of_both_folds_is_refused(self, tmp_path: Path, embedded: bool) -> None:
+        image = {"image": b"pixels", "image_format": "png"} if embedded else {}
+        names = {"k-fold-000-of-002": "abcd", "k-fold-001-of-002": "cdef"}
+        make(tmp_path, {name: [record(stem, **image) for stem in stems] for name, stems in names.items()})
+        both = config(tmp_path, "validation_fold: 0")
+        with pytest.raises(
+            DataError, match=r"^2 of the 4 validation images are among .* trained on \(c, d\)"
+        ):
+            require_separate(*read(both), both)
+
+    def test_an_image_of_both_folds_by_another_name(self, tmp_path: Path) -> None:
+        make(tmp_path, {"k-fold-000-of-002": [record("a")], "k-fold-001-of-002": [record("b"), record("c")]})
+        both = config(tmp_path, "validation_fold: 0")
+        require_separate(*read(both), both)
+        (tmp_path / "a.png").unlink()
+        (tmp_path / "a.png").symlink_to("c.png")
+        with pytest.raises(DataError, match=r"^1 of the 1 validation images are among .* trained on \(a\)"):
+            require_separate(*read(both), both)
+
+    def test_images_that_only_look_alike_are_not_in_both_folds(self, tmp_path: Path) -> None:
+        """Two sets whose frames have the same ids, one beside and one in the records; and two files of one content."""
+        for name, content in (("one", b"pixels"), ("two", b"others")):
+            images = [record("a", image=content, image_format="png"), record("b")]
+            make(tmp_path / name, {"t": images})
+        paths = f'tfrecords_path: "{tmp_path}/two/records/t" image_directory_path: "{tmp_path}/two"'
+        both = config(tmp_path / "one", f"validation_data_source {{ {paths} }}")
+        require_separate(*read(both), both)
+
+    def test_measuring_on_what_is_trained_on_may_be_meant(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        log.propagate = True
+        make(tmp_path, {"k-fold-000-of-002": [record("a")], "k-fold-001-of-002": [record("b")]})
+        for pattern, is_meant in (("*", True), ("k-fold-*", True), ("k-fold-000*", False)):
+            paths = f'tfrecords_path: "{tmp_path}/records/{pattern}" image_directory_path: "{tmp_path}"'
+            both = config(tmp_path, f"validation_data_source {{ {paths} }}")
+            caplog.clear()
+            with (
+                nullcontext() if is_meant else pytest.raises(DataError, match="1 of the 1 validation images")
+            ):
+                require_separate(*read(both), both)
+            assert (
+                "2 of the 2 validation images are among those that are trained on, as" in caplog.text
+            ) == is_meant
+
+    def test_shards_that_are_not_there_are_told(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        log.propagate = True
+        names = [
+            f"k-fold-{fold:03d}-of-002-shard-{part:05d}-of-00003" for fold in (0, 1) for part in range(3)
+        ]
+        make(tmp_path, {name: [record(name)] for name in names})
+        training_frames(config(tmp_path), CLASSES)
+        training_frames(config(tmp_path, pattern="*shard-00001*"), CLASSES)  # the others are there
+        assert caplog.text == ""
+        for name in names[3:5]:
+            (tmp_path / "records" / name).unlink()
+        training_frames(config(tmp_path), CLASSES)
+        told = (
+            f"2 of the 3 shards of {tmp_path}/records/k-fold-001-of-002 are not there, nor are their images"
+        )
+        assert told in caplog.text and "fold-000" not in caplog.text
+
+    def test_records_in_a_store_are_read_by_the_spec_that_the_user_names(
+        self, tmp_path: Path, bucket: Path, tiny_text: str
+    ) -> None:
+        content = io.BytesIO()
+        picture(40, 30).save(content, "PNG")
+        make(tmp_path, {"t": [record("a", image=content.getvalue(), image_format="png")]})
+        (tmp_path / "records" / "t").rename(bucket / "t-fold-001-of-002")
+        source = re.search(r'tfrecords_path: "[^"]*"', tiny_text)
+        assert source is not None
+        text = tiny_text.replace(source[0], 'tfrecords_path: "s3://bucket/t-*"')
+        received = spec.loads(text)
+        assert isinstance(received, spec.Experiment)
+        with pytest.raises(DataError, match="s3://bucket/t-.* is not opened: it is named in a model"):
+            training_frames(received.dataset_config, CLASSES)
+        (tmp_path / "own.txt").write_text(text)
+        own = spec.load_experiment(tmp_path / "own.txt")
+        training = training_frames(own.dataset_config, CLASSES)
+        assert training.sample(0, channels=3).original_size == (40, 30)
 
     def test_validation_data_is_read_without_training_data(self, tmp_path: Path) -> None:
         make(tmp_path, {"v": [record("z")]})

@@ -1,5 +1,7 @@
 """Record files: whole, cut short, with a flipped byte, made elsewhere."""
 
+import glob
+import importlib.util
 import pickle
 import struct
 
@@ -8,6 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from detectkit import stores
+from detectkit.console import log
 from detectkit.data import tfrecord
 from detectkit.data.example_pb2 import Example
 from detectkit.errors import DataError
@@ -198,24 +202,21 @@ def test_find_shards_leaves_the_other_files_out(shard):
     assert tfrecord.find_shards(f"{shard.parent}/nothing*") == []
 
 
-def test_shards_in_object_storage():
-    import fsspec
-
-    memory = fsspec.filesystem("memory")
-    memory.pipe("/bucket/a", b"")
-    with fsspec.open("memory://bucket/train-00000", "wb") as file:
-        file.write(
-            framed(tfrecord.encode(record("1"))) + framed(tfrecord.encode(record("2", image=b"pixels")))
-        )
-    assert tfrecord.find_shards("memory://bucket/train-*") == ["memory:///bucket/train-00000"]
-    opened = tfrecord.open_shard("memory://bucket/train-00000")
+def test_shards_in_object_storage(bucket):
+    (bucket / "a").write_bytes(b"")
+    data = [tfrecord.encode(record("1")), tfrecord.encode(record("2", image=b"pixels"))]
+    (bucket / "train-00000").write_bytes(b"".join(map(framed, data)))
+    stores.allow(["s3://bucket/train-*"])
+    assert tfrecord.find_shards("s3://bucket/train-*") == ["s3://bucket/train-00000"]
+    opened = tfrecord.open_shard("s3://bucket/train-00000")
     assert tfrecord.read_record(opened, 1).image == b"pixels"
-    assert [r.frame_id for r in tfrecord.read_records("memory://bucket/train-00000")] == [
+    assert [r.frame_id for r in tfrecord.read_records("s3://bucket/train-00000")] == [
         "image_2/1",
         "image_2/2",
     ]
-    with pytest.raises(DataError, match="cannot read memory://bucket/gone"):
-        tfrecord.open_shard("memory://bucket/gone")
+    (bucket / "train-00000").unlink()
+    with pytest.raises(DataError, match="cannot read s3://bucket/train-00000: there is no such file"):
+        tfrecord.open_shard("s3://bucket/train-00000")
 
 
 def framed(data):
@@ -224,9 +225,130 @@ def framed(data):
     return length + crcs[0] + data + crcs[1]
 
 
-def test_unknown_protocol():
-    with pytest.raises(DataError, match="cannot list nosuch://"):
-        tfrecord.find_shards("nosuch://bucket/*")
+@pytest.mark.parametrize(
+    "address",
+    [
+        "nosuch://bucket/*",
+        "reference://*::data:application/json,{}",
+        "simplecache::s3://bucket/part-*",
+        "s3://bucket/part-*::file:///etc/passwd",
+        "ftp://127.0.0.1/part-*",
+        "github://owner:name@main/part-*",
+        "tar://part-*::file:///tmp/a.tar",
+        "http://127.0.0.1/part-0",
+        "S3://bucket/part-*",
+    ],
+)
+def test_an_address_of_another_protocol_is_not_opened(address):
+    stores.allow([address])
+    for use in (tfrecord.find_shards, tfrecord.open_shard, lambda path: list(tfrecord.read_records(path))):
+        with pytest.raises(DataError, match="is not opened: addresses begin with s3://.* without chains"):
+            use(address)
+
+
+def test_an_address_that_no_spec_of_the_user_names_is_not_opened(bucket):
+    (bucket / "other-0").write_bytes(framed(tfrecord.encode(record())))
+    for use in (tfrecord.find_shards, tfrecord.open_shard, lambda path: list(tfrecord.read_records(path))):
+        with pytest.raises(DataError, match="s3://bucket/other-0 is not opened: it is named in a model"):
+            use("s3://bucket/other-0")
+
+
+def test_whatever_goes_wrong_in_a_store_is_one_message(bucket):
+    import fsspec
+
+    class Broken(fsspec.get_filesystem_class("s3")):
+        def glob(self, *_, **__):
+            raise KeyError("a\nb")
+
+    fsspec.register_implementation("s3", Broken, clobber=True)
+    stores.allow(["s3://bucket/*", "gs://bucket/*"])
+    with pytest.raises(DataError, match=r"^cannot list s3://bucket/\*: 'a.*b'$"):
+        tfrecord.find_shards("s3://bucket/*")
+    if importlib.util.find_spec("gcsfs") is None:
+        with pytest.raises(DataError, match=r"^cannot list gs://bucket/\*: .*gcsfs"):
+            tfrecord.find_shards("gs://bucket/*")
+
+
+@pytest.mark.parametrize("name", ["a*b", "data[1]", "what?", "a[b", "[!x]", "**"])
+def test_a_folder_is_taken_as_it_is_called(tmp_path, name):
+    for folder in (name, "aXb", "data1", "whatX", "y", "deep/er"):
+        (tmp_path / folder).mkdir(parents=True)
+        tfrecord.write_shard(tmp_path / folder / "t-fold-000-of-002", [])
+    expected = [str(tmp_path / name / "t-fold-000-of-002")]
+    for pattern in (f"{tmp_path}/{name}/t-*", *expected, f"{glob.escape(str(tmp_path / name))}/t-*"):
+        assert tfrecord.find_shards(pattern) == expected
+        assert tfrecord.find_shards(f"file://{pattern}") == expected
+
+
+def test_patterns_match_folders_that_are_not_there_as_written(tmp_path):
+    for folder in ("data[1]/a", "data1/a", "data2/b/c"):
+        (tmp_path / folder).mkdir(parents=True)
+        tfrecord.write_shard(tmp_path / folder / "x[1]-0", [])
+    found = tfrecord.find_shards(f"{tmp_path}/*/a/x*")
+    assert found == [f"{tmp_path}/data1/a/x[1]-0", f"{tmp_path}/data[1]/a/x[1]-0"]
+    assert len(tfrecord.find_shards(f"{tmp_path}/**/x*")) == 3
+    assert tfrecord.find_shards(f"{tmp_path}/data[2-9]/**") == [f"{tmp_path}/data2/b/c/x[1]-0"]
+    assert tfrecord.find_shards(f"{tmp_path}/data2/b/c/x[1]-*") == [f"{tmp_path}/data2/b/c/x[1]-0"]
+
+
+def test_a_shard_that_is_cut_between_two_records_is_told_by_its_index(shard):
+    opened = tfrecord.open_shard(str(shard))
+    for kept in (2, 0):
+        shard.write_bytes(shard.read_bytes()[: opened.offsets[kept]])
+        message = f"is cut short: it has {kept} records, and its index lists 4; convert the data again"
+        with pytest.raises(DataError, match=message):
+            tfrecord.open_shard(str(shard))
+        with pytest.raises(DataError, match=message):
+            list(tfrecord.read_records(str(shard)))
+
+
+def test_an_index_of_another_shard_is_told_and_not_used(shard, caplog):
+    caplog.set_level("WARNING", logger="detectkit")
+    log.propagate = True
+    shard.with_name(f"{shard.name}.index").write_text("0 30\n30 50\n")
+    assert len(tfrecord.open_shard(str(shard)).offsets) == 4
+    assert len(list(tfrecord.read_records(str(shard)))) == 4
+    assert [item.getMessage() for item in caplog.records] == [
+        f"{shard}.index does not fit its shard, and is not used: delete it, or convert the data again"
+    ]
+
+
+def test_an_index_that_is_wrong_inside_is_blamed_and_not_the_shard(shard):
+    index = shard.with_name(f"{shard.name}.index")
+    (first, one), (second, two), *rest = [map(int, line.split()) for line in index.read_text().splitlines()]
+    spans = [(first, one - 3), (second - 3, two + 3), *map(tuple, rest)]
+    index.write_text("".join(f"{offset} {length}\n" for offset, length in spans))
+    opened = tfrecord.open_shard(str(shard))
+    with pytest.raises(DataError, match=f"^{shard}.index does not fit its shard: delete it"):
+        tfrecord.read_record(opened, 1)
+    assert len(list(tfrecord.read_records(str(shard)))) == 4
+
+
+def test_a_record_of_more_boxes_than_an_image_may_have(tmp_path):
+    for count in (tfrecord.MOST_BOXES, tfrecord.MOST_BOXES + 1, 10**6):
+        boxes = numpy.tile(numpy.float32([1, 2, 30, 40]), (count, 1))
+        full = record()._replace(
+            names=["car"] * count,
+            boxes=boxes,
+            truncation=boxes[:, 0],
+            occlusion=numpy.zeros(count, numpy.int64),
+        )
+        tfrecord.write_shard(tmp_path / "full", [tfrecord.encode(full)])
+        if count == tfrecord.MOST_BOXES:
+            assert len(next(tfrecord.read_records(str(tmp_path / "full"))).names) == count
+        else:
+            with pytest.raises(DataError, match=f"full: record 0 cannot be used: it has {count} boxes"):
+                next(tfrecord.read_records(str(tmp_path / "full")))
+
+
+def test_a_record_larger_than_memory_is_not_read(tmp_path):
+    """Its length is true, and the file has as many bytes, none of which takes space on the disk."""
+    length = struct.pack("<Q", 50 * 2**30)
+    with open(tmp_path / "huge", "wb") as file:
+        file.write(length + struct.pack("<I", tfrecord._masked_crc(length)))
+        file.truncate(50 * 2**30 + tfrecord.FRAMING)
+    with pytest.raises(DataError, match="record 0 has 51200 MiB, more than the 1024"):
+        next(tfrecord.read_records(str(tmp_path / "huge")))
 
 
 # Files that TLT wrote, built byte by byte

@@ -66,6 +66,7 @@ class FakePlace(Place):
         for number in range(4):
             (self.images / f"{number}.png").write_text(f"pixels {number}")
             (self.labels / f"{number}.txt").write_text("square 0 0 0 1 1 9 9 0 0 0 0 0 0 0\n")
+        self.records = "tiny"  # what their names begin with
         self.done: list[str] = []
         self.count = 0
         self.fails: dict[str, Exception] = {}
@@ -106,7 +107,7 @@ class FakePlace(Place):
     def _convert(self, args: argparse.Namespace) -> None:
         text = "".join(path.read_text() for path in sorted(self.labels.iterdir()))
         for fold in range(2):
-            write(self.root / "records" / f"tiny-fold-00{fold}-of-002-shard-00000-of-00001", text)
+            write(self.root / "records" / f"{self.records}-fold-00{fold}-of-002-shard-00000-of-00001", text)
 
     def _train(self, args: argparse.Namespace) -> None:
         experiment = spec.load_experiment(args.experiment_spec)

@@ -11,11 +11,12 @@ import pytest
 
 from detectkit.console import StatusLog
 from detectkit.errors import DataError, ModelError, OutputError, UsageError
+from detectkit.files import locked
 from detectkit.pipeline import plan as plans
 from detectkit.pipeline import stages, state as states
 from detectkit.pipeline.plan import Action
-from detectkit.pipeline.run import locked
 from detectkit.pipeline.stages import STAGES
+from tests.pipeline.conftest import FakePlace
 
 FLOAT = ["convert", "train", "evaluate_float"]
 PRUNED = ["prune", "evaluate_pruned", "retrain", "evaluate_retrained"]
@@ -47,6 +48,37 @@ def test_a_new_folder_is_all_to_do(fake):
 
 def test_a_second_run_has_nothing_to_do(done):
     assert done.actions() == {} and done.run() == []
+
+
+@pytest.mark.parametrize("name", ["a*b", "data[1]", "what?"])
+def test_a_run_in_a_folder_of_any_name(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("os.fsync", lambda file: None)
+    for other in ("aXb", "data1", "whatX"):
+        (tmp_path / other / "records").mkdir(parents=True)
+        (tmp_path / other / "records" / "tiny-fold-000-of-002").write_text("other")
+    (tmp_path / name).mkdir()
+    fake = FakePlace(tmp_path / name)
+    assert fake.run() == ALL and fake.run() == []
+    (tmp_path / "data1/records/tiny-fold-000-of-002").write_text("changed")
+    assert fake.actions() == {}
+    (fake.labels / "0.txt").write_text("bar 0 0 0 1 1 9 9 0 0 0 0 0 0 0\n")
+    assert fake.run(first="convert")[:2] == ["convert", "train"]
+
+
+@pytest.mark.parametrize("name", ["tiny[1]", "ti*ny", "tiny?"])
+def test_a_run_whose_records_have_any_name(fake, name):
+    fake.write(change={"records/tiny": f"records/{name}"})
+    fake.records = name
+    assert fake.run() == ALL and fake.run() == []
+
+
+def test_a_training_that_was_started_by_hand_is_not_removed_under_it(done):
+    with locked(done.folder / "train"), pytest.raises(
+        UsageError, match="train: another detectkit run is at work"
+    ):
+        done.run(first="train")
+    assert (done.folder / "train/resume.pt").exists()
+    assert done.run(first="train")[0] == "train"
 
 
 def test_stage_json(done):

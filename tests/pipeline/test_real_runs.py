@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from detectkit import report
 from detectkit.cli import main
-from detectkit.pipeline.run import locked
+from detectkit.files import locked
 from detectkit.train import loop
 
 USAGE, DATA, MODEL, OUTPUT = 2, 4, 5, 6
@@ -142,7 +142,8 @@ def test_a_destroyed_model_fails_the_stage_that_reads_it(finished, without_repor
 def test_two_runs_in_one_folder(finished, capsys):
     with locked(finished.folder):
         assert main(command(finished)) == USAGE
-    assert capsys.readouterr().err == f"error: {finished.folder}: another detectkit run is at work there\n"
+    expected = "another detectkit run is at work there; wait until it has ended, or use another -r"
+    assert capsys.readouterr().err == f"error: {finished.folder}: {expected}\n"
 
 
 @pytest.mark.parametrize("name", ["a_file", "a_file/run"])

@@ -1,13 +1,18 @@
 """Everything at once, cut again and again: the run ends as one that was never cut."""
 
+import hashlib
+import io
 import os
 import signal
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 from google.protobuf import text_format
 
-from detectkit.errors import Interrupted, UsageError
+from detectkit.errors import Interrupted, ModelError, UsageError
 from detectkit.model import checkpoint
 from detectkit.train import loop, state as states
 from detectkit.train.run import set_up
@@ -137,3 +142,145 @@ def test_what_is_said_of_the_data_is_said_in_the_first_training_alone(small, tmp
     assert told(small, tmp_path / "other")[0]
     small.model_config.load_graph = True
     assert not told(small, tmp_path / "again")[0]
+
+
+@pytest.fixture(scope="module")
+def kept():
+    """The content of a state file by the class of experiment, made once: see `finished`."""
+    return {}
+
+
+@pytest.fixture
+def finished(everything, kept, tmp_path):
+    """The folder of a run of one epoch, and its spec."""
+    everything.training_config.ClearField("first_stage")
+    everything.training_config.num_epochs = 1
+    if "state" not in kept:
+        run(everything, tmp_path)
+        kept["state"] = (tmp_path / "resume.pt").read_bytes()
+    (tmp_path / "resume.pt").write_bytes(kept["state"])
+    return tmp_path, everything
+
+
+def rewrite(path, change):
+    """Change a state and give it the checksum of what it is then."""
+    content = states.read(path)
+    change(content)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    path.write_bytes(buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
+
+
+def test_a_bit_that_is_another_one_is_noticed_wherever_it_is(finished):
+    path = finished[0] / "resume.pt"
+    whole = path.read_bytes()
+    assert states.read(path)["position"] == [1, 0]
+    random = np.random.default_rng(0)
+    for place in (0, 100, len(whole) - 33, len(whole) - 1, *random.integers(0, len(whole), 20).tolist()):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << int(random.integers(0, 8))
+        path.write_bytes(changed)
+        with pytest.raises(
+            ModelError, match="resume.pt (is damaged and cannot be resumed from: delete it|has format)"
+        ):
+            states.read(path)
+
+
+def test_a_state_of_another_version_is_told(finished):
+    path = finished[0] / "resume.pt"
+    rewrite(path, lambda content: content.update(format=3))
+    with pytest.raises(ModelError, match="has format 3, this version reads 4"):
+        states.read(path)
+    torch.save({"format": 3}, path)  # which had no checksum
+    with pytest.raises(ModelError, match="has format 3, this version reads 4"):
+        states.read(path)
+
+
+BROKEN = {
+    "position": [[-(10**9), 0], [1, -1], [1], [1.0, 0], "ab", None],
+    "stage": [[0, 2], [-1, 0], [0, -3], [], None],
+    "history": [[], [{}], [{"epoch": 2, "cost": 1.0, "learning_rate": 1.0}], [7], None],
+    "plateau": [
+        [],
+        [float("nan"), 0, None, False],
+        [1.0, -1, None, False],
+        [1.0, 0, "x", False],
+        [1.0, 0, None, 1],
+    ],
+    "detector": [{"a": 1}, {"a": torch.tensor([float("nan")])}, []],
+    "frozen": [[1], None],
+    "cost_sum": [torch.zeros(3), 0.0],
+    "best": [float("nan"), "high"],
+    "cost_scale_exponent": [float("inf"), 3],
+    "spec": [7, None],
+}
+
+
+@pytest.mark.parametrize("part", BROKEN)
+def test_a_part_of_a_state_that_cannot_be_is_named(finished, part):
+    path = finished[0] / "resume.pt"
+    whole = path.read_bytes()
+    changes = [lambda content, value=value: content.update({part: value}) for value in BROKEN[part]]
+    for change in (*changes, lambda content: content.pop(part)):
+        path.write_bytes(whole)
+        rewrite(path, change)
+        with pytest.raises(
+            ModelError, match=rf"resume.pt is damaged \(its .*{part}.* cannot be used\) .* delete it"
+        ):
+            states.read(path)
+
+
+def test_a_state_that_is_none_of_this_run(finished):
+    results, experiment = finished
+    path = results / "resume.pt"
+    whole = path.read_bytes()
+
+    def forget(content):
+        content["optimizer"]["state"] = {0: {"momentum_buffer": torch.zeros(7, 7)}}
+
+    changes = [
+        lambda content: content.update(position=[1, 3]),  # an epoch has three steps
+        lambda content: content.update(position=[10**9, 0]),  # its history has one epoch
+        lambda content: content.update(stage=[1, 0]),  # there is one stage
+        lambda content: content.update(spec="no spec"),
+        lambda content: content.update(average=None),
+        lambda content: content["average"].update(steps=-10),
+        lambda content: content["average"]["detector"].popitem(),
+        lambda content: content["weights"].pop("past"),
+        lambda content: content["weights"].update(weights=torch.zeros(5, 2)),
+        lambda content: content["weights"].update(steps="many"),
+        lambda content: content["optimizer"].clear(),
+        lambda content: content["optimizer"]["param_groups"][0]["params"].pop(),
+        forget,
+    ]
+    for change in changes:
+        path.write_bytes(whole)
+        rewrite(path, change)
+        with pytest.raises(ModelError, match="resume.pt is damaged"):
+            set_up(experiment, results, name="model", device=torch.device("cpu"))
+
+
+def test_settings_of_the_optimizer_are_those_of_the_spec(finished):
+    results, experiment = finished
+    rewrite(
+        results / "resume.pt",
+        lambda content: content["optimizer"]["param_groups"][0].update(momentum=-4.0, nesterov="?"),
+    )
+    again = set_up(experiment, results, name="model", device=torch.device("cpu"))
+    (group,) = again.state.optimizer.param_groups
+    assert group["momentum"] == pytest.approx(0.9) and group["nesterov"] is True
+
+
+def test_what_a_killed_training_left_goes(finished):
+    results, experiment = finished
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (results / "weights").mkdir(exist_ok=True)
+    left = [
+        results / f".resume.pt.{gone.pid}.tmp",
+        results / f"weights/.model.epoch-001.safetensors.{gone.pid}.tmp",
+    ]
+    for path in left:
+        path.write_text("half")
+    set_up(experiment, results, name="model", device=torch.device("cpu"))
+    assert not any(path.exists() for path in left)
