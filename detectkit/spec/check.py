@@ -268,9 +268,8 @@ def _model(config: ModelConfig) -> Iterator[Violation]:
             yield Violation(f"model_config.freeze_blocks[{index}]", "must be a whole number", short(block))
     for name in ("load_graph", "freeze_pretrained_layers"):
         if getattr(config, name) and not config.pretrained_model_file:
-            yield Violation(
-                f"model_config.{name}", "needs pretrained_model_file, the model to start from", "true"
-            )
+            rule = "needs pretrained_model_file, the model to start from; the spec names none"
+            yield Violation(f"model_config.{name}", rule, "")
     if config.HasField("activation"):
         yield from _activation(config.activation)
     bbox = config.objective_set.bbox
@@ -309,7 +308,7 @@ def _training(spec: Experiment) -> Iterator[Violation]:
         rate, epochs = config.first_stage.learning_rate, config.first_stage.num_epochs
         yield from _learning_rate(f"{path}.first_stage.learning_rate", rate, epochs, spec)
     if config.optimizer.sgd.nesterov and config.optimizer.sgd.momentum == 0:
-        yield Violation(f"{path}.optimizer.sgd.nesterov", "needs a momentum above 0", "true")
+        yield Violation(f"{path}.optimizer.sgd.nesterov", "needs a momentum above 0", "")
     taught = config.HasField("distillation") and config.distillation.weight > 0
     if taught and not config.distillation.teacher_model_file:
         yield Violation(f"{path}.distillation.teacher_model_file", "must name a trained model", '""')
@@ -460,14 +459,12 @@ def _export(spec: Experiment) -> Iterator[Violation]:
         rule = "needs calibration_config, or training_config.enable_qat, for the ranges"
         yield Violation(f"{path}.data_type", rule, "INT8")
     if config.gen_ds_config and config.nms:
-        yield Violation(
-            f"{path}.nms", "must be left out with gen_ds_config: DeepStream clusters itself", "true"
-        )
+        yield Violation(f"{path}.nms", "must be left out with gen_ds_config: DeepStream clusters itself", "")
     if config.gen_ds_config and is_int8 and is_onnxruntime:
         rule = "must be TENSORRT with gen_ds_config: DeepStream runs on it"
         yield Violation(f"{path}.runtime", rule, "ONNXRUNTIME")
     if config.nms and config.HasField("engine_config"):
-        yield Violation(f"{path}.nms", "must be left out with engine_config: it is for ONNX Runtime", "true")
+        yield Violation(f"{path}.nms", "must be left out with engine_config: it is for ONNX Runtime", "")
     engine = config.engine_config
     sizes = ("min_batch_size", "opt_batch_size", "max_batch_size")
     given = [name for name in sizes if getattr(engine, name)]

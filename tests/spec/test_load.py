@@ -218,6 +218,66 @@ def test_text_errors_name_line_and_column(text, expected):
     assert message_of(text) == expected
 
 
+# The beginnings of published specs, each with what tells its network.
+OTHERS = {
+    "ssd_config { }": "SSD",
+    "yolov4_config { }": "YOLO",
+    "random_seed: 42\nnms_config { confidence_threshold: 0.001 }": "YOLO, SSD or RetinaNet",
+    "lpr_config { hidden_units: 512 }": "LPRNet",
+    "seed: 123\nuse_amp: False\nmaskrcnn_config { nlayers: 50 }": "Mask R-CNN",
+    "network_config { rpn_stride: 16 }": "Faster R-CNN",
+    'enc_key: "tlt"\nmodel_config { input_image_config { image_type: RGB } arch: "resnet:18" }': "Faster R-CNN",
+    'model_config { arch: "resnet" n_layers: 18 input_image_size: "3,224,224" }\ntrain_config { }': "image classification",
+    'eval_config { eval_dataset_path: "/data/test" top_k: 3 }': "image classification",
+    'model_config { arch: "resnet" input_image_size: "3,60,80" }\ndataset_config { train_csv_path: "t.csv" }': "multitask classification",
+    'random_seed: 42\nmodel_config { model_input_width: 320 arch: "vanilla_unet" }': "UNet",
+    'dataset_config { dataset: "custom" data_class_config { } }': "UNet",
+    "training_config { train_batch_size: 16 }\nmodel_config { model_name: 'efficientdet-d0' }": "EfficientDet",
+}
+
+
+@pytest.mark.parametrize(("text", "network"), OTHERS.items())
+def test_a_spec_of_another_network_is_one_line_that_names_it(text, network):
+    message = message_of(text + "\ntraining_config { unknown: 1 }")
+    assert len(message.splitlines()) == 1
+    assert message.endswith(f": this is a spec of TLT's {network}; detectkit reads those of DetectNet_v2")
+
+
+@pytest.mark.parametrize(
+    ("text", "whose"),
+    [
+        (
+            "__class_name__: BpNetTrainer\nmodel:\n  __class_name__: BpNetLiteModel\n",
+            "a spec of TAO's BodyPoseNet",
+        ),
+        ("checkpoint_dir: /results\nmodel:\n  name: FpeNet\n", "a spec of TAO's FPENet"),
+        (
+            "dataset:\n  loader:\n    shuffle: true\nmodel:\n  name: 'efficientdet-d0'\n",
+            "a spec of TAO's EfficientDet",
+        ),
+        ("model_path: /home/me/model.hdf5\nscales: [0.5, 1.0]\n", "as the specs of TAO's other networks are"),
+        ("# a list\nclasses:\n- car\n- van\n", "as the specs of TAO's other networks are"),
+    ],
+)
+def test_yaml_is_said_to_be_yaml(text, whose):
+    assert message_of(text) == (
+        f"s.txt:1:1: this is YAML, {whose}; detectkit reads those of DetectNet_v2, which are protobuf text"
+    )
+
+
+def test_a_field_of_another_network_in_a_spec_of_ours_is_an_unknown_field(kitti_train):
+    text = kitti_train.replace("num_layers: 18", 'num_layers: 18\n  input_image_size: "3,384,1248"')
+    assert "unknown field input_image_size in ModelConfig" in message_of(text)
+
+
+def test_load_graph_without_a_model_says_what_is_missing(kitti_train):
+    text = kitti_train.replace("num_layers: 18", "num_layers: 18\n  load_graph: true")
+    text = "\n".join(line for line in text.splitlines() if "pretrained_model_file" not in line)
+    assert message_of(text).endswith(
+        "model_config.load_graph: needs pretrained_model_file, the model to start from; the spec names none"
+    )
+
+
 def test_curly_quotes_are_counted(kitti_train):
     assert message_of(kitti_train.replace('"', "”")).endswith("instead (29 lines have them)")
 
@@ -277,6 +337,53 @@ def test_fields_without_effect_are_named_once(kitti_train, caplog):
     assert (
         'target_class_config["car"].clustering_config.neighborhood_size (and in 2 more places)' in caplog.text
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "again", "place"),
+    [
+        ("num_epochs: 120", "num_epochs: 120", "num_epochs is given on lines {} and {}"),
+        ("num_epochs: 120", "num_epochs: 0x78", "num_epochs is given on lines {} and {}"),
+        ("beta1: 0.9", "beta1: .9f", "beta1 is given on lines {} and {}"),
+        ("deadzone_radius: 0.67", "deadzone_radius: 0.670", "deadzone_radius is given on lines {} and {}"),
+        ("validation_fold: 0", "validation_fold: 0", "validation_fold is given on lines {} and {}"),
+        ("type: L1", "type: 1", "type is given on lines {} and {}"),
+        ('arch: "resnet"', "arch: 'resnet'", "arch is given on lines {} and {}"),
+        ("use_batch_norm: true", "use_batch_norm: True", "use_batch_norm is given on lines {} and {}"),
+    ],
+)
+def test_a_scalar_given_twice_with_one_value_is_a_warning(kitti_train, caplog, text, again, place):
+    assert text in kitti_train
+    once = spec.loads(kitti_train)
+    line = kitti_train[: kitti_train.index(text)].count("\n") + 1
+    assert spec.loads(kitti_train.replace(text, f"{text}\n{again}", 1)) == once
+    warning = f"{place.format(line, line + 1)}, each time with the same value: one is enough"
+    assert [record.getMessage() for record in caplog.records] == [f"spec:{line + 1}:1: {warning}"]
+
+
+@pytest.mark.parametrize(
+    "text", ["num_epochs: 120 num_epochs: 120 num_epochs: 121", "batch_size_per_gpu: 1 batch_size_per_gpu: 2"]
+)
+def test_a_scalar_given_twice_with_two_values_stays_an_error(text):
+    name = text.split(":")[0]
+    assert f"{name} is given twice on line 1: keep one" in message_of(f"training_config {{ {text} }}")
+
+
+def test_a_block_given_twice_stays_an_error():
+    assert message_of("model_config { }\nmodel_config { }") == (
+        "s.txt:2:1: model_config is given on lines 1 and 2: keep one"
+    )
+
+
+def test_what_is_given_a_million_times_is_one_warning(kitti_train, caplog):
+    spec.loads(kitti_train.replace("num_epochs: 120", "num_epochs: 120\n" * 3))
+    assert "num_epochs is given 3 times, from line" in caplog.text and len(caplog.records) == 1
+
+
+def test_map_key_given_twice_on_one_line(kitti_train, caplog):
+    entry = 'target_class_mapping { key: "x" value: "car" } '
+    spec.loads(kitti_train.replace("  validation_fold", entry * 2 + "validation_fold"))
+    assert 'target_class_mapping["x"] is given twice on line 20: the last one counts' in caplog.text
 
 
 def test_map_key_given_twice(kitti_train, caplog):
