@@ -23,6 +23,7 @@ from detectkit.deploy.scales import ScaleTable, dump_table
 from detectkit.evaluation import evaluate
 from detectkit.evaluation.images import predictions
 from detectkit.model.detector import Detector
+from detectkit.model.header import seal
 from detectkit.predict import load_model
 from detectkit.runtimes.onnx import add_header
 from detectkit.spec import Experiment
@@ -109,7 +110,7 @@ def finish(
     if target.nms:
         model = add_nms(model, source.experiment, stride=source.detector.stride)
     _describe(model, source, target, ranges)
-    content = model.SerializeToString()
+    content = seal(model.SerializeToString())
     difference = check_against(source.detector, content, tolerance=TOLERANCES[target.data_type])
     return Exported(content, difference)
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from detectkit.console import visible
 from detectkit.spec.augmentation_pb2 import AugmentationConfig
 from detectkit.spec.calibration_pb2 import CalibrationConfig
 from detectkit.spec.cost_function_pb2 import CostFunctionConfig
@@ -42,6 +43,7 @@ LABEL_LIMITS = (
     ("crop_left", "crop_right"),
     ("crop_top", "crop_bottom"),
 )
+NAMED = 20  # names in one message, and classes that one section lacks
 TENSORRT_VERSION = re.compile(r"\d+(\.\d+){1,3}")
 INTERVAL = re.compile(r"([\[(])\s*([^,\s]+)\s*,\s*([^,\s]+)\s*([\])])$")
 
@@ -123,6 +125,11 @@ def present(message: Message, path: str) -> Iterator[tuple[str, FieldDescriptor,
 def _fields(message: Message, path: str) -> Iterator[Violation]:
     """What a message breaks of the schema's own rules. Of a field that does nothing, nothing is asked."""
     have = {field.name for field, _ in fields_of(message)}
+    for field, entries in fields_of(message):
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            for key in entries:
+                if visible(key) != key:
+                    yield Violation(join(path, field.name), "must have no control characters in a name", visible(quoted(key)))
     for field in schema_of(message).fields:
         if field.name not in have and rule_of(field).required:
             yield Violation(join(path, field.name), _required(field), "")
@@ -161,6 +168,14 @@ def _value(path: str, value: Any, field: FieldDescriptor, rule: Rule) -> Iterato
         yield Violation(path, f"must be a multiple of {rule.multiple_of} (for instance {multiple})", shown)
     elif rule.required and value == "":
         yield Violation(path, "must not be empty", '""')
+    elif isinstance(value, str) and _obeyed(value, field):
+        yield Violation(path, "must have no control characters", visible(shown))
+
+
+def _obeyed(value: str, field: FieldDescriptor) -> bool:
+    """Whether a terminal, or a file with a name a line, would obey a part of a text; notes may have several lines."""
+    kept = "\n\t" if field.name == "notes" else ""
+    return visible(value, kept=kept) != value
 
 
 def _nearest_multiple(value: int, step: int) -> int:
@@ -510,15 +525,16 @@ def _class_sets(spec: Experiment) -> Iterator[Violation]:
     """Every target class needs a label that maps to it and an entry in every section that has one a class."""
     names = dict.fromkeys(name for name in class_names(spec) if name)
     targets = set(spec.dataset_config.target_class_mapping.values())
-    for name in names:
-        if targets and name not in targets:
-            rule = f"must map a label to class {quoted(name)} of cost_function_config"
-            yield Violation("dataset_config.target_class_mapping", rule, _near(name, targets))
-    for path, entries in class_sections(spec):
-        for name in names:
-            if entries and name not in entries:
-                rule = f"must have an entry for class {quoted(name)} of cost_function_config"
-                yield Violation(path, rule, _near(name, entries))
+    sections = [("dataset_config.target_class_mapping", targets), *class_sections(spec)]
+    for path, entries in sections:
+        what = "map a label to" if path.startswith("dataset_config") else "have an entry for"
+        missing = [name for name in names if entries and name not in entries]
+        for name in missing[:NAMED]:
+            rule = f"must {what} class {quoted(name)} of cost_function_config"
+            yield Violation(path, rule, _near(name, entries))
+        if len(missing) > NAMED:
+            rule = f"must {what} {len(missing) - NAMED} more classes of cost_function_config"
+            yield Violation(path, rule, "")
 
 
 def class_sections(spec: Experiment) -> list[tuple[str, set[str]]]:
@@ -539,7 +555,8 @@ def _near(name: str, names: Iterable[str]) -> str:
     """The names there are, and which of them may be meant."""
     known = sorted(names)
     near = nearest(name, known)
-    return ", ".join(map(quoted, known)) + (f" (is {quoted(near)} meant?)" if near else "")
+    more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
+    return ", ".join(map(quoted, known[:NAMED])) + more + (f" (is {quoted(near)} meant?)" if near else "")
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:

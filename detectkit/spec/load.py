@@ -44,7 +44,7 @@ KINDS = (
     Kind(Inference, "inference spec", "`detectkit infer`"),
     Kind(DatasetExportConfig, "conversion spec", "`detectkit convert -d`"),
 )
-LARGEST = 16 * 2**20  # bytes; a spec has a few thousand
+LARGEST = 4 * 2**20  # bytes; a spec has a few thousand, and one thousand a class where it has many
 CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 SHOWN = 40  # problems in one error message
 
@@ -137,7 +137,7 @@ def _read(path: Path) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise SpecError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if len(data) > LARGEST:
-        raise SpecError(f"{path}: is larger than {LARGEST // 2**20} MiB, so it is no spec")
+        raise SpecError(f"{path}: is larger than {LARGEST // 2**20} MiB, the most that a spec may have")
     if not data.strip():
         raise SpecError(f"{path}: the file is empty")
     return data
@@ -238,7 +238,8 @@ def _parse_problem(error: text_format.ParseError) -> source.Problem:
 
 def _judged(name: str, message: Spec, fields: list[source.Field] | None) -> Spec:
     """The message, if it breaks no rule; warns about what does nothing."""
-    places = [(*source.position(fields or [], violation.path), violation) for violation in check(message)]
+    text = source.Places(fields or [])
+    places = [(*text.position(violation.path), violation) for violation in check(message)]
     if places:
         places.sort(key=lambda place: place[:2])
         raise SpecError(

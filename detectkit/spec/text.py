@@ -1,13 +1,14 @@
 """The text of a spec with its lines and columns: what protobuf's own parser cannot tell.
 
 `read` splits a text into fields, `judge` holds them against the schema and finds every unknown field, unknown enum
-name, wrong type and repeated field at once; `position` finds the line of a path such as `a.b[0].c["car"].d`.
+name, wrong type and repeated field at once; `Places` finds the line of a path such as `a.b[0].c["car"].d`.
 protobuf's parser stays the one that makes the message.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -327,6 +328,7 @@ def _whole(text: str) -> int:
     return int(text, base)
 
 
+@functools.lru_cache(maxsize=1000)
 def unknown_field(name: str, descriptor: Descriptor) -> str:
     """Say that a message has no such field, and which one may be meant."""
     return f"unknown field {name} in {descriptor.name}{near(name, descriptor.fields_by_name)}"
@@ -339,22 +341,39 @@ def near(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {exact[near[0]]}?" if near else ""
 
 
-def position(fields: list[Field], path: str) -> tuple[int, int]:
-    """Line and column of a path such as `a.b[0].c["car"].d`, or of as much of it as the text holds (0, 0: nothing)."""
-    found = (0, 0)
-    for name, index, key in STEP.findall(path):
-        steps = [(field, value) for field in fields if field.name == name for value in field.values]
-        if key:
-            steps = [step for step in steps if _key(step[1]) == key]
-        chosen = steps[int(index or 0) : int(index or 0) + 1]
-        if not chosen:
-            break
-        field, value = chosen[0]
-        found = (field.line, field.column) if len(field.values) == 1 else (value.line, value.column)
-        fields = value.fields or []
-        if key:
-            fields = _value_of_entry(fields)
-    return found
+class Places:
+    """Where the paths of a text's fields stand: an index, as a spec of thousands of classes may break as many rules."""
+
+    def __init__(self, fields: list[Field]) -> None:
+        self.fields = fields
+        self.indices: dict[int, dict[tuple[str, str], list[tuple[Field, Value]]]] = {}
+
+    def position(self, path: str) -> tuple[int, int]:
+        """Line and column of a path such as `a.b[0].c["car"].d`, or of as much of it as the text holds (0, 0: nothing)."""
+        found, fields = (0, 0), self.fields
+        for name, index, key in STEP.findall(path):
+            steps = self._index(fields).get((name, key), [])
+            chosen = steps[int(index or 0) : int(index or 0) + 1]
+            if not chosen:
+                break
+            field, value = chosen[0]
+            found = (field.line, field.column) if len(field.values) == 1 else (value.line, value.column)
+            fields = value.fields or []
+            if key:
+                fields = _value_of_entry(fields)
+        return found
+
+    def _index(self, fields: list[Field]) -> dict[tuple[str, str], list[tuple[Field, Value]]]:
+        """The values of the fields of a block by their names, and those of map entries by name and key."""
+        if id(fields) not in self.indices:
+            index: dict[tuple[str, str], list[tuple[Field, Value]]] = {}
+            for field in fields:
+                for value in field.values:
+                    index.setdefault((field.name, ""), []).append((field, value))
+                    if _key(value):
+                        index.setdefault((field.name, _key(value)), []).append((field, value))
+            self.indices[id(fields)] = index
+        return self.indices[id(fields)]
 
 
 def _key(entry: Value) -> str:

