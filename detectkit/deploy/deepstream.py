@@ -259,7 +259,9 @@ def _clustering_notes(mode: int, clustering: Iterable[ClassClustering]) -> list[
 
 
 def _comment(text: str) -> str:
-    return textwrap.fill(visible(text), 110, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+    return textwrap.fill(
+        visible(text), 110, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
+    )
 
 
 def _group(name: str, values: Mapping[str, object]) -> str:

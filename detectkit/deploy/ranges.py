@@ -10,7 +10,7 @@ import onnx
 
 from detectkit.deploy.cache import read_cache
 from detectkit.deploy.qdq import table_from_cache
-from detectkit.deploy.scales import Range, ScaleTable, check_table, load_table
+from detectkit.deploy.scales import LARGEST, Range, ScaleTable, check_table, load_table
 from detectkit.errors import ModelError
 
 
@@ -45,7 +45,17 @@ def read_ranges(path: str | os.PathLike[str], model: onnx.ModelProto) -> ScaleTa
 def _tlt_ranges(path: str | os.PathLike[str]) -> dict[str, float] | None:
     """What TLT's --cal_json_file writes, amax by tensor; None where the file is something else."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {str(name): float(amax) for name, amax in content["tensor_scales"].items()}
-    except (ValueError, LookupError, TypeError, AttributeError):
+        scales = json.loads(Path(path).read_text(encoding="utf-8"))["tensor_scales"]
+    except (ValueError, LookupError, TypeError, RecursionError):
         return None
+    if not isinstance(scales, dict) or not scales:
+        raise ModelError(
+            f"{path}: tensor_scales must be a map with a range for each tensor; make the file again"
+        )
+    for name, amax in scales.items():
+        is_number = isinstance(amax, (int, float)) and not isinstance(amax, bool)
+        if not is_number or not 0 <= amax <= LARGEST:  # true of no NaN
+            raise ModelError(
+                f"{path}: the range of {name} must be a number of 0 or more, not {amax!r}; make the file again"
+            )
+    return {name: float(amax) for name, amax in scales.items()}

@@ -129,7 +129,11 @@ def _fields(message: Message, path: str) -> Iterator[Violation]:
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
             for key in entries:
                 if visible(key) != key:
-                    yield Violation(join(path, field.name), "must have no control characters in a name", visible(quoted(key)))
+                    yield Violation(
+                        join(path, field.name),
+                        "must have no control characters in a name",
+                        visible(quoted(key)),
+                    )
     for field in schema_of(message).fields:
         if field.name not in have and rule_of(field).required:
             yield Violation(join(path, field.name), _required(field), "")

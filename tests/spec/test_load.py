@@ -464,7 +464,11 @@ def of_many_classes(kitti_train, count):
     [
         ("cov_radius_x: [0-9.]+", "cov_radius_x: 7", "cov_radius_x: must be in (0, 1], got 7"),
         ("cov_radius_x", "cov_radius", "unknown field cov_radius in TargetClassConfig"),
-        ("(?<=bbox_rasterizer_config)(?s:.*)class ", lambda text: text[0].replace("class ", "x"), "more classes"),
+        (
+            "(?<=bbox_rasterizer_config)(?s:.*)class ",
+            lambda text: text[0].replace("class ", "x"),
+            "more classes",
+        ),
     ],
 )
 def test_a_thousand_classes_that_break_a_rule_take_no_minute(kitti_train, pattern, by, words):
