@@ -112,7 +112,7 @@ def check_against(
         session = make_session(model)
         fixed, channels, height, width = session.get_inputs()[0].shape
         sizes = [fixed] * -(-len(GRAINS) // fixed) if isinstance(fixed, int) else [1, len(GRAINS)]
-        every = _random_images(sum(sizes), channels, height, width)
+        every = random_images(sum(sizes), channels, height, width)
         batches = list(torch.split(every, sizes))
         found = [session.run(OUTPUTS, {INPUT: images.numpy()}) for images in batches]
     except FAILURES as error:
@@ -131,7 +131,7 @@ def check_against(
     return worst
 
 
-def _random_images(count: int, channels: int, height: int, width: int) -> Tensor:
+def random_images(count: int, channels: int, height: int, width: int) -> Tensor:
     """Images [count, channels, height, width] in [0, 1] of random patches: noise alone is not what a detector sees."""
     generator = torch.Generator().manual_seed(0)
     images = []
