@@ -13,24 +13,25 @@ from detectkit.errors import DetectkitError, OutputError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; gives its exit code (see `detectkit.errors`). `--help` and `--version` leave with SystemExit."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    console.show_all()
     try:
         return _run(arguments)
     except DetectkitError as error:
-        print(f"error: {error}", file=sys.stderr)
+        console.fail(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
+        console.fail("interrupted")
         return 130
     except BrokenPipeError:  # `detectkit explain | head`
         sys.stderr.close()
         return 0
     except OSError as error:
-        print(f"error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
+        console.fail(f"{error.filename or 'system'}: {error.strerror or error}")
         return OutputError.exit_code
     except RuntimeError as error:
         if not _is_out_of_gpu_memory(error):
             raise
-        print("error: out of GPU memory: lower training_config.batch_size_per_gpu (or -b)", file=sys.stderr)
+        console.fail("out of GPU memory: lower training_config.batch_size_per_gpu (or -b)")
         return DetectkitError.exit_code
 
 

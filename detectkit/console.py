@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import io
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +19,39 @@ from detectkit.errors import DetectkitError, OutputError
 log = logging.getLogger("detectkit")
 
 Item = TypeVar("Item")
+# What a terminal obeys instead of showing it, and what turns the direction of the text around it.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+LAID_OUT = "\n\t"  # those of our own lines
+
+
+def visible(text: str, *, kept: str = "") -> str:
+    """A text with its control characters as escapes, `\\x1b`, but for those of `kept`: names of classes and files are
+    other people's, and a terminal or a configuration file would obey them."""
+    return CONTROL.sub(lambda found: found[0] if found[0] in kept else _escape(found[0]), text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def show_all() -> None:
+    """Let stdout and stderr write what their encoding lacks as escapes, instead of failing at the end of the work."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def fail(text: str) -> None:
+    """Print on stderr why a command ends."""
+    print(f"error: {visible(text, kept=LAID_OUT)}", file=sys.stderr)
+
+
+class _Formatter(logging.Formatter):
+    """One line a message, whatever names it has in it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = visible(record.message)
+        return super().formatMessage(record)
 
 
 def set_up(*, verbose: bool, log_file: Path | None = None) -> None:
@@ -25,11 +60,11 @@ def set_up(*, verbose: bool, log_file: Path | None = None) -> None:
         if isinstance(old, logging.FileHandler):
             old.close()
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(_Formatter("%(levelname)s: %(message)s"))
     log.handlers[:] = [handler]
     if log_file:
-        to_file = logging.FileHandler(log_file, encoding="utf-8")
-        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))
+        to_file = logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace")
+        to_file.setFormatter(_Formatter("%(asctime)s %(levelname)s: %(message)s"))
         log.addHandler(to_file)
     log.setLevel(logging.DEBUG if verbose else logging.INFO)
     log.propagate = False
@@ -37,12 +72,12 @@ def set_up(*, verbose: bool, log_file: Path | None = None) -> None:
 
 def say(text: str) -> None:
     """Print a line of the command's own result on stdout, at once (a pipe would hold it back)."""
-    print(text, flush=True)
+    print(visible(text, kept=LAID_OUT), flush=True)
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
     """Print rows under headers in aligned columns; numbers to the right, words to the left."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[visible(str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(headers, *cells)]
     if title:
         say(f"\n{title}")
@@ -87,7 +122,7 @@ class ProgressBar:
                 TextColumn("{task.completed}/{task.total} {task.fields[rate]}"),
             )
             self.bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
-            self.bar.add_task(self.label, total=self.total, rate="")
+            self.bar.add_task(visible(self.label), total=self.total, rate="")
             self.bar.start()
         return self
 
@@ -103,12 +138,12 @@ class ProgressBar:
         rate = self.done / max(now - self.start, 1e-9)
         if self.bar:
             text = f"{rate:.1f} {self.unit}/s"
-            self.bar.update(0, completed=self.done, description=self.label, rate=text)
+            self.bar.update(0, completed=self.done, description=visible(self.label), rate=text)
         elif now - self.last_line >= 10 and self.done < self.total:
             self.last_line = now
             left = duration((self.total - self.done) / rate)
             line = f"{self.label}: {self.done}/{self.total}, {rate:.1f} {self.unit}/s, {left} left"
-            print(line, file=sys.stderr, flush=True)
+            print(visible(line), file=sys.stderr, flush=True)
 
 
 def progress(items: Iterable[Item], *, total: int, label: str, unit: str = "files") -> Iterator[Item]:

@@ -120,7 +120,7 @@ def requirements(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_build_arguments_choose_the_packages() -> None:
     plain = requirements("cpu", "none", "").stdout.splitlines()
-    assert [line for line in plain if line.startswith("torch")] == ["torch >= 2.7", "torchvision >= 0.22"]
+    assert [line for line in plain if line.startswith("torch")] == ["torch >= 2.10", "torchvision >= 0.25"]
     assert requirements("cuda", "11", "").stdout.splitlines() == [*plain, "tensorrt-cu13 == 11.*"]
     more = set(requirements("cpu", "rtx", "coco").stdout.splitlines()) - set(plain)
     assert {line.split()[0] for line in more} == {

@@ -6,7 +6,9 @@ Options go before the spec's export_config.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -191,7 +193,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace, given: spec.Experiment | None, output: Path) -> dict[str, float]:
     """Everything behind the options; gives TLT's figures."""
-    from detectkit.deploy.export import finish, float_model, int8_model
+    from detectkit.deploy.export import check_ranges, finish, float_model, int8_model
     from detectkit.deploy.ranges import read_ranges
     from detectkit.model.detector import parameters
 
@@ -208,14 +210,16 @@ def _export(args: argparse.Namespace, given: spec.Experiment | None, output: Pat
         model = float_model(source, target)
     ranges = _ranges(args, settings, source, model)
     if settings.value("gen_ds_config") and args.cal_cache_file:
-        read_ranges(args.cal_cache_file, model)  # one of another network is refused
+        with _named(args.cal_cache_file):
+            check_ranges(model, source, read_ranges(args.cal_cache_file, model))
     chosen: list[str] = []
     if target.data_type == "int8":
         assert ranges  # `_ranges` has asked for it
         if settings.value("max_drop") is not None:
             chosen = _float_layers(args, settings.value("max_drop"), source, target, ranges)
         model = int8_model(model, ranges, target, chosen)
-    done = finish(model, source, target, ranges if target.data_type == "int8" else None)
+    with _named(args.calibration if target.data_type == "int8" else None):
+        done = finish(model, source, target, ranges if target.data_type == "int8" else None)
     with atomic_write(output) as path:
         path.write_bytes(done.content)
     size = len(done.content) / 2**20
@@ -231,6 +235,17 @@ def _export(args: argparse.Namespace, given: spec.Experiment | None, output: Pat
     if args.experiment_spec:
         say(f"next: detectkit evaluate -e {args.experiment_spec} -m {output}")
     return {"param_count": parameters(source.detector) / 1e6, "size": size}
+
+
+@contextlib.contextmanager
+def _named(path: Path | None) -> Iterator[None]:
+    """Begin an error about ranges with the file that they are from."""
+    try:
+        yield
+    except ModelError as error:
+        if path is None or str(error).startswith(str(path)):
+            raise
+        raise ModelError(f"{path}: {error}") from error
 
 
 def _write_model(args: argparse.Namespace, given: spec.Experiment | None, output: Path) -> dict[str, float]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from detectkit import spec
+from detectkit.console import visible
 from detectkit.data.dataset import has_crop
 from detectkit.files import atomic_write
 from detectkit.heads import ClassClustering, spec_clustering
@@ -39,7 +40,7 @@ class Files(NamedTuple):
 
 def labels_text(class_names: Sequence[str]) -> str:
     """The file of `labelfile-path`: one class a line, in the order of the network's outputs."""
-    return "".join(f"{name}\n" for name in class_names)
+    return "".join(f"{visible(name)}\n" for name in class_names)
 
 
 def engine_name(onnx: str, *, batch_size: int, mode: str) -> str:
@@ -143,7 +144,7 @@ def nvinfer_config(
     ]
     groups = [_group("property", properties)]
     for number, (name, own) in enumerate(clustering.items()):
-        groups.append(f"# {name}\n" + _group(f"class-attrs-{number}", _class_attributes(own, mode)))
+        groups.append(f"# {visible(name)}\n" + _group(f"class-attrs-{number}", _class_attributes(own, mode)))
     return "\n".join(["\n#\n".join(map(_comment, notes)) + "\n", *groups])
 
 
@@ -258,8 +259,10 @@ def _clustering_notes(mode: int, clustering: Iterable[ClassClustering]) -> list[
 
 
 def _comment(text: str) -> str:
-    return textwrap.fill(text, 110, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+    return textwrap.fill(
+        visible(text), 110, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
+    )
 
 
 def _group(name: str, values: Mapping[str, object]) -> str:
-    return f"[{name}]\n" + "".join(f"{key}={value}\n" for key, value in values.items())
+    return f"[{name}]\n" + "".join(f"{key}={visible(str(value))}\n" for key, value in values.items())

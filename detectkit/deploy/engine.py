@@ -21,7 +21,7 @@ from detectkit.deploy.qdq import quantize
 from detectkit.deploy.ranges import read_ranges
 from detectkit.deploy.scales import ScaleTable
 from detectkit.errors import ModelError, UsageError
-from detectkit.model.header import INPUT
+from detectkit.model.header import INPUT, check_seal
 from detectkit.runtimes.tensorrt import DATA_TYPES, Library
 
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear")
@@ -132,7 +132,9 @@ def read_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
         ModelError: it cannot be read, or is damaged.
     """
     try:
-        model = onnx.load_from_string(Path(path).read_bytes())
+        content = Path(path).read_bytes()
+        check_seal(content, path)
+        model = onnx.load_from_string(content)
         onnx.checker.check_model(model)
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror or error}") from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 import operator
 import os
 from collections.abc import Sequence
@@ -22,10 +24,13 @@ from detectkit.model.base import borders
 from detectkit.model.detector import Detector
 from detectkit.model.graph import folded, tensor_name
 from detectkit.model.header import INPUT, OUTPUTS
+from detectkit.ops.quantize import decibels
 from detectkit.runtimes.onnx import FAILURES, make_session
 
 OPSET = 20
 FIRST_OPSET = 13  # the first whose quantisation has a scale for each channel
+GRAINS = (1, 8, 32)  # pixels a patch of the images that an exported model is tried on
+QUIET = 1e-8  # variance of an output below which it is constant
 # ONNX's operators for what joins or changes values place by place.
 FUNCTIONS: dict[Any, str] = {
     operator.add: "Add",
@@ -83,7 +88,9 @@ def save_onnx(path: str | os.PathLike[str], model: onnx.ModelProto) -> None:
         temporary.write_bytes(model.SerializeToString())
 
 
-def check_against(detector: Detector, model: bytes, *, tolerance: float = 1e-4) -> float:
+def check_against(
+    detector: Detector, model: bytes, *, tolerance: float = 1e-4, least_sqnr: float = -math.inf
+) -> float:
     """Run a model in ONNX Runtime and the detector in PyTorch on the same random images, in batches of 1 and 3.
 
     A model of a fixed batch is run on that one only.
@@ -92,6 +99,7 @@ def check_against(detector: Detector, model: bytes, *, tolerance: float = 1e-4) 
         detector: on any device, in any mode; it stays as it is. Of a quantised one the floating-point path counts.
         model: content of a file that `to_onnx` or what follows it has made.
         tolerance: greatest difference, as a share of the greatest value of that output where this is above 1.
+        least_sqnr: least ratio of what the values of an output vary by to how far they are off, in dB, over all images.
 
     Returns:
         The greatest difference found, in the unit of `tolerance`.
@@ -103,22 +111,34 @@ def check_against(detector: Detector, model: bytes, *, tolerance: float = 1e-4) 
     try:
         session = make_session(model)
         fixed, channels, height, width = session.get_inputs()[0].shape
-        sizes = [fixed] if isinstance(fixed, int) else [1, 3]
-        generator = torch.Generator().manual_seed(0)
-        batches = [torch.rand(size, channels, height, width, generator=generator) for size in sizes]
+        sizes = [fixed] * -(-len(GRAINS) // fixed) if isinstance(fixed, int) else [1, len(GRAINS)]
+        every = random_images(sum(sizes), channels, height, width)
+        batches = list(torch.split(every, sizes))
         found = [session.run(OUTPUTS, {INPUT: images.numpy()}) for images in batches]
     except FAILURES as error:
         reason = str(error).splitlines()[0]
         raise ModelError(
             f"ONNX Runtime {onnxruntime.__version__} cannot run the exported model ({reason})"
         ) from error
+    with torch.no_grad():
+        expected = [reference.plain(images) for images in batches]
     worst = 0.0
-    for images, maps in zip(batches, found, strict=True):
-        with torch.no_grad():
-            expected = reference.plain(images)
-        for name, one, other in zip(OUTPUTS, expected, maps, strict=True):
-            worst = max(worst, _difference(one, torch.from_numpy(other), name, tolerance))
+    for place, name in enumerate(OUTPUTS):
+        ours = [maps[place] for maps in expected]
+        theirs = [torch.from_numpy(maps[place]) for maps in found]
+        worst = max(worst, *(_difference(*pair, name, tolerance) for pair in zip(ours, theirs, strict=True)))
+        _check_noise(torch.cat(ours), torch.cat(theirs), name, least_sqnr)
     return worst
+
+
+def random_images(count: int, channels: int, height: int, width: int) -> Tensor:
+    """Images [count, channels, height, width] in [0, 1] of random patches: noise alone is not what a detector sees."""
+    generator = torch.Generator().manual_seed(0)
+    images = []
+    for grain, _ in zip(itertools.cycle(GRAINS), range(count)):
+        patches = torch.rand(1, channels, -(-height // grain), -(-width // grain), generator=generator)
+        images.append(nn.functional.interpolate(patches, (height, width), mode="bilinear"))
+    return torch.cat(images)
 
 
 def _difference(expected: Tensor, found: Tensor, name: str, tolerance: float) -> float:
@@ -138,6 +158,18 @@ def _difference(expected: Tensor, found: Tensor, name: str, tolerance: float) ->
             f" differs by {difference:.2g} (allowed: {tolerance:.2g})"
         )
     return difference
+
+
+def _check_noise(expected: Tensor, found: Tensor, name: str, least: float) -> None:
+    varies = float((expected - expected.mean((0, 2, 3), keepdim=True)).square().mean())
+    off = float((found - expected).square().mean())
+    ratio = decibels(max(varies, QUIET), off)
+    if not ratio >= least:
+        raise ModelError(
+            f"in 8 bits {name} is noise on random images (signal to noise {ratio:.1f} dB, at least {least:g} is asked for):"
+            " the ranges are not those of this network, or a layer must stay in float (--max-drop); run detectkit"
+            " calibrate on this model"
+        )
 
 
 class _Writer:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import onnx
 
 from detectkit.errors import ModelError
@@ -20,6 +21,7 @@ SIGNED_LEVELS, UNSIGNED_LEVELS = 127, 255
 METHODS = ("mse", "minmax", "entropy", "percentile")  # what `calibrate` measures by
 ORIGINS = (*METHODS, "qat", "cache")  # what else a table comes from
 LARGEST = 3.4028234663852886e38  # of float32
+SAME = 1e-3  # of the largest weight: how far apart those of one filter may be, as folding rounds
 NAMED = 3  # how many names an error gives
 AGAIN = "run detectkit calibrate again"
 
@@ -199,7 +201,7 @@ def check_table(table: ScaleTable, model: onnx.ModelProto, path: str | os.PathLi
     """Hold a table to the network that it is for.
 
     Every tensor and weight of the table must be in the network, with as many channels, and the input and the weight of
-    each of its convolutions in the table.
+    each of its convolutions in the table. The largest weights of the filters tell another training of the network.
 
     Args:
         model: the float network.
@@ -225,6 +227,9 @@ def check_table(table: ScaleTable, model: onnx.ModelProto, path: str | os.PathLi
         raise ModelError(f"{path} is of another network: {text}; run detectkit calibrate on this one")
     for name in filters:
         _check_channels(name, table.weights[name], weights[name], path)
+    for tensor in graph.initializer:
+        if tensor.name in filters:
+            _check_filters(tensor, table.weights[tensor.name], path)
     inputs = {node.input[0]: _channels_in(node, graph) for node in convolutions}
     for name, values in table.means.items():
         _check_channels(name, values, inputs.get(name, 0), path)
@@ -235,6 +240,17 @@ def _check_channels(name: str, values: Sequence[float], wanted: int, path: str |
         raise ModelError(
             f"{path} is of another network: {name} has {len(values)} channels there and {wanted} in the network"
             " (pruned since?); run detectkit calibrate on this one"
+        )
+
+
+def _check_filters(tensor: onnx.TensorProto, values: Sequence[float], path: str | os.PathLike[str]) -> None:
+    weight = onnx.numpy_helper.to_array(tensor)
+    largest = np.abs(weight).reshape(len(weight), -1).max(axis=1)
+    others = int((np.abs(largest - values) > SAME * largest.max()).sum())
+    if others:
+        raise ModelError(
+            f"{path} is of another training of this network: {tensor.name} has other largest weights in {others} of"
+            f" {len(weight)} filters; run detectkit calibrate on this model"
         )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -14,6 +16,8 @@ from detectkit.errors import DataError, OutputError
 from detectkit.files import atomic_write
 
 KEY = "_tensorfile_array_key_"
+NUMBERS = "biuf"  # the kinds of NumPy's types
+LARGEST = 2**33  # bytes of a batch in memory
 ANEW = "write it anew with detectkit calibration_tensorfile"
 
 
@@ -65,20 +69,24 @@ def read_tensorfile(
     try:
         with h5py.File(path, "r") as file:
             count, shape = int(file.attrs["count"]), tuple(int(size) for size in file.attrs["shape"])
-            missing = [number for number in range(count) if f"{KEY}_{number}/{KEY}" not in file]
+            if len(shape) != 4 or min(shape) < 1 or shape[1:] != (channels, height, width):
+                raise DataError(
+                    f"{path} holds batches of the shape {_sizes(shape)}, the network takes N x {channels} x {height} x {width},"
+                    " N at least 1: write one with this spec"
+                )
+            if 4 * math.prod(shape) > LARGEST:
+                raise DataError(
+                    f"{path} holds batches of {shape[0]} images, more than {LARGEST >> 30} GiB each: write it with fewer a batch"
+                )
+            missing = next((number for number in range(count) if f"{KEY}_{number}/{KEY}" not in file), None)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
     except OSError as error:
         raise DataError(f"{path} is no TensorFile, or was cut short ({error}): {ANEW}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise DataError(f"{path} is no TensorFile: it lacks count or shape; {ANEW}") from error
-    if len(shape) != 4 or shape[1:] != (channels, height, width):
-        raise DataError(
-            f"{path} holds batches of the shape {_sizes(shape)}, the network takes N x {channels} x {height} x {width}:"
-            " write one with this spec"
-        )
-    if count < 1 or missing:
-        held = f"batch {missing[0]} of {count} is missing" if missing else "it has no batch"
+    if count < 1 or missing is not None:
+        held = "it has no batch" if missing is None else f"batch {missing} of {count} is missing"
         raise DataError(f"{path} was cut short: {held}; {ANEW}")
     return count, _batches(path, count, shape)
 
@@ -88,14 +96,9 @@ def _batches(
 ) -> Iterator[NDArray[np.float32]]:
     with h5py.File(path, "r") as file:
         for number in range(count):
-            stored = file[f"{KEY}_{number}/{KEY}"]
-            if stored.shape != shape:
-                raise DataError(
-                    f"{path}: batch {number} has the shape {_sizes(stored.shape)}, not {_sizes(shape)}"
-                )
             try:
-                batch = np.asarray(stored[:], dtype=np.float32)
-            except OSError as error:
+                batch = _batch(path, number, file[f"{KEY}_{number}/{KEY}"], shape)
+            except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
                 raise DataError(f"{path}: batch {number} cannot be read ({error}): {ANEW}") from error
             if not (batch.min() >= 0 and batch.max() <= 1):  # true of no NaN
                 raise DataError(
@@ -105,5 +108,18 @@ def _batches(
             yield batch
 
 
+def _batch(
+    path: str | os.PathLike[str], number: int, stored: Any, shape: tuple[int, ...]
+) -> NDArray[np.float32]:
+    is_here = isinstance(stored, h5py.Dataset) and not (stored.external or stored.is_virtual)
+    if not is_here or stored.dtype.kind not in NUMBERS:
+        raise DataError(f"{path}: batch {number} has no numbers in it: {ANEW}")
+    if stored.shape != shape:
+        raise DataError(
+            f"{path}: batch {number} has the shape {_sizes(stored.shape or ())}, not {_sizes(shape)}"
+        )
+    return np.asarray(stored[:], dtype=np.float32)
+
+
 def _sizes(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(size) for size in shape)
+    return " x ".join(map(str, shape)) or "of no size"

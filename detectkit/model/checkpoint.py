@@ -5,6 +5,7 @@ A file is data: reading one runs no code. Widths are the shapes of the stored te
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ def save(
     """
     description = header.dumps(spec_text, class_names, detector.channels)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
-    content = safetensors.torch.save(tensors, {HEADER: description})
+    content = header.seal(safetensors.torch.save(tensors, {HEADER: description}))
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
@@ -72,8 +73,8 @@ def load(
             TLT's layout. Of other files it is not read.
 
     Raises:
-        ModelError: not such a model, truncated, of a newer format, or its tensors do not make a network; a Keras file
-            without a spec, or that does not hold the network of the spec.
+        ModelError: not such a model, truncated, damaged, of a newer format, with weights that are not finite, or its
+            tensors do not make a network; a Keras file without a spec, or that does not hold the network of the spec.
     """
     if is_keras(os.fspath(path)):
         return _load_keras(path, device, experiment)
@@ -176,8 +177,10 @@ class _File(NamedTuple):
 
 def _read(path: str | os.PathLike[str]) -> _File:
     try:
-        with open(path, "rb"), safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+        with open(path, "rb") as raw, safetensors.safe_open(path, framework="pt") as file:
+            found = header.loads((file.metadata() or {}).get(HEADER), path)
+            with mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                header.check_seal(content, path)
             # Copies: the file may be replaced or cut while the model is in use.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     except OSError as error:
@@ -186,7 +189,15 @@ def _read(path: str | os.PathLike[str]) -> _File:
         raise ModelError(
             f"{path} is not a detectkit model, or is cut short ({error}): give a .safetensors file of detectkit train"
         ) from error
-    return _File(*header.loads(metadata.get(HEADER), path), tensors)
+    check_finite(path, without_ranges(tensors))
+    return _File(*found, tensors)
+
+
+def check_finite(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a file with a weight that is no number: it would detect nothing, and say nothing."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ModelError(f"{path}: {name} has values that are not finite: take another checkpoint")
 
 
 def check_names(
@@ -246,7 +257,7 @@ def _replace(network: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def check_widths(path: str | os.PathLike[str], detector: Detector, classes: int) -> None:
-    """Send a tiny image through the network: every layer must take what the one before it gives."""
+    """Send a tiny image through the network: every layer must take what the one before it gives, and give numbers."""
     try:
         with torch.no_grad():
             coverage, bbox = detector(torch.zeros(1, detector.channels, 32, 32))
@@ -256,6 +267,8 @@ def check_widths(path: str | os.PathLike[str], detector: Detector, classes: int)
         ) from error
     if coverage.shape[1] != classes or bbox.shape[1] != 4 * classes:
         raise ModelError(f"{path} is damaged: its heads are not those of {classes} classes")
+    if not (coverage.isfinite().all() and bbox.isfinite().all()):
+        raise ModelError(f"{path}: its maps of a black image are not finite: take another checkpoint")
 
 
 def check_channels(path: str | os.PathLike[str], detector: Detector, channels: int) -> None:

@@ -5,18 +5,29 @@ Safetensors models, ONNX models and the files beside engines all hold this one J
 
 from __future__ import annotations
 
+import hashlib
 import json
+import mmap
 import os
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from google.protobuf import text_format
 
+from detectkit.console import visible
 from detectkit.errors import ModelError
+from detectkit.spec.check import check
 from detectkit.spec.experiment_pb2 import Experiment
 
 FORMAT = 1
 HEADER = "detectkit"  # one metadata key, so that equal models are equal files
+UNSEALED = "0" * 64  # in the place of the checksum, while it is made; and in files that have none
+# As JSON in an ONNX file, as JSON in JSON in a safetensors file.
+CHECKSUM = re.compile(rb'"checksum\\?": \\?"(.{64})', re.DOTALL)  # a damaged one is none either
+# The sections of the spec that a model is run by. Of another release's other sections nothing is asked.
+JUDGED = ("augmentation_config.preprocessing", "postprocessing_config", "evaluation_config")
+NAMED = 3  # broken rules in one error
 
 # The input of an exported network, and its two outputs by TLT's names, which its DeepStream parsers ask for.
 INPUT = "images"
@@ -39,8 +50,40 @@ def dumps(spec_text: str, classes: Sequence[str], channels: int) -> str:
         classes: in the order of the network's outputs.
         channels: of the images, 1 or 3.
     """
-    header = {"format": FORMAT, "classes": list(classes), "channels": channels, "spec": spec_text}
-    return json.dumps(header)
+    header = {"format": FORMAT, "checksum": UNSEALED, "classes": list(classes), "channels": channels}
+    return json.dumps(header | {"spec": spec_text})
+
+
+def seal(content: bytes) -> bytes:
+    """A file with a header of `dumps` in it, and in that the checksum of all its bytes: SHA-256, with zeros in its own place."""
+    found = CHECKSUM.search(content)
+    assert found and found[1] == UNSEALED.encode(), "the file has no header without a checksum"
+    sealed = bytearray(content)
+    sealed[slice(*found.span(1))] = _checksum(content, found).encode()
+    return bytes(sealed)
+
+
+def check_seal(content: bytes | mmap.mmap, path: str | os.PathLike[str]) -> None:
+    """Refuse a file that is not as it was written; one of an older detectkit, without a checksum, passes.
+
+    Raises:
+        ModelError: at least one bit of it is another.
+    """
+    found = CHECKSUM.search(content)
+    if found and found[1] not in (UNSEALED.encode(), _checksum(content, found).encode()):
+        raise ModelError(
+            f"{path} is damaged, or was changed after it was written: its checksum is another; copy it again, or make it"
+            " again"
+        )
+
+
+def _checksum(content: bytes | mmap.mmap, place: re.Match[bytes]) -> str:
+    digest = hashlib.sha256()
+    with memoryview(content) as view:
+        digest.update(view[: place.start(1)])
+        digest.update(UNSEALED.encode())
+        digest.update(view[place.end(1) :])
+    return digest.hexdigest()
 
 
 def loads(text: str | None, path: str | os.PathLike[str]) -> Header:
@@ -51,7 +94,8 @@ def loads(text: str | None, path: str | os.PathLike[str]) -> Header:
         path: of the file that holds it, named in errors.
 
     Raises:
-        ModelError: there is none or it is no header, it is of a newer format, or it is damaged.
+        ModelError: there is none or it is no header, it is of a newer format, it is damaged, or its spec breaks a rule
+            that matters where the model runs.
     """
     try:
         header = json.loads(text or "")
@@ -72,4 +116,20 @@ def loads(text: str | None, path: str | os.PathLike[str]) -> Header:
         raise ModelError(f"{path} is damaged: its description cannot be read ({error})") from error
     if not found.classes or found.channels not in (1, 3):
         raise ModelError(f"{path} is damaged: {len(found.classes)} classes, {found.channels} image channels")
+    _judge(found, path)
     return found
+
+
+def _judge(found: Header, path: str | os.PathLike[str]) -> None:
+    """Hold names and spec to the rules of a spec file; sections that are not there are asked for where they are used."""
+    for name in found.classes:
+        if visible(name) != name:
+            raise ModelError(f'{path}: the class name "{visible(name)}" has control characters in it')
+    broken = [
+        str(violation)
+        for violation in check(found.spec)
+        if violation.value and violation.path.startswith(JUDGED)
+    ]
+    if broken:
+        more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+        raise ModelError(f"{path} is damaged: in its spec {'; '.join(broken[:NAMED])}{more}")

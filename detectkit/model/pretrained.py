@@ -21,6 +21,7 @@ from detectkit.model.checkpoint import (
     HEADS,
     Model,
     check_channels,
+    check_finite,
     check_fits,
     check_names,
     check_widths,
@@ -257,6 +258,7 @@ def _from_torchvision(detector: Detector, path: str | os.PathLike[str]) -> Pretr
     new = _kept(backbone, _state_dict(path))
     own = backbone.state_dict()
     _check_torchvision(path, backbone, own, new)
+    check_finite(path, new)
     first = f"{_name(backbone, first_convolution(backbone))}.weight"
     if detector.channels == 1 and new[first].dim() == 4:  # the answer to a grey picture in three channels
         new[first] = new[first].sum(1, keepdim=True)

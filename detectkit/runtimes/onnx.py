@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from onnx import TensorProto, external_data_helper, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 from torch import Tensor
 
@@ -40,6 +41,7 @@ FAILURES = (
     ValueError,
 )
 CUDA = "CUDAExecutionProvider"
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 # What an input may hold.
 NUMBERS: dict[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
@@ -132,13 +134,15 @@ def load_onnx(path: str | os.PathLike[str], device: str | torch.device) -> Netwo
         device: see `make_session`; images come from there, and maps go there.
 
     Raises:
-        ModelError: unreadable, damaged, another software's, or not runnable by this ONNX Runtime.
+        ModelError: unreadable, damaged, another software's, with weights that are not finite, or not runnable by this
+            ONNX Runtime.
     """
     file, device = Path(path), torch.device(device)
     try:
         # For the system's own words; ONNX Runtime opens it again, and the weights beside it.
-        with open(file, "rb"):
-            session = make_session(file, device=device)
+        content = file.read_bytes()
+        header.check_seal(content, file)
+        session = make_session(file, device=device)
         stored = _header(session.get_modelmeta().custom_metadata_map, file)
     except OSError as error:
         raise ModelError(f"cannot read {file}: {error.strerror or error}") from error
@@ -147,6 +151,7 @@ def load_onnx(path: str | os.PathLike[str], device: str | torch.device) -> Netwo
             f"{file} is no ONNX model that ONNX Runtime {onnxruntime.__version__} can run, or is damaged"
             f" ({_reason(error)}): export it again"
         ) from error
+    _check_finite(onnx.load_from_string(content), file)
     forward, size = _forward(session, stored, file)
     return Network(
         forward=forward,
@@ -158,6 +163,16 @@ def load_onnx(path: str | os.PathLike[str], device: str | torch.device) -> Netwo
         kind="onnx",
         file=file,
     )
+
+
+def _check_finite(model: onnx.ModelProto, file: Path) -> None:
+    """Refuse weights that are no numbers; those beside the file show in the maps of `_try_out`."""
+    for tensor in model.graph.initializer:
+        if tensor.data_type in FLOATS and not external_data_helper.uses_external_data(tensor):
+            if not np.isfinite(numpy_helper.to_array(tensor).astype(np.float32)).all():
+                raise ModelError(
+                    f"{file}: {tensor.name} has values that are not finite: export another checkpoint"
+                )
 
 
 class _Forward:
@@ -231,6 +246,8 @@ def _try_out(forward: _Forward, stored: Header, size: tuple[int, int], file: Pat
         raise ModelError(
             f"{file} is damaged: its maps {shapes[0]} and {shapes[1]} are not those of {classes} classes"
         )
+    if not (coverage.isfinite().all() and boxes.isfinite().all()):
+        raise ModelError(f"{file}: its maps of a black image are not finite: export another checkpoint")
     return stride
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from detectkit.console import visible
 from detectkit.spec.augmentation_pb2 import AugmentationConfig
 from detectkit.spec.calibration_pb2 import CalibrationConfig
 from detectkit.spec.cost_function_pb2 import CostFunctionConfig
@@ -48,6 +49,7 @@ CONTROL = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
 )
 VISIBLE = "must have no control character (it has {})"
+NAMED = 20  # names in one message, and classes that one section lacks
 TENSORRT_VERSION = re.compile(r"\d+(\.\d+){1,3}")
 INTERVAL = re.compile(r"([\[(])\s*([^,\s]+)\s*,\s*([^,\s]+)\s*([\])])$")
 
@@ -129,6 +131,15 @@ def present(message: Message, path: str) -> Iterator[tuple[str, FieldDescriptor,
 def _fields(message: Message, path: str) -> Iterator[Violation]:
     """What a message breaks of the schema's own rules. Of a field that does nothing, nothing is asked."""
     have = {field.name for field, _ in fields_of(message)}
+    for field, entries in fields_of(message):
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            for key in entries:
+                if visible(key) != key:
+                    yield Violation(
+                        join(path, field.name),
+                        "must have no control characters in a name",
+                        visible(quoted(key)),
+                    )
     for field in schema_of(message).fields:
         if field.name not in have and rule_of(field).required:
             yield Violation(join(path, field.name), _required(field), "")
@@ -178,6 +189,14 @@ def _value(path: str, value: Any, field: FieldDescriptor, rule: Rule) -> Iterato
         yield Violation(path, f"must be a multiple of {rule.multiple_of} (for instance {multiple})", shown)
     elif rule.required and value == "":
         yield Violation(path, "must not be empty", '""')
+    elif isinstance(value, str) and _obeyed(value, field):
+        yield Violation(path, "must have no control characters", visible(shown))
+
+
+def _obeyed(value: str, field: FieldDescriptor) -> bool:
+    """Whether a terminal, or a file with a name a line, would obey a part of a text; notes may have several lines."""
+    kept = "\n\t" if field.name == "notes" else ""
+    return visible(value, kept=kept) != value
 
 
 def _nearest_multiple(value: int, step: int) -> int:
@@ -299,9 +318,8 @@ def _model(config: ModelConfig) -> Iterator[Violation]:
             yield Violation(f"model_config.freeze_blocks[{index}]", "must be a whole number", short(block))
     for name in ("load_graph", "freeze_pretrained_layers"):
         if getattr(config, name) and not config.pretrained_model_file:
-            yield Violation(
-                f"model_config.{name}", "needs pretrained_model_file, the model to start from", "true"
-            )
+            rule = "needs pretrained_model_file, the model to start from; the spec names none"
+            yield Violation(f"model_config.{name}", rule, "")
     if config.HasField("activation"):
         yield from _activation(config.activation)
     bbox = config.objective_set.bbox
@@ -340,7 +358,7 @@ def _training(spec: Experiment) -> Iterator[Violation]:
         rate, epochs = config.first_stage.learning_rate, config.first_stage.num_epochs
         yield from _learning_rate(f"{path}.first_stage.learning_rate", rate, epochs, spec)
     if config.optimizer.sgd.nesterov and config.optimizer.sgd.momentum == 0:
-        yield Violation(f"{path}.optimizer.sgd.nesterov", "needs a momentum above 0", "true")
+        yield Violation(f"{path}.optimizer.sgd.nesterov", "needs a momentum above 0", "")
     taught = config.HasField("distillation") and config.distillation.weight > 0
     if taught and not config.distillation.teacher_model_file:
         yield Violation(f"{path}.distillation.teacher_model_file", "must name a trained model", '""')
@@ -491,14 +509,12 @@ def _export(spec: Experiment) -> Iterator[Violation]:
         rule = "needs calibration_config, or training_config.enable_qat, for the ranges"
         yield Violation(f"{path}.data_type", rule, "INT8")
     if config.gen_ds_config and config.nms:
-        yield Violation(
-            f"{path}.nms", "must be left out with gen_ds_config: DeepStream clusters itself", "true"
-        )
+        yield Violation(f"{path}.nms", "must be left out with gen_ds_config: DeepStream clusters itself", "")
     if config.gen_ds_config and is_int8 and is_onnxruntime:
         rule = "must be TENSORRT with gen_ds_config: DeepStream runs on it"
         yield Violation(f"{path}.runtime", rule, "ONNXRUNTIME")
     if config.nms and config.HasField("engine_config"):
-        yield Violation(f"{path}.nms", "must be left out with engine_config: it is for ONNX Runtime", "true")
+        yield Violation(f"{path}.nms", "must be left out with engine_config: it is for ONNX Runtime", "")
     engine = config.engine_config
     sizes = ("min_batch_size", "opt_batch_size", "max_batch_size")
     given = [name for name in sizes if getattr(engine, name)]
@@ -544,15 +560,16 @@ def _class_sets(spec: Experiment) -> Iterator[Violation]:
     """Every target class needs a label that maps to it and an entry in every section that has one a class."""
     names = dict.fromkeys(name for name in class_names(spec) if name)
     targets = set(spec.dataset_config.target_class_mapping.values())
-    for name in names:
-        if targets and name not in targets:
-            rule = f"must map a label to class {quoted(name)} of cost_function_config"
-            yield Violation("dataset_config.target_class_mapping", rule, _near(name, targets))
-    for path, entries in class_sections(spec):
-        for name in names:
-            if entries and name not in entries:
-                rule = f"must have an entry for class {quoted(name)} of cost_function_config"
-                yield Violation(path, rule, _near(name, entries))
+    sections = [("dataset_config.target_class_mapping", targets), *class_sections(spec)]
+    for path, entries in sections:
+        what = "map a label to" if path.startswith("dataset_config") else "have an entry for"
+        missing = [name for name in names if entries and name not in entries]
+        for name in missing[:NAMED]:
+            rule = f"must {what} class {quoted(name)} of cost_function_config"
+            yield Violation(path, rule, _near(name, entries))
+        if len(missing) > NAMED:
+            rule = f"must {what} {len(missing) - NAMED} more classes of cost_function_config"
+            yield Violation(path, rule, "")
 
 
 def class_sections(spec: Experiment) -> list[tuple[str, set[str]]]:
@@ -573,7 +590,8 @@ def _near(name: str, names: Iterable[str]) -> str:
     """The names there are, and which of them may be meant."""
     known = sorted(names)
     near = nearest(name, known)
-    return ", ".join(map(quoted, known)) + (f" (is {quoted(near)} meant?)" if near else "")
+    more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
+    return ", ".join(map(quoted, known[:NAMED])) + more + (f" (is {quoted(near)} meant?)" if near else "")
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:

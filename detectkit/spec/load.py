@@ -22,6 +22,7 @@ from detectkit.spec.dataset_export_pb2 import DatasetExportConfig
 from detectkit.spec.dataset_pb2 import DataSource
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.inference_pb2 import Inference
+from detectkit.spec.others import is_yaml, network_in_yaml, other_network
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig
 from detectkit.spec.warn import warnings
 from detectkit.stores import allow
@@ -45,17 +46,7 @@ KINDS = (
     Kind(Inference, "inference spec", "`detectkit infer`"),
     Kind(DatasetExportConfig, "conversion spec", "`detectkit convert -d`"),
 )
-OTHER_NETWORKS = {  # a top-level field of specs that lie in the same folders, and whose spec it is
-    "dssd_config": "DSSD",
-    "maskrcnn_config": "Mask R-CNN",
-    "network_config": "Faster R-CNN",
-    "retinanet_config": "RetinaNet",
-    "ssd_config": "SSD",
-    "yolo_config": "YOLO",
-    "yolov3_config": "YOLO",
-    "yolov4_config": "YOLO",
-}
-LARGEST = 16 * 2**20  # bytes; a spec has a few thousand
+LARGEST = 4 * 2**20  # bytes; a spec has a few thousand, and one thousand a class where it has many
 CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 SHOWN = 40  # problems in one error message
 
@@ -151,7 +142,7 @@ def _read(path: Path) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise SpecError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if len(data) > LARGEST:
-        raise SpecError(f"{path}: is larger than {LARGEST // 2**20} MiB, so it is no spec")
+        raise SpecError(f"{path}: is larger than {LARGEST // 2**20} MiB, the most that a spec may have")
     if not data.strip():
         raise SpecError(f"{path}: the file is empty")
     return data
@@ -195,6 +186,12 @@ def _from_text(text: str, name: str) -> Spec:
             raise SpecError(
                 f"{name}:1:1: this is JSON; a spec is protobuf text (`name: value`, `name {{ … }}`)"
             ) from error
+        if is_yaml(text):
+            network = network_in_yaml(text)
+            whose = f"a spec of TAO's {network}" if network else "as the specs of TAO's other networks are"
+            raise SpecError(
+                f"{name}:1:1: this is YAML, {whose}; detectkit reads those of DetectNet_v2, which are protobuf text"
+            ) from error
         raise SpecError(_line(name, error.problem)) from error
     if not fields:
         raise SpecError(f"{name}: the file is empty but for comments")
@@ -205,11 +202,11 @@ def _from_text(text: str, name: str) -> Spec:
         raise SpecError(_lines([_line(name, problem) for problem in problems]))
     message = kind.message()
     try:
-        text_format.Parse(text, message)
+        text_format.Merge(text, message)  # Parse would refuse a scalar that is given twice with one value
     except text_format.ParseError as error:
         raise SpecError(_line(name, _parse_problem(error))) from error
-    for problem in source.repeated_keys(fields, descriptor):
-        log.warning(_line(name, problem))
+    for line in _shortened([_line(name, problem) for problem in source.repeated(fields, descriptor)]):
+        log.warning(line)
     return _judged(name, message, fields)
 
 
@@ -224,12 +221,11 @@ def _is_json(text: str) -> bool:
 def _kind(fields: list[source.Field], name: str) -> Kind:
     """The kind with most of the top-level names."""
     names = [field.name for field in fields]
-    for field in fields:
-        if field.name in OTHER_NETWORKS:
-            message = (
-                f"this is a spec of TLT's {OTHER_NETWORKS[field.name]}; detectkit reads those of DetectNet_v2"
-            )
-            raise SpecError(_line(name, source.Problem(field.line, field.column, message)))
+    other = other_network(fields)
+    if other:
+        network, sign = other
+        message = f"this is a spec of TLT's {network}; detectkit reads those of DetectNet_v2"
+        raise SpecError(_line(name, source.Problem(sign.line, sign.column, message)))
     counts = [sum(name in schema_of(kind.message).fields_by_name for name in names) for kind in KINDS]
     if max(counts):
         return KINDS[counts.index(max(counts))]
@@ -247,7 +243,8 @@ def _parse_problem(error: text_format.ParseError) -> source.Problem:
 
 def _judged(name: str, message: Spec, fields: list[source.Field] | None) -> Spec:
     """The message, if it breaks no rule; warns about what does nothing."""
-    places = [(*source.position(fields or [], violation.path), violation) for violation in check(message)]
+    text = source.Places(fields or [])
+    places = [(*text.position(violation.path), violation) for violation in check(message)]
     if places:
         places.sort(key=lambda place: place[:2])
         raise SpecError(
@@ -268,8 +265,12 @@ def _line(name: str, problem: source.Problem) -> str:
 
 
 def _lines(lines: list[str]) -> str:
+    return "\n".join(_shortened(lines))
+
+
+def _shortened(lines: list[str]) -> list[str]:
     more = [f"… and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    return "\n".join(lines[:SHOWN] + more)
+    return lines[:SHOWN] + more
 
 
 def _decode(data: bytes, name: str) -> Spec:

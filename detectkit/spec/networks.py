@@ -6,6 +6,7 @@ import os
 from pathlib import PurePath
 from typing import NamedTuple
 
+from detectkit.errors import ModelError
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.model_pb2 import ModelConfig
 
@@ -61,8 +62,24 @@ def spec_to_use(
 
     Args:
         stored: the model's; that of a Keras file is made of the given one, with TLT's layout, and goes before it.
+
+    Raises:
+        ModelError: it would be that of the model, which lacks a section that no image can do without.
     """
-    return stored if given is None or is_keras(os.fspath(model_file)) else given
+    if given is not None and not is_keras(os.fspath(model_file)):
+        return given
+    pre = stored.augmentation_config.preprocessing
+    needed = {
+        "augmentation_config": pre.output_image_width and pre.output_image_height,
+        "cost_function_config": stored.cost_function_config.target_classes,
+        "postprocessing_config": stored.postprocessing_config.target_class_config,
+    }
+    missing = [section for section, content in needed.items() if not content]
+    if missing:
+        raise ModelError(
+            f"{os.fspath(model_file)}: the spec in it lacks {', '.join(missing)}: give the spec that it was trained with, -e SPEC"
+        )
+    return stored
 
 
 def has_tlt_layout(config: ModelConfig) -> bool:

@@ -1,16 +1,17 @@
 """The text of a spec with its lines and columns: what protobuf's own parser cannot tell.
 
 `read` splits a text into fields, `judge` holds them against the schema and finds every unknown field, unknown enum
-name, wrong type and repeated field at once; `position` finds the line of a path such as `a.b[0].c["car"].d`.
+name, wrong type and repeated field at once; `Places` finds the line of a path such as `a.b[0].c["car"].d`.
 protobuf's parser stays the one that makes the message.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -30,7 +31,8 @@ WHOLE_NUMBER = re.compile(r"[+-]?(0[xX][0-9a-fA-F]+|[0-9]+)$")
 NUMBER = re.compile(
     r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?[fF]?$|[+-]?(inf|infinity|nan)f?$", re.IGNORECASE
 )
-BOOLEANS = ("true", "false", "True", "False", "t", "f", "1", "0")
+TRUE = ("true", "True", "t", "1")
+BOOLEANS = (*TRUE, "false", "False", "f", "0")
 DEEPEST = 32
 ESCAPE = re.compile(r"\\(.)")
 KNOWN_ESCAPE = re.compile(r"[abfnrtv\\'\"?0-7xXuU]")
@@ -239,15 +241,33 @@ def _repeated(field: Field, schema: FieldDescriptor, seen: dict[str, Field]) -> 
     if len(field.values) != 1:
         yield Problem(field.line, field.column, f"{field.name} takes one value, not a list")
     elif first is not field and first.name == field.name:
-        lines = (
-            f"on lines {first.line} and {field.line}"
-            if first.line != field.line
-            else f"twice on line {field.line}"
-        )
-        yield Problem(field.line, field.column, f"{field.name} is given {lines}: keep one")
+        if _same(first.values[0], field.values[0], schema):  # `repeated` warns of it
+            return
+        yield Problem(field.line, field.column, f"{field.name} is given {_lines([first, field])}: keep one")
     elif first is not field:
         message = f"{field.name} and {first.name} (line {first.line}) exclude each other: keep one"
         yield Problem(field.line, field.column, message)
+
+
+def _same(first: Value, second: Value, schema: FieldDescriptor) -> bool:
+    """Whether two scalars are one value, however they are written."""
+    if first.fields is not None or second.fields is not None:
+        return False
+    return first.text == second.text or _meaning(first.text, schema) == _meaning(second.text, schema)
+
+
+def _meaning(text: str, schema: FieldDescriptor) -> object:
+    """The value of a scalar; what the field does not take stands for itself."""
+    if schema.enum_type is not None:
+        known = schema.enum_type.values_by_name.get(text)
+        return known.number if known else _whole(text) if WHOLE_NUMBER.match(text) else text
+    if not _fits(text, schema):
+        return text
+    if schema.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+        return text[1:-1]
+    if schema.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
+        return text in TRUE
+    return _whole(text) if WHOLE_NUMBER.match(text) else float(text.lower().rstrip("f" * (text[-1] in "fF")))
 
 
 def _judge_value(value: Value, schema: FieldDescriptor) -> Iterator[Problem]:
@@ -308,6 +328,7 @@ def _whole(text: str) -> int:
     return int(text, base)
 
 
+@functools.lru_cache(maxsize=1000)
 def unknown_field(name: str, descriptor: Descriptor) -> str:
     """Say that a message has no such field, and which one may be meant."""
     return f"unknown field {name} in {descriptor.name}{near(name, descriptor.fields_by_name)}"
@@ -320,22 +341,39 @@ def near(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {exact[near[0]]}?" if near else ""
 
 
-def position(fields: list[Field], path: str) -> tuple[int, int]:
-    """Line and column of a path such as `a.b[0].c["car"].d`, or of as much of it as the text holds (0, 0: nothing)."""
-    found = (0, 0)
-    for name, index, key in STEP.findall(path):
-        steps = [(field, value) for field in fields if field.name == name for value in field.values]
-        if key:
-            steps = [step for step in steps if _key(step[1]) == key]
-        chosen = steps[int(index or 0) : int(index or 0) + 1]
-        if not chosen:
-            break
-        field, value = chosen[0]
-        found = (field.line, field.column) if len(field.values) == 1 else (value.line, value.column)
-        fields = value.fields or []
-        if key:
-            fields = _value_of_entry(fields)
-    return found
+class Places:
+    """Where the paths of a text's fields stand: an index, as a spec of thousands of classes may break as many rules."""
+
+    def __init__(self, fields: list[Field]) -> None:
+        self.fields = fields
+        self.indices: dict[int, dict[tuple[str, str], list[tuple[Field, Value]]]] = {}
+
+    def position(self, path: str) -> tuple[int, int]:
+        """Line and column of a path such as `a.b[0].c["car"].d`, or of as much of it as the text holds (0, 0: nothing)."""
+        found, fields = (0, 0), self.fields
+        for name, index, key in STEP.findall(path):
+            steps = self._index(fields).get((name, key), [])
+            chosen = steps[int(index or 0) : int(index or 0) + 1]
+            if not chosen:
+                break
+            field, value = chosen[0]
+            found = (field.line, field.column) if len(field.values) == 1 else (value.line, value.column)
+            fields = value.fields or []
+            if key:
+                fields = _value_of_entry(fields)
+        return found
+
+    def _index(self, fields: list[Field]) -> dict[tuple[str, str], list[tuple[Field, Value]]]:
+        """The values of the fields of a block by their names, and those of map entries by name and key."""
+        if id(fields) not in self.indices:
+            index: dict[tuple[str, str], list[tuple[Field, Value]]] = {}
+            for field in fields:
+                for value in field.values:
+                    index.setdefault((field.name, ""), []).append((field, value))
+                    if _key(value):
+                        index.setdefault((field.name, _key(value)), []).append((field, value))
+            self.indices[id(fields)] = index
+        return self.indices[id(fields)]
 
 
 def _key(entry: Value) -> str:
@@ -349,17 +387,36 @@ def _value_of_entry(fields: list[Field]) -> list[Field]:
     return (values[0].fields or []) if values else []
 
 
-def repeated_keys(fields: list[Field], descriptor: Descriptor) -> Iterator[Problem]:
-    """Map entries whose key was given before: protobuf keeps the last one in silence."""
-    first: dict[tuple[str, str], int] = {}
+def repeated(fields: list[Field], descriptor: Descriptor) -> Iterator[Problem]:
+    """What is given more than once and does no harm: a scalar with one value, and map entries of one key.
+
+    Of the latter protobuf keeps the last one. One problem for each field or key, where it stands last.
+    """
+    scalars: dict[str, list[Field]] = {}
+    entries: dict[tuple[str, str], list[Value]] = {}
     for field in fields:
         schema = descriptor.fields_by_name[field.name]
+        if schema.message_type is None:
+            if not schema.is_repeated:
+                scalars.setdefault(field.name, []).append(field)
+            continue
         for value in field.values:
-            if schema.message_type is None or value.fields is None:
-                continue
             if schema.message_type.GetOptions().map_entry:
-                line = first.setdefault((field.name, _key(value)), value.line)
-                if line != value.line:
-                    message = f'{field.name}["{_key(value)}"] is given on lines {line} and {value.line}: the last one counts'
-                    yield Problem(value.line, value.column, message)
-            yield from repeated_keys(value.fields, schema.message_type)
+                entries.setdefault((field.name, _key(value)), []).append(value)
+            yield from repeated(value.fields or [], schema.message_type)
+    for name, given in scalars.items():
+        if len(given) > 1:
+            message = f"{name} is given {_lines(given)}, each time with the same value: one is enough"
+            yield Problem(given[-1].line, given[-1].column, message)
+    for (name, key), values in entries.items():
+        if len(values) > 1:
+            message = f'{name}["{key}"] is given {_lines(values)}: the last one counts'
+            yield Problem(values[-1].line, values[-1].column, message)
+
+
+def _lines(given: Sequence[Field] | Sequence[Value]) -> str:
+    """Where something stands that is given more than once."""
+    if len(given) > 2:
+        return f"{len(given)} times, from line {given[0].line} to line {given[-1].line}"
+    first, last = given[0].line, given[1].line
+    return f"on lines {first} and {last}" if first != last else f"twice on line {first}"

@@ -9,6 +9,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from detectkit.spec.check import (
+    NAMED,
     class_names,
     class_sections,
     nearest,
@@ -95,12 +96,15 @@ def _experiment(spec: Experiment) -> Iterator[str]:
 
 def _dataset(config: DatasetConfig, names: set[str]) -> Iterator[str]:
     mapping = config.target_class_mapping
-    for target in sorted(set(mapping.values()) - names):
+    unknown = sorted(set(mapping.values()) - names)
+    for target in unknown[:NAMED]:
         labels = ", ".join(sorted(label for label in mapping if mapping[label] == target))
         yield (
             f"dataset_config.target_class_mapping: {quoted(target)} is no class of cost_function_config, "
             f"so boxes of {labels} are background{_meant(target, names)}"
         )
+    if len(unknown) > NAMED:
+        yield f"dataset_config.target_class_mapping: so are those of {len(unknown) - NAMED} more targets"
     if config.WhichOneof("dataset_split_type") is None:
         yield "dataset_config: neither validation_fold nor validation_data_source is set, so nothing is validated"
 
@@ -222,8 +226,11 @@ def _dataset_export(spec: DatasetExportConfig) -> Iterator[str]:
 
 def _unknown_classes(path: str, entries: set[str], names: set[str]) -> Iterator[str]:
     """Entries for classes that are not detected."""
-    for name in sorted(entries - names):
+    unknown = sorted(entries - names)
+    for name in unknown[:NAMED]:
         yield f"{path}[{quoted(name)}] has no effect: there is no such class{_meant(name, names)}"
+    if len(unknown) > NAMED:
+        yield f"{path}: {len(unknown) - NAMED} more entries have no effect: there are no such classes"
 
 
 def _meant(name: str, names: Iterable[str]) -> str:

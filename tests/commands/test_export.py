@@ -2,6 +2,7 @@
 
 import configparser
 import json
+import re
 
 import onnx
 import pytest
@@ -226,6 +227,80 @@ def test_a_cache_does_as_a_table_does(run, learnt, place, scales):
         found.append(steps)
     assert len(found[0]) > 5 and found[1] == pytest.approx(found[0], rel=1e-6)
     assert files(place) == ["m.ONNX"]
+
+
+def test_the_table_of_another_training(run, learnt, place, images, scales):
+    model = checkpoint.load(learnt)
+    with torch.no_grad():
+        for weight in model.detector.backbone.parameters():
+            weight *= 1.1
+    checkpoint.save(place / "other.safetensors", model.detector, spec.dumps(model.spec), model.class_names)
+    code, _, error = run("-m", "other.safetensors", "-o", "m", "--data_type", "int8", "--calibration", scales)
+    assert code == MODEL and "scales.json is of another training of this network: " in complaint(error)
+    assert files(place) == ["other.safetensors"]
+
+
+@pytest.mark.parametrize("factor", [1e38, 1e4, 1e-4, 0])
+@pytest.mark.parametrize("kind", ["table", "cache", "tlt", "deepstream"])
+def test_ranges_of_nothing_are_refused(run, learnt, place, scales, kind, factor):
+    table = load_table(scales)
+    ranges = {name: item._replace(amax=min(item.amax * factor, 3e38)) for name, item in table.tensors.items()}
+    table = table._replace(tensors=ranges)
+    if kind == "table":
+        save_table("ranges", table)
+    elif kind == "tlt":
+        content = {"tensor_scales": {name: item.amax for name, item in ranges.items()}}
+        (place / "ranges").write_text(json.dumps(content))
+    else:
+        write_cache("ranges", table, graph=None)
+        if factor == 0:  # where ours writes the range 1
+            text = (place / "ranges").read_text()
+            (place / "ranges").write_text(re.sub(r"(?<=: )\w+$", "0", text, flags=re.MULTILINE))
+    options = ["--data_type", "int8", "--calibration", "ranges"]
+    if kind == "deepstream":
+        options = ["--gen_ds_config", "--cal_cache_file", "ranges"]
+    code, _, error = run("-m", learnt, "-o", "m", *options)
+    reason = "has a range of 0, and values up to" if factor == 0 else "is noise on random images"
+    assert code == MODEL and complaint(error).startswith("ranges: ") and reason in error
+    assert files(place) == ["ranges"]
+
+
+@pytest.mark.parametrize(
+    ("scale", "words"),
+    [
+        ("NaN", "the range of images must be a number of 0 or more, not nan"),
+        ("Infinity", "must be a number of 0 or more, not inf"),
+        ("-1", "must be a number of 0 or more, not -1"),
+        ('"1.0"', "must be a number of 0 or more, not '1.0'"),
+        ("[1]", r"must be a number of 0 or more, not [1]"),
+        ("true", "must be a number of 0 or more, not True"),
+        ("null", "must be a number of 0 or more, not None"),
+        ("1" + "0" * 60, "must be a number of 0 or more"),
+    ],
+)
+def test_scales_of_tlt_that_are_no_ranges(run, learnt, place, scale, words):
+    (place / "tlt.json").write_text(f'{{"tensor_scales": {{"images": {scale}}}}}')
+    code, _, error = run("-m", learnt, "-o", "m", "--data_type", "int8", "--calibration", "tlt.json")
+    assert code == MODEL and "tlt.json: " in complaint(error) and words in error
+
+
+@pytest.mark.parametrize("scales", ["[]", "{}", "3", '"x"', "null"])
+def test_scales_of_tlt_that_are_no_map(run, learnt, place, scales):
+    (place / "tlt.json").write_text(f'{{"tensor_scales": {scales}}}')
+    code, _, error = run("-m", learnt, "-o", "m", "--data_type", "int8", "--calibration", "tlt.json")
+    assert code == MODEL and "tlt.json: tensor_scales must be a map" in complaint(error)
+
+
+def test_a_changed_bit_of_an_exported_file_is_noticed(run, learnt, place):
+    assert run("-m", learnt, "-o", "m.onnx")[0] == 0
+    content = (place / "m.onnx").read_bytes()
+    assert load("m.onnx", "cpu").kind == "onnx"
+    for position in (100, len(content) // 3, len(content) // 2, len(content) - 40):
+        changed = bytearray(content)
+        changed[position] ^= 1
+        (place / "m.onnx").write_bytes(changed)
+        with pytest.raises(ModelError, match="m.onnx is damaged, or was changed after it was written"):
+            load("m.onnx", "cpu")
 
 
 def test_a_model_that_learned_its_ranges_needs_no_calibration(run, learnt, place, images):

@@ -42,6 +42,8 @@ def network(filters=2):
         "first.weight": np.ones((filters, 3, 1, 1), np.float32),
         "head.weight": np.ones((3, filters, 1, 1), np.float32),
     }
+    for name, array in arrays.items():
+        array *= np.float32(TABLE.weights[name][: len(array)]).reshape(-1, 1, 1, 1)
     nodes = [
         helper.make_node("Conv", ["images", "first.weight"], ["first"]),
         helper.make_node("Relu", ["first"], ["relu"]),
@@ -202,6 +204,21 @@ def test_the_tables_of_other_networks_are_refused():
         with pytest.raises(ModelError) as caught:
             check_table(table, network(), "scales.json")
         assert "scales.json is of another network: " in str(caught.value) and message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("weights", "count"), [([0.5, 0.26], 1), ([0.51, 0.24], 2), ([0.0, 0.25], 1), ([0.5, LARGEST], 1)]
+)
+def test_the_table_of_another_training_is_refused(weights, count):
+    table = TABLE._replace(weights=TABLE.weights | {"first.weight": weights})
+    words = f"scales.json is of another training of this network: first.weight has other largest weights in {count} of 2"
+    with pytest.raises(ModelError, match=words):
+        check_table(table, network(), "scales.json")
+
+
+def test_what_folding_rounds_is_no_other_training():
+    table = TABLE._replace(weights=TABLE.weights | {"first.weight": [0.5 * (1 + 1e-6), 0.25]})
+    assert check_table(table, network(), "scales.json") is None
 
 
 def test_a_table_from_before_pruning_is_refused():

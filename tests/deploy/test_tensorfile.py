@@ -88,6 +88,69 @@ def test_what_is_no_tensorfile_is_refused(tmp_path):
         read_tensorfile(tmp_path / "other", 3, 4, 5)
 
 
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ([0, 3, 4, 5], "shape 0 x 3 x 4 x 5, the network takes N x 3 x 4 x 5, N at least 1"),
+        ([-1, 3, 4, 5], "shape -1 x 3 x 4 x 5"),
+        ([2, 3, 4], "shape 2 x 3 x 4,"),
+        ([], "shape of no size"),
+        ([10**9, 3, 4, 5], "batches of 1000000000 images, more than 8 GiB each"),
+        (np.nan, "lacks count or shape"),
+    ],
+)
+def test_shapes_that_are_none(tmp_path, shape, words):
+    stored(tmp_path / "tensor")
+    with h5py.File(tmp_path / "tensor", "a") as file:
+        file.attrs["shape"] = shape
+    with pytest.raises(DataError, match=words):
+        read_tensorfile(tmp_path / "tensor", 3, 4, 5)
+
+
+@pytest.mark.parametrize("count", [0, -1, 10**12, np.inf, "many", [1, 2]])
+def test_counts_that_are_none(tmp_path, count):
+    stored(tmp_path / "tensor")
+    with h5py.File(tmp_path / "tensor", "a") as file:
+        file.attrs["count"] = count
+    with pytest.raises(DataError, match="was cut short: |lacks count or shape"):
+        read_tensorfile(tmp_path / "tensor", 3, 4, 5)
+
+
+def with_text(file, name):
+    file[name] = np.array([b"a", b"b"])
+
+
+def with_group(file, name):
+    file.create_group(name)
+
+
+def with_link(file, name):
+    file[name] = h5py.SoftLink("/nowhere")
+
+
+def with_structure(file, name):
+    file[name] = np.zeros((2, 3, 4, 5), [("a", "f4")])
+
+
+def without_shape(file, name):
+    file[name] = h5py.Empty("f4")
+
+
+def elsewhere(file, name):
+    file.create_dataset(name, (2, 3, 4, 5), "f4", external=[("/dev/zero", 0, 480)])
+
+
+@pytest.mark.parametrize("put", [with_text, with_group, with_link, with_structure, without_shape, elsewhere])
+def test_batches_that_hold_no_numbers(tmp_path, put):
+    stored(tmp_path / "tensor")
+    name = "_tensorfile_array_key__1/_tensorfile_array_key_"
+    with h5py.File(tmp_path / "tensor", "a") as file:
+        del file[name]
+        put(file, name)
+    with pytest.raises(DataError, match="tensor: batch 1 |batch 1 of 3 is missing"):
+        list(read_tensorfile(tmp_path / "tensor", 3, 4, 5)[1])
+
+
 def test_a_file_cut_short_is_refused(tmp_path):
     path = tmp_path / "tensor"
     stored(path)

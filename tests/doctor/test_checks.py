@@ -61,7 +61,7 @@ def test_the_requirements_are_those_of_setup_cfg(monkeypatch: Patch, tmp_path: P
     settings.read(ROOT / "setup.cfg")
     assert set(packages.EXTRAS) == set(settings["options.extras_require"]) - {"dev"}
     needed = packages.requirements()
-    assert ("protobuf", ">=7.35.1,<8") in needed[""] and ("torch", ">=2.7") in needed[""]
+    assert ("protobuf", ">=7.35.1,<8") in needed[""] and ("torch", ">=2.10") in needed[""]
     assert needed["coco"] == [("faster-coco-eval", ">=1.6")]
 
     monkeypatch.setattr(packages, "SOURCE", tmp_path)  # no checkout: of the installed package

@@ -36,6 +36,7 @@ CLASSES = ["car", "person", "sign"]
 SAME_FILE = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+CAR = 'target_class_config { key: "car" value { clustering_config {'
 ELU = ModelConfig.Activation(activation_type="elu")
 
 
@@ -208,7 +209,7 @@ def test_equal_models_are_equal_files(tmp_path: Path, small: Path) -> None:
 
 
 def test_class_names_and_spec_may_be_any_text(tmp_path: Path) -> None:
-    names = ["voiture à quai", "人", 'a "b"\n']
+    names = ["voiture à quai", "人", 'a "b"']
     checkpoint.save(tmp_path / "m", detector(names), spec_text(), names)
     assert checkpoint.load(tmp_path / "m").class_names == names
 
@@ -336,6 +337,97 @@ def test_a_changed_byte_is_a_model_error_or_a_model(small: Path, position: int, 
         checkpoint.load(small.with_name("changed"))
     except ModelError as error:
         assert "changed" in str(error)
+
+
+def test_a_changed_bit_is_noticed_wherever_it_is(tmp_path: Path, small: Path) -> None:
+    model = checkpoint.load(small)
+    checkpoint.save(tmp_path / "m", model.detector, spec_text(), CLASSES)
+    content = (tmp_path / "m").read_bytes()
+    for position in (*range(0, 400, 7), *range(400, len(content), len(content) // 60)):
+        changed = bytearray(content)
+        changed[position] ^= 1 << position % 8
+        (tmp_path / "m").write_bytes(changed)
+        try:
+            checkpoint.load(tmp_path / "m")
+        except ModelError as error:
+            assert str(tmp_path / "m") in str(error)
+        else:  # only where the checksum itself has no name any more
+            assert 0 <= position - content.index(b"checksum") + 2 < 18
+    changed = bytearray(content)
+    changed[-1] ^= 1
+    (tmp_path / "m").write_bytes(changed)
+    assert refused(tmp_path / "m", "is damaged, or was changed after it was written")
+
+
+def test_a_file_without_a_checksum_loads(small: Path) -> None:
+    assert b"checksum" not in small.read_bytes()
+    assert checkpoint.load(small).class_names == CLASSES
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["backbone.conv1.weight", "backbone.bn1.running_mean", "output_bbox.bias"])
+def test_a_weight_that_is_no_number_is_refused(tmp_path: Path, name: str, value: float) -> None:
+    tensors = pruned(detector(), 4)
+    tensors[name].view(-1)[-1] = value
+    path = write(tmp_path / "m.safetensors", tensors)
+    assert refused(path, f"{name} has values that are not finite: take another checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("backbone.bn1.running_var", -1), ("normalize.std", 0), ("backbone.conv1.weight", 3e38)],
+)
+def test_weights_that_make_no_numbers_are_refused(tmp_path: Path, name: str, value: float) -> None:
+    tensors = pruned(detector(), 4)
+    tensors[name].fill_(value)
+    if value == 3e38:
+        tensors["normalize.mean"].fill_(-1)
+    path = write(tmp_path / "m.safetensors", tensors)
+    assert refused(path, "its maps of a black image are not finite")
+
+
+@pytest.mark.parametrize("character", ["\x1b", "\x07", "\0", "\n", "\r", "\x9b", "\u202e", "\u2028", "\x7f"])
+def test_a_class_name_that_a_terminal_would_obey_is_refused(tmp_path: Path, character: str) -> None:
+    classes = ["car", f"per{character}son", "sign"]
+    message = refused(
+        write(tmp_path / "m.safetensors", pruned(detector(), 4), classes=classes), "control characters"
+    )
+    assert character not in message
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ("augmentation_config { preprocessing { output_image_width: 0 output_image_height: 64 } }", "got 0"),
+        (
+            "augmentation_config { preprocessing { output_image_width: 1000000 } }",
+            "must be in [16, 16384], got 1000000",
+        ),
+        ("augmentation_config { preprocessing { output_image_width: 33 } }", "must be a multiple of 16"),
+        ("augmentation_config { preprocessing { output_image_channel: 4 } }", "must be one of 1, 3, got 4"),
+        (f"postprocessing_config {{ {CAR} dbscan_eps: -1 }} }} }} }}", "dbscan_eps: must be"),
+        (
+            f"postprocessing_config {{ {CAR} dbscan_eps: nan }} }} }} }}",
+            "dbscan_eps: must be a finite number, got nan",
+        ),
+        (f"postprocessing_config {{ {CAR} nms_iou_threshold: 7 }} }} }} }}", "nms_iou_threshold: must be in"),
+        (
+            f"postprocessing_config {{ {CAR} clustering_algorithm: 9 }} }} }} }}",
+            "clustering_algorithm: must be one of",
+        ),
+    ],
+)
+def test_the_spec_in_a_model_is_judged(tmp_path: Path, section: str, words: str) -> None:
+    path = write(tmp_path / "m.safetensors", pruned(detector(), 4), spec=f"{spec_text()} {section}")
+    assert refused(path, "is damaged: in its spec ", words)
+
+
+@pytest.mark.parametrize(
+    "section", ["training_config { num_epochs: 0 }", "export_config { nms: true gen_ds_config: true }"]
+)
+def test_sections_that_a_model_does_not_run_by_are_not_judged(tmp_path: Path, section: str) -> None:
+    path = write(tmp_path / "m.safetensors", pruned(detector(), 4), spec=f"{spec_text()} {section}")
+    assert checkpoint.load(path).class_names == CLASSES
 
 
 def test_a_newer_format(tmp_path: Path) -> None:

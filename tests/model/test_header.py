@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detectkit import spec
+from detectkit.console import visible
 from detectkit.errors import ModelError
 from detectkit.model import header
 
 TEXT = 'model_config { arch: "resnet" num_layers: 10 }'
-NAMES = st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=1, max_size=4)
+NAMES = st.lists(st.text(st.characters(codec="utf-8"), min_size=1).map(visible), min_size=1, max_size=4)
 
 
 @settings(max_examples=20)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from detectkit.errors import ModelError
-from detectkit.model.header import HEADER, OUTPUTS
+from detectkit.model.header import HEADER, OUTPUTS, seal
 from detectkit.runtimes import load
 from detectkit.runtimes.onnx import DATA_TYPE, SCALES, add_header, make_session, metadata, read_header
 
@@ -155,6 +155,40 @@ def test_a_changed_byte_is_a_model_error_or_a_model(learnt_onnx, file, capfd, ba
     except ModelError as error:
         assert str(file) in str(error)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_no_number(model, file, value):
+    weight = model.graph.initializer[0]
+    numbers = onnx.numpy_helper.to_array(weight).copy()
+    numbers.flat[-1] = value
+    weight.CopyFrom(onnx.numpy_helper.from_array(numbers, weight.name))
+    onnx.save(model, file)
+    assert refused(file, f"{weight.name} has values that are not finite: export another checkpoint")
+
+
+def test_a_weight_beside_the_file_that_is_no_number(model, file):
+    for weight in model.graph.initializer:
+        if weight.name.startswith("output_cov"):
+            numbers = onnx.numpy_helper.to_array(weight) * np.float32(np.nan)
+            weight.CopyFrom(onnx.numpy_helper.from_array(numbers, weight.name))
+    onnx.save(model, file, save_as_external_data=True, size_threshold=0, location="weights")
+    assert refused(file, "its maps of a black image are not finite")
+
+
+def test_a_file_with_a_checksum(model, file):
+    content = seal(model.SerializeToString())
+    file.write_bytes(content)
+    assert load(file, "cpu").class_names == load_names(model)
+    onnx.save(onnx.load(file), file)  # as it is, by another program
+    assert file.read_bytes() == content and load(file, "cpu")
+    helper.set_model_props(model := onnx.load(file), metadata(model) | {"author": "me"})
+    onnx.save(model, file)
+    assert refused(file, "is damaged, or was changed after it was written: its checksum is another")
+
+
+def load_names(model):
+    return json.loads(metadata(model)[HEADER])["classes"]
 
 
 def test_of_other_software(model, file):

@@ -298,7 +298,7 @@ def test_what_needs_a_model_to_start_from(experiment, name):
     setattr(experiment.model_config, name, True)
     assert violations(experiment) == []
     experiment.model_config.pretrained_model_file = ""
-    rule = "needs pretrained_model_file, the model to start from, got true"
+    rule = "needs pretrained_model_file, the model to start from; the spec names none"
     assert violations(experiment) == [f"model_config.{name}: {rule}"]
 
 
@@ -420,7 +420,7 @@ def test_nesterov_needs_momentum(experiment):
     sgd.nesterov = True
     assert violations(experiment) == []  # momentum is 0.9 where it is not written
     sgd.momentum = 0
-    rule = "needs a momentum above 0, got true"
+    rule = "needs a momentum above 0"
     assert violations(experiment) == [f"training_config.optimizer.sgd.nesterov: {rule}"]
 
 

@@ -1,6 +1,8 @@
 import logging
+import re
 import subprocess
 import sys
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -134,7 +136,7 @@ def test_files_that_are_no_spec(tmp_path):
         ("utf16", "random_seed: 1".encode("utf-16"), "the text is in UTF-16; save it as UTF-8"),
         ("latin", b"# fine\n# \xe9t\xe9", "latin:2:3: byte 0xe9 is not UTF-8; save the file as UTF-8"),
         ("json", b'{"random_seed": 1}', "json:1:1: this is JSON"),
-        ("large", b"#" * (17 * 2**20), "is larger than 16 MiB, so it is no spec"),
+        ("large", b"#" * (5 * 2**20), "is larger than 4 MiB, the most that a spec may have"),
     ]:
         (tmp_path / name).write_bytes(data)
         assert reason in error_of(tmp_path / name)
@@ -218,6 +220,66 @@ def test_text_errors_name_line_and_column(text, expected):
     assert message_of(text) == expected
 
 
+# The beginnings of published specs, each with what tells its network.
+OTHERS = {
+    "ssd_config { }": "SSD",
+    "yolov4_config { }": "YOLO",
+    "random_seed: 42\nnms_config { confidence_threshold: 0.001 }": "YOLO, SSD or RetinaNet",
+    "lpr_config { hidden_units: 512 }": "LPRNet",
+    "seed: 123\nuse_amp: False\nmaskrcnn_config { nlayers: 50 }": "Mask R-CNN",
+    "network_config { rpn_stride: 16 }": "Faster R-CNN",
+    'enc_key: "tlt"\nmodel_config { input_image_config { image_type: RGB } arch: "resnet:18" }': "Faster R-CNN",
+    'model_config { arch: "resnet" n_layers: 18 input_image_size: "3,224,224" }\ntrain_config { }': "image classification",
+    'eval_config { eval_dataset_path: "/data/test" top_k: 3 }': "image classification",
+    'model_config { arch: "resnet" input_image_size: "3,60,80" }\ndataset_config { train_csv_path: "t.csv" }': "multitask classification",
+    'random_seed: 42\nmodel_config { model_input_width: 320 arch: "vanilla_unet" }': "UNet",
+    'dataset_config { dataset: "custom" data_class_config { } }': "UNet",
+    "training_config { train_batch_size: 16 }\nmodel_config { model_name: 'efficientdet-d0' }": "EfficientDet",
+}
+
+
+@pytest.mark.parametrize(("text", "network"), OTHERS.items())
+def test_a_spec_of_another_network_is_one_line_that_names_it(text, network):
+    message = message_of(text + "\ntraining_config { unknown: 1 }")
+    assert len(message.splitlines()) == 1
+    assert message.endswith(f": this is a spec of TLT's {network}; detectkit reads those of DetectNet_v2")
+
+
+@pytest.mark.parametrize(
+    ("text", "whose"),
+    [
+        (
+            "__class_name__: BpNetTrainer\nmodel:\n  __class_name__: BpNetLiteModel\n",
+            "a spec of TAO's BodyPoseNet",
+        ),
+        ("checkpoint_dir: /results\nmodel:\n  name: FpeNet\n", "a spec of TAO's FPENet"),
+        (
+            "dataset:\n  loader:\n    shuffle: true\nmodel:\n  name: 'efficientdet-d0'\n",
+            "a spec of TAO's EfficientDet",
+        ),
+        ("model_path: /home/me/model.hdf5\nscales: [0.5, 1.0]\n", "as the specs of TAO's other networks are"),
+        ("# a list\nclasses:\n- car\n- van\n", "as the specs of TAO's other networks are"),
+    ],
+)
+def test_yaml_is_said_to_be_yaml(text, whose):
+    assert message_of(text) == (
+        f"s.txt:1:1: this is YAML, {whose}; detectkit reads those of DetectNet_v2, which are protobuf text"
+    )
+
+
+def test_a_field_of_another_network_in_a_spec_of_ours_is_an_unknown_field(kitti_train):
+    text = kitti_train.replace("num_layers: 18", 'num_layers: 18\n  input_image_size: "3,384,1248"')
+    assert "unknown field input_image_size in ModelConfig" in message_of(text)
+
+
+def test_load_graph_without_a_model_says_what_is_missing(kitti_train):
+    text = kitti_train.replace("num_layers: 18", "num_layers: 18\n  load_graph: true")
+    text = "\n".join(line for line in text.splitlines() if "pretrained_model_file" not in line)
+    assert message_of(text).endswith(
+        "model_config.load_graph: needs pretrained_model_file, the model to start from; the spec names none"
+    )
+
+
 def test_curly_quotes_are_counted(kitti_train):
     assert message_of(kitti_train.replace('"', "”")).endswith("instead (29 lines have them)")
 
@@ -279,6 +341,53 @@ def test_fields_without_effect_are_named_once(kitti_train, caplog):
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "again", "place"),
+    [
+        ("num_epochs: 120", "num_epochs: 120", "num_epochs is given on lines {} and {}"),
+        ("num_epochs: 120", "num_epochs: 0x78", "num_epochs is given on lines {} and {}"),
+        ("beta1: 0.9", "beta1: .9f", "beta1 is given on lines {} and {}"),
+        ("deadzone_radius: 0.67", "deadzone_radius: 0.670", "deadzone_radius is given on lines {} and {}"),
+        ("validation_fold: 0", "validation_fold: 0", "validation_fold is given on lines {} and {}"),
+        ("type: L1", "type: 1", "type is given on lines {} and {}"),
+        ('arch: "resnet"', "arch: 'resnet'", "arch is given on lines {} and {}"),
+        ("use_batch_norm: true", "use_batch_norm: True", "use_batch_norm is given on lines {} and {}"),
+    ],
+)
+def test_a_scalar_given_twice_with_one_value_is_a_warning(kitti_train, caplog, text, again, place):
+    assert text in kitti_train
+    once = spec.loads(kitti_train)
+    line = kitti_train[: kitti_train.index(text)].count("\n") + 1
+    assert spec.loads(kitti_train.replace(text, f"{text}\n{again}", 1)) == once
+    warning = f"{place.format(line, line + 1)}, each time with the same value: one is enough"
+    assert [record.getMessage() for record in caplog.records] == [f"spec:{line + 1}:1: {warning}"]
+
+
+@pytest.mark.parametrize(
+    "text", ["num_epochs: 120 num_epochs: 120 num_epochs: 121", "batch_size_per_gpu: 1 batch_size_per_gpu: 2"]
+)
+def test_a_scalar_given_twice_with_two_values_stays_an_error(text):
+    name = text.split(":")[0]
+    assert f"{name} is given twice on line 1: keep one" in message_of(f"training_config {{ {text} }}")
+
+
+def test_a_block_given_twice_stays_an_error():
+    assert message_of("model_config { }\nmodel_config { }") == (
+        "s.txt:2:1: model_config is given on lines 1 and 2: keep one"
+    )
+
+
+def test_what_is_given_a_million_times_is_one_warning(kitti_train, caplog):
+    spec.loads(kitti_train.replace("num_epochs: 120", "num_epochs: 120\n" * 3))
+    assert "num_epochs is given 3 times, from line" in caplog.text and len(caplog.records) == 1
+
+
+def test_map_key_given_twice_on_one_line(kitti_train, caplog):
+    entry = 'target_class_mapping { key: "x" value: "car" } '
+    spec.loads(kitti_train.replace("  validation_fold", entry * 2 + "validation_fold"))
+    assert 'target_class_mapping["x"] is given twice on line 20: the last one counts' in caplog.text
+
+
 def test_map_key_given_twice(kitti_train, caplog):
     entry = 'target_class_mapping { key: "car" value: "car" }\n'
     spec.loads(kitti_train.replace("  validation_fold", entry + "validation_fold"))
@@ -329,6 +438,53 @@ def test_any_bytes_give_messages(tmp_path, data):
         spec.load(tmp_path / "spec")
     except SpecError as error:
         assert str(error).startswith(str(tmp_path))
+
+
+def of_many_classes(kitti_train, count):
+    """The spec with so many classes more, all of them as the cyclist."""
+    message = spec.loads(kitti_train)
+    names = [f"class {number}" for number in range(count)]
+    for target in message.cost_function_config.target_classes:
+        if target.name == "cyclist":
+            cyclist = target
+    for name in names:
+        message.dataset_config.target_class_mapping[name] = name
+        message.cost_function_config.target_classes.add().MergeFrom(cyclist)
+        message.cost_function_config.target_classes[-1].name = name
+        message.evaluation_config.minimum_detection_ground_truth_overlap[name] = 0.5
+        for section in (message.bbox_rasterizer_config, message.postprocessing_config):
+            section.target_class_config[name].CopyFrom(section.target_class_config["cyclist"])
+        box = message.evaluation_config.evaluation_box_config
+        box[name].CopyFrom(box["cyclist"])
+    return spec.dumps(message)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "by", "words"),
+    [
+        ("cov_radius_x: [0-9.]+", "cov_radius_x: 7", "cov_radius_x: must be in (0, 1], got 7"),
+        ("cov_radius_x", "cov_radius", "unknown field cov_radius in TargetClassConfig"),
+        (
+            "(?<=bbox_rasterizer_config)(?s:.*)class ",
+            lambda text: text[0].replace("class ", "x"),
+            "more classes",
+        ),
+    ],
+)
+def test_a_thousand_classes_that_break_a_rule_take_no_minute(kitti_train, pattern, by, words):
+    text = of_many_classes(kitti_train, 1000)
+    start = time.process_time()
+    message = message_of(re.sub(pattern, by, text))
+    assert words in message and len(message) < 20_000
+    assert time.process_time() - start < 10  # most of it in protobuf's parser
+
+
+def test_a_spec_of_fifteen_megabytes_is_refused_at_once(tmp_path, kitti_train):
+    (tmp_path / "s.txt").write_text(kitti_train + "random_seed: 42\n" * 2**20)
+    start = time.process_time()
+    with pytest.raises(SpecError, match="s.txt: is larger than 4 MiB, the most that a spec may have"):
+        spec.load(tmp_path / "s.txt")
+    assert time.process_time() - start < 1
 
 
 def test_loading_is_cheap_and_needs_no_torch(tmp_path, kitti_train):
