@@ -169,7 +169,11 @@ class Dataset:
 
 
 def training_frames(
-    config: DatasetConfig, class_names: Sequence[str], *, at_most: int | None = None
+    config: DatasetConfig,
+    class_names: Sequence[str],
+    *,
+    at_most: int | None = None,
+    look_for_images: bool = True,
 ) -> Dataset:
     """Read the records that a spec trains on: those of all sources, without the shards of `validation_fold`.
 
@@ -178,6 +182,7 @@ def training_frames(
 
     Args:
         at_most: read so many records only, evenly spaced.
+        look_for_images: or else `require_images` is left to the caller.
 
     Raises:
         DataError: no shards for a pattern, none outside the fold, a damaged shard, missing images.
@@ -188,11 +193,17 @@ def training_frames(
     if not kept:
         raise DataError(f"every file of the data sources is called *{marker}*: nothing is left to train on")
     uniform = config.sampling_mode == DatasetConfig.UNIFORM
-    return _Reader(config, class_names).read(kept, uniform=uniform, at_most=at_most)
+    return _Reader(config, class_names).read(
+        kept, uniform=uniform, at_most=at_most, look_for_images=look_for_images
+    )
 
 
 def validation_frames(
-    config: DatasetConfig, class_names: Sequence[str], *, at_most: int | None = None
+    config: DatasetConfig,
+    class_names: Sequence[str],
+    *,
+    at_most: int | None = None,
+    look_for_images: bool = True,
 ) -> Dataset | None:
     """Read the records that a spec measures on, as `training_frames` does; None: the spec names none.
 
@@ -213,7 +224,7 @@ def validation_frames(
         raise DataError(
             f"no file of the data sources is called *{marker}*: change validation_fold, or convert anew"
         )
-    return _Reader(config, class_names).read(shards, at_most=at_most)
+    return _Reader(config, class_names).read(shards, at_most=at_most, look_for_images=look_for_images)
 
 
 def _fold_marker(config: DatasetConfig) -> str | None:
@@ -234,7 +245,12 @@ class _Reader:
         self.numbers |= {name.lower(): DONTCARE for name in config.dontcare_labels}
 
     def read(
-        self, shards: Sequence[_SourceShard], *, uniform: bool = False, at_most: int | None = None
+        self,
+        shards: Sequence[_SourceShard],
+        *,
+        uniform: bool = False,
+        at_most: int | None = None,
+        look_for_images: bool = True,
     ) -> Dataset:
         found: list[Frame] = []
         raw: Counter[str] = Counter()
@@ -251,7 +267,8 @@ class _Reader:
             raise DataError(
                 f"there are no records in {', '.join(item.path for item in shards[:NAMED_FILES])}"
             )
-        _require_images(found)
+        if look_for_images:
+            require_images(found)
         return Dataset(found, self.class_names, raw_counts=raw, uniform=uniform, total=total)
 
     def _frame(
@@ -689,8 +706,8 @@ def _some_records(
     return total, read()
 
 
-def _require_images(found: Sequence[Frame]) -> None:
-    """Look for every image once, before any work."""
+def require_images(found: Sequence[Frame]) -> None:
+    """Look for every image once, before any work. Raises DataError that names a few that are not there."""
     missing = sorted(
         {frame.path for frame in found if frame.shard is None and not os.path.isfile(frame.path)}
     )

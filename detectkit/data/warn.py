@@ -3,6 +3,7 @@ left out."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -10,11 +11,13 @@ import numpy as np
 from detectkit.data.dataset import Dataset, Frame
 from detectkit.data.geometry import Geometry
 from detectkit.errors import DataError
-from detectkit.spec import AugmentationConfig
+from detectkit.spec import AugmentationConfig, DatasetConfig, Experiment
+from detectkit.spec.check import nearest
 
 FEW_IMAGES = 50  # the smallest set that was learnt well here had 119, with ImageNet's weights
 FEW_BOXES = 20  # of a class: 34 were enough for each of four boards, with ImageNet's weights
 RARE = 100  # boxes of the most frequent class for one of this: with 11 for one, blood cells, all classes were learnt
+NAMED = 12  # labels that a line names
 NO_MEAN = "and no mAP at all: no best model is chosen, and what goes by mAP cannot be done"
 
 
@@ -33,12 +36,19 @@ def warnings(
     Raises:
         DataError: the network sees no training box of any class.
     """
-    counts = _counts(training)
-    found = [
-        *_few(training),
-        *_rare(training, counts),
-        *_unseen(training, augmentation.preprocessing, stride=stride),
-    ]
+    return scarce(training) + unseen(training, validation, augmentation, stride=stride)
+
+
+def scarce(training: Dataset) -> list[str]:
+    """Of what there is too little to learn from."""
+    return [*_few(training), *_rare(training, _counts(training))]
+
+
+def unseen(
+    training: Dataset, validation: Dataset | None, augmentation: AugmentationConfig, *, stride: int
+) -> list[str]:
+    """Which boxes the network does not see, or not well; arguments and errors as of `warnings`."""
+    found = list(_unseen(training, augmentation.preprocessing, stride=stride))
     if validation is not None:
         found += _held_out(validation, augmentation.preprocessing, stride=stride)
     return found
@@ -64,6 +74,83 @@ def left_out(dataset: Dataset, trained: Dataset, limit: int) -> list[str]:
             f"max_boxes_per_image: {limit} leaves out {kept - capped:,} of {kept:,} labels, the smallest of an image"
         )
     return found
+
+
+def beside(config: DatasetConfig, labels: Counter[str]) -> list[str]:
+    """A line for each kind of labels in the records that are of no target class, with their counts."""
+    mapped, neutral = _lower(config.target_class_mapping), _lower(config.dontcare_labels)
+    others = [item for item in labels.most_common() if item[0] not in mapped]
+    parts = {
+        "labels that count neither for nor against": [item for item in others if item[0] in neutral],
+        "labels that are not mapped, so background": [item for item in others if item[0] not in neutral],
+    }
+    return [f"{title}: {_listed(items)}" for title, items in parts.items() if items]
+
+
+def joined(config: DatasetConfig, labels: Counter[str]) -> list[str]:
+    """A line for each class in which several names of the records meet."""
+    names: dict[str, list[tuple[str, int]]] = {}
+    mapping = {label.lower(): target for label, target in config.target_class_mapping.items()}
+    for label, count in labels.most_common():
+        if label in mapping:
+            names.setdefault(mapping[label], []).append((label, count))
+    return [f"labels that meet in {target}: {_listed(met)}" for target, met in names.items() if len(met) > 1]
+
+
+def misnamed(experiment: Experiment, labels: Counter[str]) -> list[str]:
+    """One sentence for each list of names in a spec with some that no record has, and for labels that are left out for a
+    letter.
+
+    Args:
+        labels: boxes by name, as all records have it, in lower case.
+    """
+    config = experiment.dataset_config
+    filters = [
+        item.label_filter.source_class_label_filter
+        for item in experiment.loss_mask_label_filter.objective_label_filter_configs
+    ]
+    fields: dict[str, Iterable[str]] = {
+        "dataset_config.target_class_mapping": sorted(config.target_class_mapping),
+        "dataset_config.dontcare_labels": config.dontcare_labels,
+        "loss_mask_label_filter, source_class_names": [
+            name for item in filters for name in item.source_class_names
+        ],
+    }
+    known = _lower(name for names in fields.values() for name in names)
+    free = Counter({label: count for label, count in labels.items() if label not in known})
+    found = []
+    for field, names in fields.items():
+        absent = [f"{name}{_meant(name, free)}" for name in names if name.lower() not in labels]
+        if absent:
+            found.append(f"{field}: no label in the records is called {', '.join(absent)}")
+    mapped = {_plain(label): label for label in config.target_class_mapping if label.lower() in labels}
+    alike = [(label, mapped[_plain(label)]) for label in free if _plain(label) in mapped]
+    return found + [
+        f'dataset_config.target_class_mapping: the {labels[label]:,} labels "{label}" in the records are background, and'
+        f' "{other}" is mapped: map both if they are one'
+        for label, other in alike
+    ]
+
+
+def _lower(names: Iterable[str]) -> set[str]:
+    return {name.lower() for name in names}
+
+
+def _plain(name: str) -> str:
+    """Letters and digits alone, by which two spellings of one name are told."""
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
+def _meant(name: str, labels: Counter[str]) -> str:
+    """The label of the records, if there is one, that is likely meant by a name which none has."""
+    same = [label for label in labels if _plain(label) == _plain(name)]
+    near = same[0] if same else nearest(name, sorted(labels))
+    return "" if near is None else f' (is "{near}" meant, which {labels[near]:,} have?)'
+
+
+def _listed(labels: Sequence[tuple[str, int]]) -> str:
+    more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
+    return ", ".join(f"{label} ({count})" for label, count in labels[:NAMED]) + more
 
 
 def _counts(dataset: Dataset, frames: Iterable[Frame] | None = None) -> list[int]:
