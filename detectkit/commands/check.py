@@ -112,15 +112,24 @@ def _next(message: spec.Spec, path: Path) -> str:
 
 
 def _say_differences(message: spec.Spec) -> None:
-    differences = spec.differences(message)
-    if not differences:
+    """What stops a run first, then the rest."""
+    obstacles, differences = spec.obstacles(message), spec.differences(message)
+    if not (obstacles or differences):
         say("nothing in it does something else here than in TLT")
         return
-    noun = "thing" if len(differences) == 1 else "things"
-    say(f"{len(differences)} {noun} in it, written for TLT, differ here:")
-    for difference in differences:
-        say(f"- {difference}")
+    _say_things(
+        obstacles, "in it", ("stops a run here, and must be changed", "stop a run here, and must be changed")
+    )
+    _say_things(differences, "in it, written for TLT,", ("differs here", "differ here"))
     say("docs/from-tlt.md lists the differences that no field shows")
+
+
+def _say_things(lines: Sequence[str], where: str, verbs: tuple[str, str]) -> None:
+    if lines:
+        noun, verb = ("thing", verbs[0]) if len(lines) == 1 else ("things", verbs[1])
+        say(f"{len(lines)} {noun} {where} {verb}:")
+        for line in lines:
+            say(f"- {line}")
 
 
 def _is_chain(experiment: spec.Experiment) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from detectkit import spec
 from detectkit.console import StatusLog, log
 from detectkit.data.dataset import Dataset, capped, class_counts, training_frames, validation_frames
-from detectkit.data.warn import warnings
+from detectkit.data.warn import beside, left_out, misnamed, warnings
 from detectkit.errors import DataError, ModelError, UsageError
 from detectkit.files import atomic_write, make_directory
 from detectkit.heads import GridHead
@@ -128,6 +129,7 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
     network = _network(experiment, saved, results)
     doubts = warnings(training, validation, experiment.augmentation_config, stride=network.stride)
     if not (saved or experiment.model_config.load_graph):  # else the first training on these images said so
+        _say_labels(experiment, training, validation)
         for doubt in doubts:
             log.warning(doubt)
     detector = network.to(device).to(memory_format=torch.channels_last)
@@ -194,7 +196,9 @@ def _open_data(experiment: spec.Experiment) -> tuple[Dataset, Dataset | None]:
     )
     _check_classes(training, class_names, fix=mapping)
     limit = experiment.training_config.max_boxes_per_image
-    training = capped(training, limit)
+    read, training = training, capped(training, limit)
+    for doubt in left_out(read, training, limit):
+        log.warning(doubt)
     _check_classes(
         training, class_names, fix=f"max_boxes_per_image: {limit} leaves larger ones only, raise it"
     )
@@ -202,6 +206,15 @@ def _open_data(experiment: spec.Experiment) -> tuple[Dataset, Dataset | None]:
     if validation is None:
         log.warning("no validation_fold or validation_data_source: nothing is measured while training")
     return training, validation
+
+
+def _say_labels(experiment: spec.Experiment, training: Dataset, validation: Dataset | None) -> None:
+    """Log which labels of the records are of no class, and which names of the spec no record has."""
+    labels = training.raw_counts + (validation.raw_counts if validation else Counter[str]())
+    for line in beside(experiment.dataset_config, labels):
+        log.info(line)
+    for doubt in misnamed(experiment, labels):
+        log.warning(doubt)
 
 
 def _network(experiment: spec.Experiment, saved: dict[str, Any] | None, results: Path) -> Detector:

@@ -222,7 +222,38 @@ def test_what_a_spec_of_tlt_does_differently_here(capsys):
     printed = capsys.readouterr().out
     assert (
         "encrypted models of TLT are not read" in printed
-        and "TLT takes the first names in the alphabet" in printed
+        and "TAO takes the first names in the alphabet, TLT 2 does not: either way" in printed
+    )
+
+
+@pytest.mark.parametrize(
+    "name, given, text, obstacle",
+    [
+        (
+            "train",
+            "/path/to/pretrained/model",
+            "/m/resnet18.tlt",
+            "pretrained_model_file: encrypted files of TLT",
+        ),
+        (
+            "train",
+            "/path/to/pretrained/model",
+            "/m/resnet18.etlt",
+            "pretrained_model_file: encrypted files of T",
+        ),
+        ("infer", 'model: "', 'model: "/m/model.hdf5" #', "tlt_config.model: a Keras file has neither"),
+        ("infer", "tlt_config{\n    model", "tensorrt_config{\n    trt_engine", "trt_engine: an engine of TLT"),
+    ],
+)
+def test_what_stops_a_run_of_a_spec_of_tlt_comes_first(tmp_path, capsys, name, given, text, obstacle):
+    """Not somewhere among what is only different."""
+    content = (SPECS / f"kitti_{name}.txt").read_text()
+    (tmp_path / "spec.txt").write_text(content.replace(given, text, 1))
+    cli.main(["check", "--from-tlt", str(tmp_path / "spec.txt")])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1] == "1 thing in it stops a run here, and must be changed:" and obstacle in printed[2]
+    assert printed[3].endswith("in it, written for TLT, differ here:") and obstacle not in "".join(
+        printed[3:]
     )
 
 
