@@ -41,11 +41,7 @@ class Fault(NamedTuple):
         touched = self.lost | self.partly
         who = geometry.subject(touched)
         cut = int(self.partly.sum())
-        partly = (
-            f" ({cut:,} of them with more than half of their area, not all)"
-            if cut and self.lost.any()
-            else ""
-        )
+        partly = f" ({cut:,} of them by more than half, the others wholly)" if cut and self.lost.any() else ""
         share = "" if self.lost.any() else "with more than half of their area "
         return f"{who} {'is' if touched.sum() == 1 else 'are'} {share}{self.what}{partly}: {self.cause}"
 
@@ -66,14 +62,14 @@ class Geometry:
         frames = [
             frame for frame in dataset.frames if frame.size is not None and (frame.objects.classes >= 0).any()
         ]
-        kept = [frame.objects.classes >= 0 for frame in frames]
+        objects = [frame.objects for frame in frames] or [NO_OBJECTS]
+        classes = np.concatenate([item.classes for item in objects])
+        target = classes >= 0
         self._frames = frames
-        self._owner = np.repeat(np.arange(len(frames)), [int(mask.sum()) for mask in kept])  # [N]
-        objects = [frame.objects.chosen(mask) for frame, mask in zip(frames, kept, strict=True)] or [
-            NO_OBJECTS
-        ]
-        self.classes = np.concatenate([item.classes for item in objects])  # int64 [N]
-        boxes = torch.from_numpy(np.concatenate([item.boxes for item in objects])).double()
+        counts = [len(item.classes) for item in objects]
+        self._owner = np.repeat(np.arange(len(objects)), counts)[target]  # int64 [N], the image of a box
+        self.classes = classes[target]  # int64 [N]
+        boxes = torch.from_numpy(np.concatenate([item.boxes for item in objects])[target]).double()
         self.boxes = boxes.numpy()  # float64 [N, 4], in pixels of the files
         sizes = torch.tensor([frame.size for frame in frames], dtype=torch.float64).reshape(-1, 2)
         self.images = sizes.numpy()[self._owner]  # float64 [N, 2], width and height of the file
@@ -100,7 +96,7 @@ class Geometry:
                 found.append(fault)
         return found
 
-    @property
+    @cached_property
     def lost(self) -> Mask:
         """Which boxes [N] the network never sees."""
         lost = np.zeros(len(self), np.bool_)
@@ -140,10 +136,10 @@ class Geometry:
 
     def in_the_corner(self) -> Iterator[str]:
         """Whether all boxes lie in the top left part of their images, as those do that were labelled on smaller ones."""
-        if len(np.unique(self.boxes, axis=0)) < CORNER_BOXES:
+        if not len(self):
             return
         reach = (self.boxes[:, 2:] / self.images).max(axis=0)
-        if (reach > CORNER).any():
+        if (reach > CORNER).any() or len(np.unique(self.boxes, axis=0)) < CORNER_BOXES:
             return
         most = self.boxes[:, 2:].max()
         unit = "in percent" if most <= 100 else "in thousandths" if most <= 1000 else "of a smaller image"

@@ -242,7 +242,12 @@ def test_what_a_spec_of_tlt_does_differently_here(capsys):
             "pretrained_model_file: encrypted files of T",
         ),
         ("infer", 'model: "', 'model: "/m/model.hdf5" #', "tlt_config.model: a Keras file has neither"),
-        ("infer", "tlt_config{\n    model", "tensorrt_config{\n    trt_engine", "trt_engine: an engine of TLT"),
+        (
+            "infer",
+            "tlt_config{\n    model",
+            "tensorrt_config{\n    trt_engine",
+            "trt_engine: an engine of TLT",
+        ),
     ],
 )
 def test_what_stops_a_run_of_a_spec_of_tlt_comes_first(tmp_path, capsys, name, given, text, obstacle):

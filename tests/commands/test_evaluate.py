@@ -372,3 +372,31 @@ def test_clustering_is_not_tuned_on_images_without_labels(run, unlabelled, write
         "error: no class has a labelled box that counts in the 6 images measured, so there is no mAP" in error
     )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "labels, protocol, least",
+    [
+        ("", "VOC", 0),
+        ("DontCare 0 0 0 0 0 20 20 0 0 0 0 0 0 0", "VOC", 0),
+        ("cat 0 0 0 0 0 20 20 0 0 0 0 0 0 0", "COCO", 0),
+        ("square 0 0 0 0 0 20 20 0 0 0 0 0 0 0", "VOC", 30),  # below evaluation_box_config
+        ("square 0.9 0 0 0 0 60 60 0 0 0 0 0 0 0", "KITTI", 0),  # harder than moderate
+    ],
+)
+def test_files_without_a_label_that_counts(run, tiny, write_spec, tmp_path, labels, protocol, least):
+    tiny.evaluation_config.protocol = spec.EvaluationConfig.PROTOCOL.Value(protocol)
+    for name in ("square", "bar"):
+        box = tiny.evaluation_config.evaluation_box_config[name]
+        box.minimum_width, box.maximum_width, box.maximum_height = least, 999, 999
+    for name, text in (("found", "square 0 0 0 0 0 60 60 0 0 0 0 0 0 0 0.9"), ("truth", labels)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(f"{text}\n")
+    folders = "--detections", tmp_path / "found", "--labels", tmp_path / "truth"
+    code, out, error = run("-e", write_spec(tiny), *folders, "-r", tmp_path / "out")
+    assert (
+        code == 0
+        and "mAP - %" in out
+        and "no class has a labelled box that counts in these 1 images" in error
+    )
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["mean_average_precision"] is None

@@ -65,8 +65,8 @@ def test_a_network_smaller_than_the_image():
     data = dataset(50, SQUARE, ([90, 0, 110, 20], 0), ([200, 0, 240, 20], 0), BAR, size=(960, 640))
     [warning, *_] = told(data)
     assert warning.startswith(
-        "100 of 150 training boxes of square are outside the 96x64 pixels that the network sees (50 of them with more than"
-        " half of their area, not all): their images have up to 960x640; enable_auto_resize: true, or a larger output_image"
+        "100 of 150 training boxes of square are outside the 96x64 pixels that the network sees (50 of them by more than"
+        " half, the others wholly): their images have up to 960x640; enable_auto_resize: true, or a larger output_image"
     )
     assert "in augmentation_config.preprocessing" in warning
     resized = told(data, enable_auto_resize=True)
