@@ -174,16 +174,14 @@ def _check_data(experiment: spec.Experiment, problems: Problems) -> None:
     _print_counts(experiment, training, validation)
     is_seen = bool(read and training) and _judge(experiment, read, training, validation, problems)
     parts = [part for part in (training, validation) if part]
-    if not parts:
-        return
-    with problems.gathered():
-        require_images([frame for part in parts for frame in part.frames])
-        tried, good = map(sum, zip(*(_open_sample(experiment, part, problems) for part in parts)))
-        told = (
-            ": all good"
-            if good == tried and is_seen
-            else f", {tried - good} of them bad" if good < tried else ""
-        )
+    there = []
+    for part in parts:
+        with problems.gathered():
+            require_images(part.frames)
+            there.append(part)
+    if there:
+        tried, good = map(sum, zip(*(_open_sample(experiment, part, problems) for part in there)))
+        told = f", {tried - good} of them bad" if good < tried else ": all good" if is_seen else ""
         say(f"opened {tried} of {sum(map(len, parts))} images{told}")
 
 

@@ -124,15 +124,19 @@ class Geometry:
         more = f" and {len(named) - NAMED} more classes" if len(named) > NAMED else ""
         return f"{int(mask.sum()):,} of {len(self):,} {self.part} boxes ({told}{more})"
 
-    def smaller_than_a_cell(self) -> Mask:
-        """Which boxes are so, of the classes of which many are."""
+    def smaller_than_a_cell(self) -> Iterator[str]:
+        """Of the classes of which many boxes are so; of many such classes in one sentence."""
         small = ~self.lost & (self.sizes.prod(axis=1) < self.stride**2)
-        counts, totals = self.counts(small), self.counts(np.ones(len(self), np.bool_))
-        chosen = np.array(
-            [count > MANY * total for count, total in zip(counts, totals, strict=True)], dtype=np.bool_
-        )
-        mask: Mask = small & chosen[self.classes]
-        return mask
+        counts = zip(self.counts(small), self.counts(np.ones(len(self), np.bool_)), strict=True)
+        chosen = [number for number, (count, total) in enumerate(counts) if count > MANY * total]
+        masks = [small & (self.classes == number) for number in chosen]
+        if len(masks) > NAMED:
+            masks = [small & np.isin(self.classes, chosen)]
+        for mask in masks:
+            yield (
+                f"{self.subject(mask)} are smaller than a grid cell of {self.stride}x{self.stride} pixels: they are hard to tell"
+                " apart; a larger output_image_width and output_image_height, or images cut in parts"
+            )
 
     def in_the_corner(self) -> Iterator[str]:
         """Whether all boxes lie in the top left part of their images, as those do that were labelled on smaller ones."""

@@ -222,12 +222,7 @@ def _unseen(
     if gone:
         yield f"no training box of {', '.join(gone)} is left for the network: {'it is' if len(gone) == 1 else 'they are'} not learnt"
     yield from geometry.in_the_corner()
-    small = geometry.smaller_than_a_cell()
-    if small.any():
-        yield (
-            f"{geometry.subject(small)} are smaller than a grid cell of {stride}x{stride} pixels: they are hard to tell apart;"
-            " a larger output_image_width and output_image_height, or images cut in parts"
-        )
+    yield from geometry.smaller_than_a_cell()
 
 
 def _held_out(

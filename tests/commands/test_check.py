@@ -303,14 +303,14 @@ def test_all_that_is_wrong_is_told_at_once(training_spec, tmp_path, capsys):
     printed, error = capsys.readouterr()
     rows = [line.split() for line in printed.splitlines()]
     assert ["car", "2", "1"] in rows and ["cyclist", "0", "0"] in rows and ["images", "2", "1"] in rows
-    assert "opened" not in printed and "next:" not in printed
+    assert "opened 1 of 3 images\n" in printed and "next:" not in printed
     lines = error[error.index("error: ") :].splitlines()
     assert lines[0] == "error: 4 things are wrong:"
     starts = [
         "- model_config.pretrained_model_file: there is no file none.pth",
         "- training_config.distillation.teacher_model_file: there is no file t.safetensors",
         "- no training box of class cyclist",
-        "- 1 of 3 images are missing: ",
+        "- 1 of 2 images are missing: ",
     ]
     assert [line[: len(start)] for line, start in zip(lines[1:], starts, strict=True)] == starts
 

@@ -70,7 +70,11 @@ def test_a_network_smaller_than_the_image():
     )
     assert "in augmentation_config.preprocessing" in warning
     resized = told(data, enable_auto_resize=True)
-    assert len(resized) == 1 and "smaller than a grid cell" in resized[0]
+    assert [line.split(" are ")[0] for line in resized] == [
+        "all 150 training boxes of square",
+        "all 50 training boxes of bar",
+    ]
+    assert all("smaller than a grid cell" in line for line in resized)
 
 
 def test_a_crop_that_cuts_boxes_away():
@@ -125,3 +129,7 @@ def test_many_classes_make_one_sentence():
     lost = [line for line in told(data) if "outside their image" in line]
     assert len(lost) == 1 and lost[0].startswith("400 of 450 training boxes (class7 all 50, class6 all 50, ")
     assert " and 4 more classes) are outside" in lost[0]
+    data = dataset(50, *(([0, 0, 8, 8], number) for number in range(8)), ([0, 0, 40, 40], 8))
+    data.class_names = [f"class{number}" for number in range(9)]
+    [small] = [line for line in told(data) if "smaller than a grid cell" in line]
+    assert small.startswith("400 of 450 training boxes (class7 all 50, ")
