@@ -63,6 +63,9 @@ def tune_clustering(predictions: Iterable[Predicted], head: GridHead, experiment
 
     One value is changed at a time, from those of the spec, and kept where AP rises. A class that another algorithm
     than DBSCAN serves better keeps its own, as does a class without a labelled box.
+
+    Raises:
+        DataError: no class has a labelled box.
     """
     best = PostProcessingConfig()
     best.CopyFrom(experiment.postprocessing_config)
@@ -73,11 +76,13 @@ def tune_clustering(predictions: Iterable[Predicted], head: GridHead, experiment
     images = [
         image for predicted in predictions for image in _candidates(predicted, head, protocol, lowest=lowest)
     ]
-    trials = len(names) * ROUNDS * sum(map(len, GRID.values()))
-    with ProgressBar("tuning", total=trials, unit="trials") as bar:
-        for index, config in enumerate(configs):
-            _tune_class(images, index, config, experiment, bar)
     before = _measure_all(images, experiment.postprocessing_config, experiment)
+    before.required_mean()
+    labelled = [index for index, item in enumerate(before.classes) if item.average_precision is not None]
+    trials = len(labelled) * ROUNDS * sum(map(len, GRID.values()))
+    with ProgressBar("tuning", total=trials, unit="trials") as bar:
+        for index in labelled:
+            _tune_class(images, index, configs[index], experiment, bar)
     return Tuned(best, _measure_all(images, best, experiment), before)
 
 

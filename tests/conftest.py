@@ -351,3 +351,13 @@ def _fit_heads(detector: Detector, experiment: spec.Experiment) -> None:
 def _cells(maps: list[Tensor]) -> Tensor:
     """Maps [B, K, H, W] as float64 rows [cells, K]."""
     return torch.cat(maps).permute(0, 2, 3, 1).flatten(0, 2).double()
+
+
+@pytest.fixture
+def unlabelled(tiny: spec.Experiment) -> spec.Experiment:
+    """The spec with a mapping that meets no label of the records: images without a box of a class."""
+    mapping = tiny.dataset_config.target_class_mapping
+    for name in SIZES:
+        del mapping[name]
+        mapping[f"other {name}"] = name
+    return tiny

@@ -4,20 +4,43 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detectkit import spec
 from detectkit.commands.options import SPEC_OPTIONS
 from detectkit.console import log, say, table
-from detectkit.errors import DataError, ModelError
+from detectkit.errors import DataError, DetectkitError, ModelError
 
 if TYPE_CHECKING:
     from detectkit.data.dataset import Dataset
 
 SAMPLE = 16  # images opened of each set
-NAMED = 12  # labels named that are no target class
+
+
+class Problems:
+    """What is wrong, gathered, so that a person mends all of it at once."""
+
+    def __init__(self) -> None:
+        self._found: list[DetectkitError] = []
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Keeps an error for later."""
+        try:
+            yield
+        except DetectkitError as error:
+            self._found.append(error)
+
+    def require_none(self) -> None:
+        """Raise them as one error, of the kind of the first."""
+        if len(self._found) == 1:
+            raise self._found[0]
+        if self._found:
+            lines = [f"- {error}" for error in self._found]
+            raise type(self._found[0])("\n".join((f"{len(lines)} things are wrong:", *lines)))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,36 +74,62 @@ def run(args: argparse.Namespace) -> None:
     message = spec.load(path)
     kind = spec.kind_of(message)
     say(f"{path}: {kind.name}, no rule broken; for {kind.commands}")
+    problems = Problems()
     if args.classes:
-        classes = spec.compare_classes(message, spec.read_class_list(args.classes), str(args.classes))
-        say(f"{args.classes}: the {len(classes)} classes of the spec, in the order of the network's outputs")
+        with problems.gathered():
+            classes = spec.compare_classes(message, spec.read_class_list(args.classes), str(args.classes))
+            say(
+                f"{args.classes}: the {len(classes)} classes of the spec, in the order of the network's outputs"
+            )
     if args.from_tlt:
         _say_differences(message)
-        return
-    if args.spec_only:
-        return
+    elif not args.spec_only:
+        _check(message, problems)
+    problems.require_none()
+    if not (args.from_tlt or args.spec_only):
+        say(_next(message, path))
+
+
+def _check(message: spec.Spec, problems: Problems) -> None:
+    """The data and the models that a spec names."""
     match message:
         case spec.Experiment():
-            _check_chain(message)
-            say(f"next: detectkit {'run' if _is_chain(message) else 'train'} -e {path} -r RESULTS_DIR")
+            _check_chain(message, problems)
         case spec.Inference():
             _check_model(message)
-            say(f"next: detectkit infer -e {path} -i IMAGES -r RESULTS_DIR")
         case spec.DatasetExportConfig():
-            _check_folders(message)
-            say(f"next: detectkit convert -d {path}" + ("" if message.output_filename else " -o PREFIX"))
+            _check_folders(message, problems)
+
+
+def _next(message: spec.Spec, path: Path) -> str:
+    match message:
+        case spec.Experiment():
+            return f"next: detectkit {'run' if _is_chain(message) else 'train'} -e {path} -r RESULTS_DIR"
+        case spec.Inference():
+            return f"next: detectkit infer -e {path} -i IMAGES -r RESULTS_DIR"
+        case spec.DatasetExportConfig():
+            return f"next: detectkit convert -d {path}" + ("" if message.output_filename else " -o PREFIX")
 
 
 def _say_differences(message: spec.Spec) -> None:
-    differences = spec.differences(message)
-    if not differences:
+    """What stops a run first, then the rest."""
+    obstacles, differences = spec.obstacles(message), spec.differences(message)
+    if not (obstacles or differences):
         say("nothing in it does something else here than in TLT")
         return
-    noun = "thing" if len(differences) == 1 else "things"
-    say(f"{len(differences)} {noun} in it, written for TLT, differ here:")
-    for difference in differences:
-        say(f"- {difference}")
+    _say_things(
+        obstacles, "in it", ("stops a run here, and must be changed", "stop a run here, and must be changed")
+    )
+    _say_things(differences, "in it, written for TLT,", ("differs here", "differ here"))
     say("docs/from-tlt.md lists the differences that no field shows")
+
+
+def _say_things(lines: Sequence[str], where: str, verbs: tuple[str, str]) -> None:
+    if lines:
+        noun, verb = ("thing", verbs[0]) if len(lines) == 1 else ("things", verbs[1])
+        say(f"{len(lines)} {noun} {where} {verb}:")
+        for line in lines:
+            say(f"- {line}")
 
 
 def _is_chain(experiment: spec.Experiment) -> bool:
@@ -89,121 +138,139 @@ def _is_chain(experiment: spec.Experiment) -> bool:
     return bool(experiment.dataset_export_config) or any(map(experiment.HasField, sections))
 
 
-def _check_chain(experiment: spec.Experiment) -> None:
+def _check_chain(experiment: spec.Experiment, problems: Problems) -> None:
     """The models of a spec, what its conversions read, and its records, if they are made already."""
     from detectkit.data.tfrecord import find_shards
 
-    _require_models(experiment)
+    _check_models(experiment, problems)
     for config in experiment.dataset_export_config:
-        _check_folders(config)
+        _check_folders(config, problems)
     sources = [*experiment.dataset_config.data_sources, experiment.dataset_config.validation_data_source]
     patterns = [source.tfrecords_path for source in sources if source.tfrecords_path]
     missing = [pattern for pattern in patterns if not find_shards(pattern)]
     if experiment.dataset_export_config and missing:
         say(f"{missing[0]}: not there yet, so boxes are not counted; detectkit convert -d and run make them")
     else:
-        _check_data(experiment)
+        _check_data(experiment, problems)
 
 
-def _check_data(experiment: spec.Experiment) -> None:
-    """Print the boxes of each class, and what will be hard to learn from them.
+def _check_data(experiment: spec.Experiment, problems: Problems) -> None:
+    """Print the boxes of each class, as far as there are records, and what will be hard to learn from them.
 
-    Raises:
-        DataError: unreadable data, a class without a training box, or none at all that the network sees.
+    Unreadable data, a class without a training box, and no box at all that the network sees are problems.
     """
     from detectkit.data.dataset import (
         capped,
-        class_counts,
+        require_images,
         require_separate,
         training_frames,
         validation_frames,
     )
     from detectkit.data.images import TURNED
-    from detectkit.data.warn import warnings
     from detectkit.evaluation import require_package
 
-    require_package(experiment.evaluation_config)
-    names = spec.class_names(experiment)
-    limit = experiment.training_config.max_boxes_per_image
-    training = capped(training_frames(experiment.dataset_config, names), limit)
-    validation = validation_frames(experiment.dataset_config, names)
-    counts, labels = class_counts(training)
-    held_out, more_labels = class_counts(validation) if validation else (Counter[str](), Counter[str]())
-    rows = [(name, counts[name], held_out[name]) for name in names]
-    images = ("images", len(training), len(validation) if validation else 0)
-    table(("class", "training boxes", "validation boxes"), [*rows, images])
-    _say_other_labels(experiment, labels + more_labels)
-    _warn_of_absent_labels(experiment, labels + more_labels)
-    if validation:
-        require_separate(training, validation, experiment.dataset_config)
-    preprocessing = experiment.augmentation_config.preprocessing
-    turned = [
-        is_turned
-        for each in (training, validation)
-        if each
-        for is_turned in _open_sample(each, preprocessing)
+    with problems.gathered():
+        require_package(experiment.evaluation_config)
+    config, names = experiment.dataset_config, spec.class_names(experiment)
+    training = validation = read = None
+    with problems.gathered():
+        read = training_frames(config, names, look_for_images=False)
+        training = capped(read, experiment.training_config.max_boxes_per_image)
+    with problems.gathered():
+        validation = validation_frames(config, names, look_for_images=False)
+    _print_counts(experiment, training, validation)
+    is_seen = bool(read and training) and _judge(experiment, read, training, validation, problems)
+    parts = [part for part in (training, validation) if part]
+    there = []
+    for part in parts:
+        with problems.gathered():
+            require_images(part.frames)
+            there.append(part)
+    if training and validation and len(there) == 2:
+        with problems.gathered():
+            require_separate(training, validation, config)
+    if there:
+        tried, good, turned = map(sum, zip(*(_open_sample(experiment, part, problems) for part in there)))
+        told = f", {tried - good} of them bad" if good < tried else ": all good" if is_seen else ""
+        say(f"opened {tried} of {sum(map(len, parts))} images{told}")
+        if turned:
+            say(f"{turned} of those {TURNED}: their boxes must be in those pixels")
+
+
+def _print_counts(experiment: spec.Experiment, training: Dataset | None, validation: Dataset | None) -> None:
+    """Boxes by class, and by the names in the records where they are not those of a class."""
+    from detectkit.data.dataset import class_counts
+    from detectkit.data.warn import beside, joined, misnamed
+
+    parts = [part for part in (training, validation) if part]
+    if not parts:
+        return
+    labels = sum((part.raw_counts for part in parts), Counter[str]())
+    columns = [class_counts(part)[0] if part else None for part in (training, validation)]
+    rows = [
+        (name, *("-" if counts is None else counts[name] for counts in columns))
+        for name in spec.class_names(experiment)
     ]
-    say(f"opened {len(turned)} of {len(training) + len(validation or ())} images: all good")
-    if any(turned):
-        say(f"{sum(turned)} of those {TURNED}: their boxes must be in those pixels")
-    empty = [name for name in names if not counts[name]]
-    if empty:
-        found = ", ".join(sorted(labels)) or "none"
-        raise DataError(
-            f"no training box of class {', '.join(empty)}; the labels in the records are: {found}. "
-            "Correct dataset_config.target_class_mapping, or take the class out"
-            + (f", or raise max_boxes_per_image: {limit}" if limit else "")
-        )
-    stride = spec.NETWORKS[experiment.model_config.arch].stride
-    for doubt in warnings(training, validation, experiment.augmentation_config, stride=stride):
+    images = ("images", *("-" if part is None else len(part) for part in (training, validation)))
+    table(("class", "training boxes", "validation boxes"), [*rows, images])
+    for line in (*joined(experiment.dataset_config, labels), *beside(experiment.dataset_config, labels)):
+        say(line)
+    for doubt in misnamed(experiment, labels):
         log.warning(doubt)
 
 
-def _say_other_labels(experiment: spec.Experiment, labels: Counter[str]) -> None:
-    """Name the labels in the records that are no target class, and count their boxes."""
-    mapped = {label.lower() for label in experiment.dataset_config.target_class_mapping}
-    neutral = {label.lower() for label in experiment.dataset_config.dontcare_labels}
-    others = [item for item in labels.most_common() if item[0] not in mapped]
-    _say_labels("labels that count neither for nor against", [item for item in others if item[0] in neutral])
-    _say_labels(
-        "labels that are not mapped, so background", [item for item in others if item[0] not in neutral]
-    )
+def _judge(
+    experiment: spec.Experiment,
+    read: Dataset,
+    training: Dataset,
+    validation: Dataset | None,
+    problems: Problems,
+) -> bool:
+    """Say whether there is enough to learn from; gives whether the network sees all of it.
+
+    Args:
+        read: all that there is to train on; `training` has what max_boxes_per_image leaves of it.
+    """
+    from detectkit.data.dataset import class_counts
+    from detectkit.data.warn import left_out, scarce, unseen
+
+    limit = experiment.training_config.max_boxes_per_image
+    counts, labels = class_counts(training)
+    empty = [name for name in training.class_names if not counts[name]]
+    with problems.gathered():
+        if empty:
+            found = ", ".join(sorted(labels)) or "none"
+            raise DataError(
+                f"no training box of class {', '.join(empty)}; the labels in the records are: {found}. "
+                "Correct dataset_config.target_class_mapping, or take the class out"
+                + (f", or raise max_boxes_per_image: {limit}" if limit else "")
+            )
+    stride = spec.NETWORKS[experiment.model_config.arch].stride
+    lost, hidden = left_out(read, training, limit), None
+    with problems.gathered():
+        hidden = unseen(training, validation, experiment.augmentation_config, stride=stride)
+    for doubt in (*scarce(training), *lost, *(hidden or ())):
+        log.warning(doubt)
+    return not lost and hidden == []
 
 
-def _warn_of_absent_labels(experiment: spec.Experiment, labels: Counter[str]) -> None:
-    """Name the labels that the spec treats apart and that no record has."""
-    filters = [
-        item.label_filter.source_class_label_filter
-        for item in experiment.loss_mask_label_filter.objective_label_filter_configs
-    ]
-    named = {
-        "dataset_config.dontcare_labels": experiment.dataset_config.dontcare_labels,
-        "loss_mask_label_filter, source_class_names": [
-            name for item in filters for name in item.source_class_names
-        ],
-    }
-    for field, names in named.items():
-        absent = [name for name in names if name.lower() not in labels]
-        if absent:
-            log.warning("%s: no label in the records is called %s", field, ", ".join(absent))
+def _open_sample(experiment: spec.Experiment, dataset: Dataset, problems: Problems) -> tuple[int, int, int]:
+    """Decode images spread evenly over a data set: how many, how many of them are good, and how many EXIF turns.
 
-
-def _say_labels(title: str, labels: list[tuple[str, int]]) -> None:
-    if labels:
-        more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
-        say(f"{title}: {', '.join(f'{label} ({count})' for label, count in labels[:NAMED])}{more}")
-
-
-def _open_sample(dataset: Dataset, preprocessing: spec.AugmentationConfig.Preprocessing) -> list[bool]:
-    """Decode images spread evenly over a data set; gives whether EXIF turns them. Raises DataError for a bad one."""
+    A bad one is a problem.
+    """
+    preprocessing = experiment.augmentation_config.preprocessing
     step = max(len(dataset) // SAMPLE, 1)
-    turned: list[bool] = []
-    for index in range(0, len(dataset), step)[:SAMPLE]:
-        sample = dataset.sample(index, channels=preprocessing.output_image_channel)
-        _require_crop_inside(preprocessing, sample.image_path, *sample.original_size)
-        dataset.say_stretched([sample.image_path], [sample.stretched])
-        turned.append(sample.turned)
-    return turned
+    indices = range(0, len(dataset), step)[:SAMPLE]
+    good = turned = 0
+    for index in indices:
+        with problems.gathered():
+            sample = dataset.sample(index, channels=preprocessing.output_image_channel)
+            _require_crop_inside(preprocessing, sample.image_path, *sample.original_size)
+            dataset.say_stretched([sample.image_path], [sample.stretched])
+            turned += sample.turned
+            good += 1
+    return len(indices), good, turned
 
 
 def _require_crop_inside(
@@ -226,40 +293,44 @@ def _check_model(inference: spec.Inference) -> None:
         log.warning("inferencer_config.tlt_config.model: there is no file %s: give a model with -m", model)
 
 
-def _require_models(experiment: spec.Experiment) -> None:
-    """Raise ModelError unless those that trainings start from or learn from are there."""
-    _require_model(experiment.model_config.pretrained_model_file, "model_config.pretrained_model_file")
-    for field, path in spec.teacher_files(experiment).items():
-        _require_model(path, field)
+def _check_models(experiment: spec.Experiment, problems: Problems) -> None:
+    """Those that trainings start from or learn from must be there."""
+    start = {"model_config.pretrained_model_file": experiment.model_config.pretrained_model_file}
+    for field, path in (start | spec.teacher_files(experiment)).items():
+        with problems.gathered():
+            if path and not Path(path).expanduser().is_file():
+                raise ModelError(
+                    f"{field}: there is no file {path}; correct the path, or leave the field out"
+                )
 
 
-def _require_model(path: str, field: str) -> None:
-    if path and not Path(path).expanduser().is_file():
-        raise ModelError(f"{field}: there is no file {path}; correct the path, or leave the field out")
-
-
-def _check_folders(config: spec.DatasetExportConfig) -> None:
-    """Raise DataError unless images and labels are there."""
+def _check_folders(config: spec.DatasetExportConfig, problems: Problems) -> None:
+    """Images and labels must be there."""
     match config.WhichOneof("convert_config_type"):
         case "kitti_config":
             kitti = config.kitti_config
             root, images = _roots(config, kitti.root_directory_path, [kitti.image_dir_name])
             extension = "." + kitti.image_extension.removeprefix(".")
-            _count_images("kitti_config.image_dir_name", images / kitti.image_dir_name, extension)
-            _count_files("kitti_config.label_dir_name", root / kitti.label_dir_name, ".txt")
+            with problems.gathered():
+                _count_images("kitti_config.image_dir_name", images / kitti.image_dir_name, extension)
+            with problems.gathered():
+                _count_files("kitti_config.label_dir_name", root / kitti.label_dir_name, ".txt")
         case "voc_config":
             voc = config.voc_config
             root, images = _roots(config, voc.root_directory_path, [voc.image_dir_name])
             extension = "." + voc.image_extension.removeprefix(".")
-            _count_images("voc_config.image_dir_name", images / voc.image_dir_name, extension)
-            _count_files("voc_config.annotation_dir_name", root / voc.annotation_dir_name, ".xml")
-            _require_files("voc_config.image_set_files", root, voc.image_set_files)
+            with problems.gathered():
+                _count_images("voc_config.image_dir_name", images / voc.image_dir_name, extension)
+            with problems.gathered():
+                _count_files("voc_config.annotation_dir_name", root / voc.annotation_dir_name, ".xml")
+            _check_files("voc_config.image_set_files", root, voc.image_set_files, problems)
         case "coco_config":
             coco = config.coco_config
             root, images = _roots(config, coco.root_directory_path, coco.img_dir_names)
             for index, name in enumerate(coco.img_dir_names):
-                _require_folder(f"coco_config.img_dir_names[{index}]", images / name)
-            _require_files("coco_config.annotation_files", root, coco.annotation_files)
+                with problems.gathered():
+                    _require_folder(f"coco_config.img_dir_names[{index}]", images / name)
+            _check_files("coco_config.annotation_files", root, coco.annotation_files, problems)
 
 
 def _roots(config: spec.DatasetExportConfig, root: str, folders: Sequence[str]) -> tuple[Path, Path]:
@@ -270,10 +341,11 @@ def _roots(config: spec.DatasetExportConfig, root: str, folders: Sequence[str]) 
     return path, find_image_root(config.image_directory_path, path, folders)
 
 
-def _require_files(field: str, root: Path, names: Sequence[str]) -> None:
+def _check_files(field: str, root: Path, names: Sequence[str], problems: Problems) -> None:
     for index, name in enumerate(names):
-        if not (root / name).is_file():
-            raise DataError(f"{field}[{index}]: there is no file {root / name}")
+        with problems.gathered():
+            if not (root / name).is_file():
+                raise DataError(f"{field}[{index}]: there is no file {root / name}")
 
 
 def _require_folder(field: str, folder: Path) -> None:

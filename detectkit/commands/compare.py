@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from detectkit import page, spec
 from detectkit.commands.options import add_device_arguments, add_spec_argument, choose_device
-from detectkit.console import say, table
+from detectkit.console import log, say, table
 from detectkit.files import atomic_write, check_writable, make_directory, short_names
 
 if TYPE_CHECKING:
@@ -63,6 +63,10 @@ def run(args: argparse.Namespace) -> None:
     compared = _compare(args, experiment, names)
     headers, rows = _rows(compared)
     table(headers, rows, title=_title(compared))
+    if compared[0].result.mean_average_precision is None:
+        log.warning(
+            "no class has a labelled box that counts in these images: there is no mAP to compare, only size, time and agreement"
+        )
     if args.results_dir:
         _write(args, compared)
 
@@ -136,7 +140,7 @@ def _rows(compared: Sequence[Compared]) -> tuple[list[str], list[list[str]]]:
         [
             item.name,
             f"{item.megabytes:.2f}",
-            f"{100 * item.result.mean_average_precision:.2f}",
+            _percent(item.result.mean_average_precision),
             *(_percent(own.average_precision) for own in item.result.classes),
             f"{1000 * item.seconds:.1f}",
             f"{first.seconds / item.seconds:.2f}",
@@ -201,7 +205,7 @@ def _curves(number: int, compared: Sequence[Compared]) -> bytes:
         item.name: (own.recall_curve, own.precision_curve)
         for item in compared
         for own in [item.result.classes[number]]
-        if own.detections
+        if own.detections and own.ground_truth
     }
     draw.precision_recall(picture, series, title=compared[0].result.classes[number].name)
     return picture.getvalue()

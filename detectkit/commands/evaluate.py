@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from detectkit.evaluation.results import ClassMistakes
     from detectkit.tune import Tuned
 
+PLOT = "precision_recall.png"
 KITTI_RECALLS = 41  # objects that a class needs to reach an AP of 100 % by the protocol KITTI
 FRAMEWORKS = {"tlt": "model", "tensorrt": "engine"}  # TLT's names of what runs a model file
 
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
         log.warning(finding.text)
     if measured.tuned:
         say(
-            f"before tuning, mAP {100 * measured.tuned.before.mean_average_precision:.2f} %; the tuned figures above are measured"
+            f"before tuning, mAP {_percent(measured.tuned.before.mean_average_precision)} %; the tuned figures above are measured"
             " on the very images that the values were tuned on: measure other images to know what was gained"
         )
     if args.results_dir:
@@ -188,7 +189,7 @@ def _print(result: Evaluation) -> None:
             _percent(item.precision),
             _percent(item.recall),
             _percent(item.f1),
-            f"{item.threshold:.3f}",
+            "-" if item.threshold is None else f"{item.threshold:.3f}",
             item.ground_truth,
             item.detections,
             item.true_positives,
@@ -202,7 +203,21 @@ def _print(result: Evaluation) -> None:
         _print_figures(result)
     lines = "line" if result.rejected == 1 else "lines"
     rejected = f" ({result.rejected} unusable label {lines} left out)" if result.rejected else ""
-    say(f"\nmAP {100 * result.mean_average_precision:.2f} %{rejected}")
+    say(f"\nmAP {_percent(result.mean_average_precision)} %{rejected}")
+    _warn_of_classes(result)
+    if result.latency:
+        stages = [f"{name} {1000 * seconds:.1f}" for name, seconds in result.latency._asdict().items()]
+        say(f"median latency, ms an image: {', '.join(stages)} (preprocessing excludes decoding)")
+
+
+def _warn_of_classes(result: Evaluation) -> None:
+    """Name those with too few labels to be measured."""
+    if result.mean_average_precision is None:
+        log.warning(
+            f"no class has a labelled box that counts in these {result.images} images, so there is neither AP nor mAP;"
+            " detectkit check -e SPEC counts the labels"
+        )
+        return
     for item in result.classes:
         if item.average_precision is None:
             log.warning(f"{item.name} has no labelled box here, so it has no AP and does not count for mAP")
@@ -211,9 +226,6 @@ def _print(result: Evaluation) -> None:
                 f"{item.name} has {item.ground_truth} moderate objects here: KITTI samples {KITTI_RECALLS} recalls, so with"
                 " fewer objects AP stays below 100 % even where all are found"
             )
-    if result.latency:
-        stages = [f"{name} {1000 * seconds:.1f}" for name, seconds in result.latency._asdict().items()]
-        say(f"median latency, ms an image: {', '.join(stages)} (preprocessing excludes decoding)")
 
 
 def _print_figures(result: Evaluation) -> None:
@@ -243,12 +255,16 @@ def _write(args: argparse.Namespace, measured: Measured) -> None:
         _remove(folder / details.FILE)  # an earlier one, of other detections
     result = measured.result
     curves = {
-        item.name: (item.recall_curve, item.precision_curve) for item in result.classes if item.detections
+        item.name: (item.recall_curve, item.precision_curve)
+        for item in result.classes
+        if item.detections and item.ground_truth
     }
     if curves:
-        written.append(folder / "precision_recall.png")
+        written.append(folder / PLOT)
         with atomic_write(written[-1]) as path:
-            draw.precision_recall(path, curves, title=f"mAP {result.mean_average_precision:.3f}")
+            draw.precision_recall(path, curves, title=_title(result))
+    else:
+        _remove(folder / PLOT)
     *first, last = map(str, written)
     say(f"wrote {', '.join(first)} and {last}" if first else f"wrote {last}")
     if args.model_path:
@@ -283,6 +299,11 @@ def _content(args: argparse.Namespace, measured: Measured) -> dict[str, Any]:
     if result.latency:
         content["latency_seconds_per_image"] = result.latency._asdict()
     return content
+
+
+def _title(result: Evaluation) -> str:
+    mean = result.mean_average_precision
+    return f"mAP {'-' if mean is None else f'{mean:.3f}'}"
 
 
 def _mistakes(item: ClassMistakes) -> dict[str, Any]:

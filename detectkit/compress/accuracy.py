@@ -8,7 +8,7 @@ from detectkit import spec
 from detectkit.console import log
 from detectkit.data.dataset import Dataset, validation_frames
 from detectkit.errors import DataError, DetectkitError
-from detectkit.evaluation import evaluate, require_package
+from detectkit.evaluation import Evaluation, evaluate, require_package
 from detectkit.evaluation.images import predictions
 from detectkit.heads import GridHead
 from detectkit.model.detector import Detector
@@ -31,11 +31,16 @@ class Left(NamedTuple):
 
 
 def what_is_left(before: Detector, after: Detector, experiment: spec.Experiment) -> Left | None:
-    """Measure both on at most `IMAGES` validation images, evenly spaced; None, with the reason logged, where that is impossible."""
+    """Measure both on at most `IMAGES` validation images, evenly spaced; None, with the reason logged, where that is impossible.
+
+    It is where there are no such images, or no class has a labelled box in them.
+    """
     try:
         images = _sample(experiment)
         label = "measuring what is left"
-        precisions = [precision(network, experiment, images, label=label) for network in (before, after)]
+        precisions = [
+            measured(network, experiment, images, label=label).required_mean() for network in (before, after)
+        ]
     except DetectkitError as error:
         log.info(f"what is left of the accuracy was not measured: {error}")
         return None
@@ -51,8 +56,8 @@ def _sample(experiment: spec.Experiment) -> Dataset:
     return found
 
 
-def precision(network: Detector, experiment: spec.Experiment, images: Dataset, *, label: str) -> float:
-    """The mean average precision, 0 to 1, of a network on images, as `evaluation_config` says.
+def measured(network: Detector, experiment: spec.Experiment, images: Dataset, *, label: str) -> Evaluation:
+    """What a network finds on images, as `evaluation_config` says.
 
     Raises:
         DataError: an image cannot be read.
@@ -65,4 +70,4 @@ def precision(network: Detector, experiment: spec.Experiment, images: Dataset, *
         device=next(network.parameters()).device,
     )
     found = predictions(predictor, experiment, images=images, label=label)
-    return evaluate(found, predictor.class_names, experiment.evaluation_config).mean_average_precision
+    return evaluate(found, predictor.class_names, experiment.evaluation_config)

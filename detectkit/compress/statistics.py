@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from detectkit import spec
-from detectkit.compress.accuracy import precision
+from detectkit.compress.accuracy import measured
 from detectkit.compress.importance import training_batches
 from detectkit.data import augment
 from detectkit.data.dataset import training_frames
@@ -37,13 +37,15 @@ def renewed(detector: Detector, experiment: spec.Experiment) -> Detector:
         return detector
     result = _between(detector, _found_anew(detector, experiment))
     images = training_frames(experiment.dataset_config, spec.class_names(experiment), at_most=IMAGES)
-    measured = spec.Experiment()
-    measured.CopyFrom(experiment)
-    measured.evaluation_config.protocol = spec.EvaluationConfig.VOC  # needs no other package
+    by_voc = spec.Experiment()
+    by_voc.CopyFrom(experiment)
+    by_voc.evaluation_config.protocol = spec.EvaluationConfig.VOC  # needs no other package
     old, new = (
-        precision(network, measured, images, label="comparing statistics") for network in (detector, result)
+        measured(network, by_voc, images, label="comparing statistics").mean_average_precision
+        for network in (detector, result)
     )
-    return detector if old > new else result
+    # Both are None where none of these images has a label.
+    return detector if old is not None and new is not None and old > new else result
 
 
 def _between(one: Detector, other: Detector) -> Detector:

@@ -219,7 +219,11 @@ def _sample(decoded: Decoded, frame: Frame) -> Sample:
 
 
 def training_frames(
-    config: DatasetConfig, class_names: Sequence[str], *, at_most: int | None = None
+    config: DatasetConfig,
+    class_names: Sequence[str],
+    *,
+    at_most: int | None = None,
+    look_for_images: bool = True,
 ) -> Dataset:
     """Read the records that a spec trains on: those of all sources, without the shards of `validation_fold`.
 
@@ -228,17 +232,24 @@ def training_frames(
 
     Args:
         at_most: read so many records only, evenly spaced.
+        look_for_images: or else `require_images` is left to the caller.
 
     Raises:
         DataError: no shards for a pattern, none outside the fold, a damaged shard, missing images.
     """
     shards = _training_shards(config)
     uniform = config.sampling_mode == DatasetConfig.UNIFORM
-    return _Reader(config, class_names).read(shards, uniform=uniform, at_most=at_most)
+    return _Reader(config, class_names).read(
+        shards, uniform=uniform, at_most=at_most, look_for_images=look_for_images
+    )
 
 
 def validation_frames(
-    config: DatasetConfig, class_names: Sequence[str], *, at_most: int | None = None
+    config: DatasetConfig,
+    class_names: Sequence[str],
+    *,
+    at_most: int | None = None,
+    look_for_images: bool = True,
 ) -> Dataset | None:
     """Read the records that a spec measures on, as `training_frames` does; None: the spec names none.
 
@@ -259,7 +270,7 @@ def validation_frames(
         raise DataError(
             f"no file of the data sources is called *{marker}*: change validation_fold, or convert anew"
         )
-    return _Reader(config, class_names).read(shards, at_most=at_most)
+    return _Reader(config, class_names).read(shards, at_most=at_most, look_for_images=look_for_images)
 
 
 def require_separate(training: Dataset, validation: Dataset, config: DatasetConfig) -> None:
@@ -327,7 +338,12 @@ class _Reader:
         self.numbers |= {name.lower(): DONTCARE for name in config.dontcare_labels}
 
     def read(
-        self, shards: Sequence[_SourceShard], *, uniform: bool = False, at_most: int | None = None
+        self,
+        shards: Sequence[_SourceShard],
+        *,
+        uniform: bool = False,
+        at_most: int | None = None,
+        look_for_images: bool = True,
     ) -> Dataset:
         found: list[Frame] = []
         raw: Counter[str] = Counter()
@@ -344,7 +360,8 @@ class _Reader:
             raise DataError(
                 f"there are no records in {', '.join(item.path for item in shards[:NAMED_FILES])}"
             )
-        _require_images(found)
+        if look_for_images:
+            require_images(found)
         return Dataset(found, self.class_names, raw_counts=raw, uniform=uniform, total=total)
 
     def _frame(
@@ -760,8 +777,8 @@ def _some_records(
     return total, read()
 
 
-def _require_images(found: Sequence[Frame]) -> None:
-    """Look for every image once, before any work."""
+def require_images(found: Sequence[Frame]) -> None:
+    """Look for every image once, before any work. Raises DataError that names a few that are not there."""
     missing = sorted(
         {frame.path for frame in found if frame.shard is None and not os.path.isfile(frame.path)}
     )

@@ -1,33 +1,24 @@
-"""What of a data set is likely to disappoint: too few images or boxes, boxes that the network does not see."""
+"""What of a data set is likely to disappoint: too few images or boxes, boxes that the network does not see, labels that are
+left out."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from detectkit.data.augment import preprocessing_matrices
 from detectkit.data.dataset import Dataset, Frame
+from detectkit.data.geometry import Geometry
 from detectkit.errors import DataError
-from detectkit.ops.boxes import clip, transform
-from detectkit.spec import AugmentationConfig
+from detectkit.spec import AugmentationConfig, DatasetConfig, Experiment
+from detectkit.spec.check import nearest
 
 FEW_IMAGES = 50  # the smallest set that was learnt well here had 119, with ImageNet's weights
 FEW_BOXES = 20  # of a class: 34 were enough for each of four boards, with ImageNet's weights
 RARE = 100  # boxes of the most frequent class for one of this: with 11 for one, blood cells, all classes were learnt
-MANY_SMALL = 0.25  # share of a class's boxes: a few small ones are in every data set
-
-
-class _Seen(NamedTuple):
-    """The boxes of target classes as the network sees them without augmentation. N boxes."""
-
-    classes: NDArray[np.int64]  # [N]
-    sizes: NDArray[
-        np.float64
-    ]  # [N, 2] width and height of the visible part in network pixels; 0 where there is none
+NAMED = 12  # labels that a line names
+NO_MEAN = "and no mAP at all: no best model is chosen, and what goes by mAP cannot be done"
 
 
 def warnings(
@@ -45,20 +36,121 @@ def warnings(
     Raises:
         DataError: the network sees no training box of any class.
     """
-    counts = _counts(training)
-    found = [
-        *_few(training),
-        *_rare(training, counts),
-        *_unseen(training, augmentation.preprocessing, boxes=sum(counts), stride=stride),
-    ]
+    return scarce(training) + unseen(training, validation, augmentation, stride=stride)
+
+
+def scarce(training: Dataset) -> list[str]:
+    """Of what there is too little to learn from."""
+    return [*_few(training), *_rare(training, _counts(training))]
+
+
+def unseen(
+    training: Dataset, validation: Dataset | None, augmentation: AugmentationConfig, *, stride: int
+) -> list[str]:
+    """Which boxes the network does not see, or not well; arguments and errors as of `warnings`."""
+    found = list(_unseen(training, augmentation.preprocessing, stride=stride))
     if validation is not None:
-        held_out = _counts(validation)
-        empty = [name for name, count in zip(training.class_names, held_out) if not count]
-        if empty:
-            found.append(
-                f"no validation box of class {', '.join(empty)}: no average precision, and no part in the mAP"
-            )
+        found += _held_out(validation, augmentation.preprocessing, stride=stride)
     return found
+
+
+def left_out(dataset: Dataset, trained: Dataset, limit: int) -> list[str]:
+    """One sentence for each reason to leave labels out before they are looked at.
+
+    Args:
+        dataset: as it was read.
+        trained: the same with at most `limit` boxes an image; 0: all of them.
+    """
+    labels = sum(dataset.raw_counts.values())
+    kept, capped = (sum(len(frame.objects.names) for frame in part.frames) for part in (dataset, trained))
+    found = []
+    if kept < labels:
+        found.append(
+            f"{labels - kept:,} of {labels:,} labels in the records have no area (x2 is not above x1, or y2 not above y1), and"
+            " are left out: were they x, y, width and height? Correct them and convert again"
+        )
+    if capped < kept:
+        found.append(
+            f"max_boxes_per_image: {limit} leaves out {kept - capped:,} of {kept:,} labels, the smallest of an image"
+        )
+    return found
+
+
+def beside(config: DatasetConfig, labels: Counter[str]) -> list[str]:
+    """A line for each kind of labels in the records that are of no target class, with their counts."""
+    mapped, neutral = _lower(config.target_class_mapping), _lower(config.dontcare_labels)
+    others = [item for item in labels.most_common() if item[0] not in mapped]
+    parts = {
+        "labels that count neither for nor against": [item for item in others if item[0] in neutral],
+        "labels that are not mapped, so background": [item for item in others if item[0] not in neutral],
+    }
+    return [f"{title}: {_listed(items)}" for title, items in parts.items() if items]
+
+
+def joined(config: DatasetConfig, labels: Counter[str]) -> list[str]:
+    """A line for each class in which several names of the records meet."""
+    names: dict[str, list[tuple[str, int]]] = {}
+    mapping = {label.lower(): target for label, target in config.target_class_mapping.items()}
+    for label, count in labels.most_common():
+        if label in mapping:
+            names.setdefault(mapping[label], []).append((label, count))
+    return [f"labels that meet in {target}: {_listed(met)}" for target, met in names.items() if len(met) > 1]
+
+
+def misnamed(experiment: Experiment, labels: Counter[str]) -> list[str]:
+    """One sentence for each list of names in a spec with some that no record has, and for labels that are left out for a
+    letter.
+
+    Args:
+        labels: boxes by name, as all records have it, in lower case.
+    """
+    config = experiment.dataset_config
+    filters = [
+        item.label_filter.source_class_label_filter
+        for item in experiment.loss_mask_label_filter.objective_label_filter_configs
+    ]
+    fields: dict[str, Iterable[str]] = {
+        "dataset_config.target_class_mapping": sorted(config.target_class_mapping),
+        "dataset_config.dontcare_labels": config.dontcare_labels,
+        "loss_mask_label_filter, source_class_names": [
+            name for item in filters for name in item.source_class_names
+        ],
+    }
+    known = _lower(name for names in fields.values() for name in names)
+    free = Counter({label: count for label, count in labels.items() if label not in known})
+    found = []
+    for field, names in fields.items():
+        absent = [f"{name}{_meant(name, free)}" for name in names if name.lower() not in labels]
+        if absent:
+            found.append(f"{field}: no label in the records is called {', '.join(absent)}")
+    mapped = {_plain(label): label for label in config.target_class_mapping if label.lower() in labels}
+    alike = [(label, mapped[_plain(label)]) for label in free if _plain(label) in mapped]
+    return found + [
+        f'dataset_config.target_class_mapping: the {labels[label]:,} labels "{label}" in the records are background, and'
+        f' "{other}" is mapped: map both if they are one'
+        for label, other in alike
+    ]
+
+
+def _lower(names: Iterable[str]) -> set[str]:
+    return {name.lower() for name in names}
+
+
+def _plain(name: str) -> str:
+    """Letters and digits alone, by which two spellings of one name are told."""
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
+def _meant(name: str, labels: Counter[str]) -> str:
+    """The label of the records, if there is one, that is likely meant by a name which none has."""
+    same = [label for label in labels if _plain(label) == _plain(name)]
+    near = same[0] if same else nearest(name, sorted(labels))
+    return "" if near is None else f' (is "{near}" meant, which {labels[near]:,} have?)'
+
+
+def _listed(labels: Sequence[tuple[str, int]]) -> str:
+    more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
+    return ", ".join(f"{label} ({count})" for label, count in labels[:NAMED]) + more
 
 
 def _counts(dataset: Dataset, frames: Iterable[Frame] | None = None) -> list[int]:
@@ -112,49 +204,35 @@ def _rare(training: Dataset, counts: Sequence[int]) -> Iterator[str]:
 
 
 def _unseen(
-    training: Dataset, preprocessing: AugmentationConfig.Preprocessing, *, boxes: int, stride: int
+    training: Dataset, preprocessing: AugmentationConfig.Preprocessing, *, stride: int
 ) -> Iterator[str]:
-    """Boxes that preprocessing cuts away or makes too small; `boxes` counts those of all target classes."""
-    seen = _seen(training, preprocessing)
-    least = preprocessing.min_bbox_width, preprocessing.min_bbox_height
-    is_lost = ~((seen.sizes > 0) & (seen.sizes >= least)).all(axis=1)
-    is_small = ~is_lost & (seen.sizes.prod(axis=1) < stride**2)
-    size = f"{preprocessing.output_image_width}x{preprocessing.output_image_height}"
-    why = f"outside the {size} pixels that the network sees, or below min_bbox_width or min_bbox_height"
-    fix = "enable_auto_resize: true, or a larger output_image_width and output_image_height"
-    if boxes and is_lost.sum() == boxes:
-        raise DataError(f"all {boxes:,} training boxes of all classes are {why}: {fix}, or lower limits")
-    for number, name in enumerate(training.class_names):
-        own = seen.classes == number
-        count, lost, small = int(own.sum()), int((own & is_lost).sum()), int((own & is_small).sum())
-        if count and lost == count:
-            yield f"all {count:,} training boxes of {name} are {why}, so it is not learnt: {fix}, or lower limits"
-        elif lost > MANY_SMALL * count:
-            yield f"{lost:,} of {count:,} training boxes of {name} are {why}: {fix}"
-        if small > MANY_SMALL * count:
-            yield (
-                f"{small:,} of {count:,} training boxes of {name} are smaller than a grid cell of {stride}x{stride} pixels: they"
-                " are hard to tell apart; a larger output_image_width and output_image_height, or images cut in parts"
-            )
-
-
-def _seen(dataset: Dataset, preprocessing: AugmentationConfig.Preprocessing) -> _Seen:
-    frames = [
-        frame for frame in dataset.frames if frame.size is not None and (frame.objects.classes >= 0).any()
+    """Training boxes that preprocessing cuts away or makes too small, and such as are not where they should be."""
+    geometry = Geometry(training, preprocessing, part="training", stride=stride)
+    told = [fault.sentence(geometry) for fault in geometry.faults]
+    counts, lost = _counts(training), geometry.lost
+    if len(geometry) and lost.sum() == sum(counts):
+        start = "" if len(told) == 1 else f"no training box of {len(geometry):,} is left for the network: "
+        raise DataError(start + "; ".join(told))
+    yield from told
+    gone = [
+        name
+        for name, count, away in zip(training.class_names, counts, geometry.counts(lost), strict=True)
+        if count and count == away
     ]
-    if not frames:
-        return _Seen(np.zeros(0, np.int64), np.zeros((0, 2)))
-    sizes = torch.tensor([frame.size for frame in frames], dtype=torch.float64)
-    matrices, regions = preprocessing_matrices(sizes, preprocessing)
-    kept = [frame.objects.classes >= 0 for frame in frames]
-    owner = torch.repeat_interleave(torch.tensor([int(mask.sum()) for mask in kept]))
-    boxes = torch.from_numpy(
-        np.concatenate([frame.objects.boxes[mask] for frame, mask in zip(frames, kept, strict=True)])
-    ).double()
-    visible = regions[owner]
-    left_top = boxes[:, :2].maximum(visible[:, :2])
-    right_bottom = boxes[:, 2:].minimum(visible[:, 2:]).maximum(left_top)
-    moved = transform(torch.cat((left_top, right_bottom), dim=1), matrices[owner])
-    moved = clip(moved, preprocessing.output_image_width, preprocessing.output_image_height)
-    classes = np.concatenate([frame.objects.classes[mask] for frame, mask in zip(frames, kept, strict=True)])
-    return _Seen(classes, (moved[:, 2:] - moved[:, :2]).clamp(min=0).numpy())
+    if gone:
+        yield f"no training box of {', '.join(gone)} is left for the network: {'it is' if len(gone) == 1 else 'they are'} not learnt"
+    yield from geometry.in_the_corner()
+    yield from geometry.smaller_than_a_cell()
+
+
+def _held_out(
+    validation: Dataset, preprocessing: AugmentationConfig.Preprocessing, *, stride: int
+) -> Iterator[str]:
+    """The same of the boxes to measure on, as far as they are lost, and the classes without any."""
+    geometry = Geometry(validation, preprocessing, part="validation", stride=stride)
+    yield from (fault.sentence(geometry) for fault in geometry.faults)
+    left = np.subtract(_counts(validation), geometry.counts(geometry.lost)).tolist()
+    empty = [name for name, count in zip(validation.class_names, left, strict=True) if not count]
+    if empty:
+        part = "and no part in the mAP" if len(empty) < len(left) else NO_MEAN
+        yield f"no validation box of class {', '.join(empty)}: no average precision, {part}"

@@ -139,7 +139,7 @@ def accuracy(model: onnx.ModelProto, source: Source, target: Target, device: str
     """mAP of a model on the validation images of its spec, in ONNX Runtime, in points.
 
     Raises:
-        DataError: the spec has no such images.
+        DataError: the spec has no such images, or no class has a labelled box in them.
     """
     described = onnx.ModelProto()
     described.CopyFrom(model)
@@ -150,7 +150,7 @@ def accuracy(model: onnx.ModelProto, source: Source, target: Target, device: str
         predictor = load_model(path, device, experiment=source.experiment)
     predicted = predictions(predictor, source.experiment, label="measuring")
     found = evaluate(predicted, source.class_names, source.experiment.evaluation_config)
-    return 100 * found.mean_average_precision
+    return 100 * found.required_mean()
 
 
 def sample_images(source: Source, count: int) -> Tensor:

@@ -103,7 +103,7 @@ class KittiScores(Scores):
 def _result(name: str, counts: kitti.Counts, figures: dict[str, float | None]) -> ClassResult:
     """What is counted of moderate objects as a class's result; the last count is that of all detections."""
     precision, recall = counts.precision[:-1], counts.recall[:-1]
-    best = best_f1(precision, recall, counts.scores[:-1])
+    best = best_f1(precision, recall, counts.scores[:-1]) if counts.ground_truth else (None,) * 4
     true, false = int(counts.true[-1]), int(counts.false[-1])
     return ClassResult(
         name=name,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from detectkit.errors import DataError
 from detectkit.predict import Latency
 
 
@@ -23,7 +24,7 @@ class Truth(NamedTuple):
 
 
 class ClassResult(NamedTuple):
-    """One class. `average_precision` is None for a class without a labelled box: it has no recall to speak of.
+    """One class. Without a labelled box there is no recall to speak of: average_precision and precision to threshold are None.
 
     Precision to true_positives, and the curves, are of the protocol's plainest setting: the one IoU of VOC, KITTI's
     moderate objects, the IoU 0.5 of COCO.
@@ -31,10 +32,10 @@ class ClassResult(NamedTuple):
 
     name: str
     average_precision: float | None  # 0 to 1
-    precision: float  # at the threshold with the best F1
-    recall: float
-    f1: float
-    threshold: float  # the score of the last detection counted there
+    precision: float | None  # at the threshold with the best F1
+    recall: float | None
+    f1: float | None
+    threshold: float | None  # the score of the last detection counted there
     ground_truth: int
     detections: int
     true_positives: int  # among all detections
@@ -88,9 +89,23 @@ class Evaluation(NamedTuple):
     mistakes: Sequence[ClassMistakes] = ()  # by class
 
     @property
-    def mean_average_precision(self) -> float:
-        """Mean over the classes that have labelled boxes, 0 to 1; 0 when none has."""
-        return _mean(result.average_precision for result in self.classes) or 0.0
+    def mean_average_precision(self) -> float | None:
+        """Mean over the classes that have labelled boxes, 0 to 1; None where none has: nothing is measured then."""
+        return _mean(result.average_precision for result in self.classes)
+
+    def required_mean(self) -> float:
+        """`mean_average_precision`, for what is decided by it.
+
+        Raises:
+            DataError: no class has a labelled box.
+        """
+        mean = self.mean_average_precision
+        if mean is None:
+            raise DataError(
+                f"no class has a labelled box that counts in the {self.images} images measured, so there is no mAP:"
+                " measure images with labels of the classes (detectkit check -e SPEC counts them)"
+            )
+        return mean
 
     @property
     def mean_figures(self) -> dict[str, float | None]:

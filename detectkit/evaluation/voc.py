@@ -95,7 +95,7 @@ class Scores:
         hit, neutral = judge(own, truths, regions, least_overlap=self.overlap(index))
         scores, hit = own.scores[~neutral], hit[~neutral]
         precision, recall, ranked = precision_recall(scores, hit, len(truths.boxes))
-        best = best_f1(precision, recall, ranked)
+        best = best_f1(precision, recall, ranked) if len(truths.boxes) else (None,) * 4
         return ClassResult(
             name=self.class_names[index],
             average_precision=self.area(precision, recall) if len(truths.boxes) else None,

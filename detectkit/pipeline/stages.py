@@ -440,7 +440,10 @@ def _precision(name: str) -> Callable[[Chain], str | None]:
 
     def told(chain: Chain) -> str | None:
         content = json.loads(Path(chain.path(name, "results.json")).read_text(encoding="utf-8"))
-        return f"mAP {100 * content['mean_average_precision']:.2f} %"
+        mean = content["mean_average_precision"]
+        return (
+            "mAP - %: no labelled box in the images measured" if mean is None else f"mAP {100 * mean:.2f} %"
+        )
 
     return told
 

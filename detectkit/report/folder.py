@@ -54,7 +54,7 @@ class Results(NamedTuple):
     key: str  # the stage's name without evaluate_
     measured: str  # the model file, as it was given
     images: int
-    mean: float  # average precision, 0 to 1
+    mean: float | None  # average precision, 0 to 1; None where no class has a labelled box
     by_class: dict[str, float | None]
     protocol: str
     findings: tuple[str, ...] = ()  # what ails the model, a sentence each
@@ -208,7 +208,8 @@ def _results(path: Path, problems: list[str]) -> Results | None:
     if content is None:
         return None
     mean, classes = number(content.get("mean_average_precision")), content.get("classes")
-    if mean is None or not isinstance(classes, dict):
+    is_measured = mean is not None or content.get("mean_average_precision", 0) is None
+    if not is_measured or not isinstance(classes, dict):
         problems.append(f"{path.parent.name}/{path.name} has no average precision")
         return None
     return Results(

@@ -14,6 +14,7 @@ from detectkit.report.folder import EVALUATE, Results, Run, Stage, find, number,
 TABLE = "report.json"
 SPACE = "\u00a0"  # before %, where no line may break
 MOST_CLASSES = 12  # that have a column and charts of their own
+UNLABELLED = "the images that it was measured on have no labelled box of a class"
 LATENCY = Path("latency", "latency.json")
 
 
@@ -159,7 +160,7 @@ def verdict(all_models: Sequence[Model]) -> str:
         first = shipped or next(iter(measured.values()))
         return f"{first.kind.title}: mAP {percent(first.mean)}{SPACE}%"
     if first is None:
-        return ""
+        return f"mAP -: {UNLABELLED}" if any(model.why == UNLABELLED for model in all_models) else ""
     parts = [f"mAP {percent(first.mean)}{SPACE}%"]
     if last is not None and last != first:
         after = f"{percent(last.mean)}{SPACE}% {last.kind.title}{_smaller(first, last)}"
@@ -266,7 +267,7 @@ def _file(run: Run, key: str, results: Results | None) -> Path | None:
 def _why(run: Run, key: str, stage: Stage | None, results: Results | None) -> str:
     """Why a model has no accuracy."""
     if results is not None:
-        return ""
+        return UNLABELLED if results.mean is None else ""
     if stage is not None:
         texts = {
             "failed": f"its evaluation failed: {stage.error or 'no reason is given'}",

@@ -18,7 +18,7 @@ from detectkit.spec.evaluation_pb2 import EvaluationConfig
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.explain import explain, markdown
 from detectkit.spec.export_pb2 import EngineConfig, ExportConfig
-from detectkit.spec.from_tlt import differences
+from detectkit.spec.from_tlt import differences, obstacles
 from detectkit.spec.inference_pb2 import (
     BboxHandlerConfig,
     ClasswiseBboxHandlerConfig,
@@ -132,6 +132,7 @@ __all__ = [
     "load_inference",
     "loads",
     "markdown",
+    "obstacles",
     "qat_spec",
     "read_class_list",
     "reduced",

@@ -5,8 +5,8 @@ docs/from-tlt.md has every sentence of these tables; `detectkit check --from-tlt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from detectkit.spec.augmentation_pb2 import AugmentationConfig
 from detectkit.spec.check import class_names, has_batch_norm
@@ -29,20 +29,30 @@ class Difference(NamedTuple, Generic[AnySpec]):
     path: str
     sentence: str
     applies: Callable[[AnySpec], bool]
+    stops: bool = False  # nothing runs until it is changed
 
     def __str__(self) -> str:
         return f"{self.path}: {self.sentence}"
 
 
 def differences(message: Experiment | Inference | DatasetExportConfig) -> list[str]:
-    """`path: sentence` for everything that a spec, if it was written for TLT, does differently here."""
+    """`path: sentence` for everything that a spec, if it was written for TLT, does differently here and that stops no run."""
+    return [str(entry) for entry in _applying(message) if not entry.stops]
+
+
+def obstacles(message: Experiment | Inference | DatasetExportConfig) -> list[str]:
+    """The same for what stops a run until it is changed."""
+    return [str(entry) for entry in _applying(message) if entry.stops]
+
+
+def _applying(message: Experiment | Inference | DatasetExportConfig) -> Sequence[Difference[Any]]:
     match message:
         case Experiment():
-            return [str(entry) for entry in TRAINING if entry.applies(message)]
+            return [entry for entry in TRAINING if entry.applies(message)]
         case Inference():
-            return [str(entry) for entry in INFERENCE if entry.applies(message)]
+            return [entry for entry in INFERENCE if entry.applies(message)]
         case DatasetExportConfig():
-            return [str(entry) for entry in CONVERSION if entry.applies(message)]
+            return [entry for entry in CONVERSION if entry.applies(message)]
 
 
 # What the tables look at
@@ -285,6 +295,7 @@ TRAINING: tuple[Difference[Experiment], ...] = (
         "encrypted files of TLT are not read; name its plain Keras file (.hdf5; docs/tlt.md tells how to get "
         "it), a torchvision file (.pth) of the same backbone or a detectkit model (.safetensors)",
         lambda spec: _is_encrypted(spec.model_config.pretrained_model_file),
+        stops=True,
     ),
     Difference(
         "model_config.pretrained_model_file",
@@ -521,17 +532,20 @@ INFERENCE: tuple[Difference[Inference], ...] = (
         "inferencer_config.tlt_config.model",
         "encrypted models of TLT are not read; docs/tlt.md tells how to get the plain one",
         lambda spec: _is_encrypted(spec.inferencer_config.tlt_config.model),
+        stops=True,
     ),
     Difference(
         "inferencer_config.tlt_config.model",
         "a Keras file has neither spec nor names of classes; make a model of it: detectkit export -e SPEC -m "
         "MODEL.hdf5 -o MODEL.safetensors",
         lambda spec: is_keras(spec.inferencer_config.tlt_config.model),
+        stops=True,
     ),
     Difference(
         "inferencer_config.tensorrt_config.trt_engine",
         "an engine of TLT is not run, for it names neither its classes nor its spec; build one with detectkit engine",
         lambda spec: bool(spec.inferencer_config.tensorrt_config.trt_engine),
+        stops=True,
     ),
     Difference(
         "inferencer_config.image_width, image_height",
@@ -601,7 +615,8 @@ INFERENCE: tuple[Difference[Inference], ...] = (
 CONVERSION: tuple[Difference[DatasetExportConfig], ...] = (
     Difference(
         "kitti_config.val_split",
-        "the validation fold is drawn at random, by random_seed; TLT takes the first names in the alphabet",
+        "the validation fold is drawn at random, by random_seed; TAO takes the first names in the alphabet, TLT 2 does not: "
+        "either way the images are others",
         lambda spec: spec.kitti_config.partition_mode == "random" and spec.kitti_config.val_split > 0,
     ),
     Difference(

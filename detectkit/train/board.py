@@ -66,13 +66,10 @@ class Board:
         """What a validation measured, at the number of steps done."""
         if "mean_average_precision" not in entry:
             return
-        measured = {
-            "validation_cost": entry["validation_cost"],
-            "mean average precision (mAP) (in %)": 100 * entry["mean_average_precision"],
-        }
-        for name, value in entry["average_precision"].items():
-            if value is not None:
-                measured[f"{name}_AP (in %)"] = 100 * value
+        precisions = {"mean average precision (mAP) (in %)": entry["mean_average_precision"]}
+        precisions |= {f"{name}_AP (in %)": value for name, value in entry["average_precision"].items()}
+        measured = {"validation_cost": entry["validation_cost"]}
+        measured |= {name: 100 * value for name, value in precisions.items() if value is not None}
         self._scalars(measured, step)
 
     def close(self) -> None:

@@ -266,8 +266,9 @@ def _entry(run: Run) -> dict[str, Any]:
 def _observe(run: Run, result: Evaluation) -> None:
     """Keep the best model, and let an early-stopping schedule see the cost."""
     state, schedule = run.state, run.stage.early_stopping
-    if result.mean_average_precision > state.best:
-        state.best = result.mean_average_precision
+    mean = result.mean_average_precision
+    if mean is not None and mean > state.best:
+        state.best = mean
         save_model(run, run.weights_file("-best"))
     if schedule is None:
         return

@@ -79,7 +79,7 @@ def plot(run: Run) -> None:
             name: (at, [_or_nan(entry["average_precision"][name]) for entry in measured])
             for name in run.head.class_names
         }
-        values["mean"] = (at, [entry["mean_average_precision"] for entry in measured])
+        values["mean"] = (at, [_or_nan(entry["mean_average_precision"]) for entry in measured])
         with atomic_write(run.results / "average_precision.png") as path:
             draw.curves(
                 path,

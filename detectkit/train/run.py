@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from detectkit.data.dataset import (
     training_frames,
     validation_frames,
 )
-from detectkit.data.warn import warnings
+from detectkit.data.warn import beside, left_out, misnamed, warnings
 from detectkit.errors import DataError, ModelError, UsageError
 from detectkit.files import atomic_write, clear_left_behind, make_directory
 from detectkit.heads import GridHead
@@ -135,6 +136,7 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
     network = _network(experiment, saved, results)
     doubts = warnings(training, validation, experiment.augmentation_config, stride=network.stride)
     if not (saved or experiment.model_config.load_graph):  # else the first training on these images said so
+        _say_labels(experiment, training, validation)
         for doubt in doubts:
             log.warning(doubt)
     detector = network.to(device).to(memory_format=torch.channels_last)
@@ -207,7 +209,9 @@ def _open_data(experiment: spec.Experiment) -> tuple[Dataset, Dataset | None]:
     )
     _check_classes(training, class_names, fix=mapping)
     limit = experiment.training_config.max_boxes_per_image
-    training = capped(training, limit)
+    read, training = training, capped(training, limit)
+    for doubt in left_out(read, training, limit):
+        log.warning(doubt)
     _check_classes(
         training, class_names, fix=f"max_boxes_per_image: {limit} leaves larger ones only, raise it"
     )
@@ -217,6 +221,15 @@ def _open_data(experiment: spec.Experiment) -> tuple[Dataset, Dataset | None]:
     else:
         require_separate(training, validation, experiment.dataset_config)
     return training, validation
+
+
+def _say_labels(experiment: spec.Experiment, training: Dataset, validation: Dataset | None) -> None:
+    """Log which labels of the records are of no class, and which names of the spec no record has."""
+    labels = training.raw_counts + (validation.raw_counts if validation else Counter[str]())
+    for line in beside(experiment.dataset_config, labels):
+        log.info(line)
+    for doubt in misnamed(experiment, labels):
+        log.warning(doubt)
 
 
 def _network(experiment: spec.Experiment, saved: dict[str, Any] | None, results: Path) -> Detector:

@@ -55,8 +55,9 @@ class State:
     `images` is the size of the training set. `epoch` and `step` are the position: epochs done, and batches done of the
     epoch under way. `stage` is the number of the stage, and `stage_start` the epochs done when it began. `history` has
     one entry an epoch: epoch, cost, learning_rate, stage where there are two, cost_scale_exponent where the cost is
-    scaled, and, where it was validated, mean_average_precision, average_precision (by class) and validation_cost; where the run
-    ended, and again where one that was given more epochs did, also training_mean_average_precision.
+    scaled, and, where it was validated, mean_average_precision and average_precision by class (None without labels) and
+    validation_cost; where the run ended, and again where one that was given more epochs did, also
+    training_mean_average_precision.
     """
 
     detector: Detector

@@ -227,7 +227,43 @@ def test_what_a_spec_of_tlt_does_differently_here(capsys):
     printed = capsys.readouterr().out
     assert (
         "encrypted models of TLT are not read" in printed
-        and "TLT takes the first names in the alphabet" in printed
+        and "TAO takes the first names in the alphabet, TLT 2 does not: either way" in printed
+    )
+
+
+@pytest.mark.parametrize(
+    "name, given, text, obstacle",
+    [
+        (
+            "train",
+            "/path/to/pretrained/model",
+            "/m/resnet18.tlt",
+            "pretrained_model_file: encrypted files of TLT",
+        ),
+        (
+            "train",
+            "/path/to/pretrained/model",
+            "/m/resnet18.etlt",
+            "pretrained_model_file: encrypted files of T",
+        ),
+        ("infer", 'model: "', 'model: "/m/model.hdf5" #', "tlt_config.model: a Keras file has neither"),
+        (
+            "infer",
+            "tlt_config{\n    model",
+            "tensorrt_config{\n    trt_engine",
+            "trt_engine: an engine of TLT",
+        ),
+    ],
+)
+def test_what_stops_a_run_of_a_spec_of_tlt_comes_first(tmp_path, capsys, name, given, text, obstacle):
+    """Not somewhere among what is only different."""
+    content = (SPECS / f"kitti_{name}.txt").read_text()
+    (tmp_path / "spec.txt").write_text(content.replace(given, text, 1))
+    cli.main(["check", "--from-tlt", str(tmp_path / "spec.txt")])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1] == "1 thing in it stops a run here, and must be changed:" and obstacle in printed[2]
+    assert printed[3].endswith("in it, written for TLT, differ here:") and obstacle not in "".join(
+        printed[3:]
     )
 
 
@@ -282,3 +318,141 @@ def test_values_of_more_than_eight_bits_are_told(training_spec, tmp_path, capsys
     Image.fromarray(np.full((48, 64), 4000, np.uint16)).save(tmp_path / "data" / "image_2" / "b.png")
     assert cli.main(["check", "-e", str(training_spec)]) == 0
     assert "b.png holds values up to 4000, which are taken for 12 bits" in capsys.readouterr().err
+
+
+def test_all_that_is_wrong_is_told_at_once(training_spec, tmp_path, capsys):
+    """Weights, images, a teacher and a class without boxes; and the boxes that the records allow to count."""
+    write_data(tmp_path / "data", {"a": ["car", "pedestrian"], "b": ["car"]})
+    (tmp_path / "data" / "image_2" / "b.png").unlink()
+    text = training_spec.read_text().replace(
+        "model_config {", 'model_config { pretrained_model_file: "none.pth"'
+    )
+    text = text.replace(
+        "\ntraining_config {", '\ntraining_config { distillation { teacher_model_file: "t.safetensors" }'
+    )
+    training_spec.write_text(text)
+    assert cli.main(["check", "-e", str(training_spec)]) == 5  # as of the first
+    printed, error = capsys.readouterr()
+    rows = [line.split() for line in printed.splitlines()]
+    assert ["car", "2", "1"] in rows and ["cyclist", "0", "0"] in rows and ["images", "2", "1"] in rows
+    assert "opened 1 of 3 images\n" in printed and "next:" not in printed
+    lines = error[error.index("error: ") :].splitlines()
+    assert lines[0] == "error: 4 things are wrong:"
+    starts = [
+        "- model_config.pretrained_model_file: there is no file none.pth",
+        "- training_config.distillation.teacher_model_file: there is no file t.safetensors",
+        "- no training box of class cyclist",
+        "- 1 of 2 images are missing: ",
+    ]
+    assert [line[: len(start)] for line, start in zip(lines[1:], starts, strict=True)] == starts
+
+
+def test_records_of_one_part_are_counted_where_the_other_has_none(training_spec, tmp_path, capsys):
+    write_data(tmp_path / "data", NAMES)
+    for shard in (tmp_path / "data").glob("t-*-fold-000-*"):
+        shard.unlink()
+    assert cli.main(["check", "-e", str(training_spec)]) == 4
+    printed, error = capsys.readouterr()
+    rows = [line.split() for line in printed.splitlines()]
+    assert ["car", "2", "-"] in rows and ["images", "2", "-"] in rows
+    assert "no file of the data sources is called *fold-000-of-*" in error
+
+
+def test_all_bad_images_of_the_sample_are_named(training_spec, tmp_path, capsys):
+    write_data(tmp_path / "data", NAMES)
+    for name in ("a", "b"):
+        (tmp_path / "data" / "image_2" / f"{name}.png").write_bytes(b"no picture")
+    assert cli.main(["check", "-e", str(training_spec)]) == 4
+    printed, error = capsys.readouterr()
+    assert "opened 3 of 3 images, 3 of them bad" in printed
+    assert "error: 3 things are wrong:" in error and "a.png" in error and "b.png" in error
+
+
+def test_folders_of_a_conversion_that_are_missing_are_told_at_once(tmp_path, capsys):
+    text = (SPECS / "kitti_convert.txt").read_text().replace("/path/to/kitti/root", str(tmp_path))
+    (tmp_path / "convert.txt").write_text(text)
+    assert cli.main(["check", "-e", str(tmp_path / "convert.txt")]) == 4
+    error = capsys.readouterr().err
+    assert "2 things are wrong:" in error
+    assert "image_dir_name: there is no folder" in error and "label_dir_name: there is no folder" in error
+
+
+def test_boxes_that_no_training_sees_are_not_all_good(training_spec, tmp_path, capsys):
+    """As of images that were made smaller after they were labelled."""
+    write_data(tmp_path / "data", NAMES)
+    for stem, names in NAMES.items():
+        boxes = np.tile(np.float32([100, 80, 140, 120]), (len(names), 1))
+        boxes[0] = [4, 4, 20, 30]
+        zeros = np.zeros(len(names), np.float32)
+        record = Record(f"image_2/{stem}", 64, 48, names, boxes, zeros, zeros.astype(np.int64))
+        write_shard(tmp_path / "data" / f"t-{stem}-fold-001-of-002", [encode(record)])
+    assert cli.main(["check", "-e", str(training_spec)]) == 0
+    printed, error = capsys.readouterr()
+    assert "opened 3 of 3 images\n" in printed and "all good" not in printed
+    assert (
+        "2 of 4 training boxes (pedestrian all 1, cyclist all 1) are outside their image: image_2/a has"
+        in error
+    )
+    assert "were the images made smaller, or cut, after labelling?" in error
+    assert "no training box of pedestrian, cyclist is left for the network: they are not learnt" in error
+
+
+def test_labels_without_area_and_beyond_the_cap_are_counted(training_spec, tmp_path, capsys):
+    write_data(tmp_path / "data", NAMES | {"c": ["car"] * 4})
+    boxes = np.float32([[4, 4, 20, 30], [4, 4, 10, 10], [30, 30, 20, 20], [30, 4, 20, 30]])
+    zeros = np.zeros(4, np.float32)
+    record = Record("image_2/c", 64, 48, ["car"] * 4, boxes, zeros, zeros.astype(np.int64))
+    write_shard(tmp_path / "data" / "t-c-fold-001-of-002", [encode(record)])
+    training_spec.write_text(
+        training_spec.read_text().replace("training_config {", "training_config { max_boxes_per_image: 3")
+    )
+    assert cli.main(["check", "-e", str(training_spec)]) == 0
+    printed, error = capsys.readouterr()
+    assert "WARNING: 2 of 9 labels in the records have no area (x2 is not above x1, or y2" in error
+    assert "max_boxes_per_image" not in error and "all good" not in printed
+    training_spec.write_text(
+        training_spec.read_text().replace("max_boxes_per_image: 3", "max_boxes_per_image: 1")
+    )
+    cli.main(["check", "-e", str(training_spec)])
+    assert "max_boxes_per_image: 1 leaves out 3 of 7 labels" in capsys.readouterr().err
+
+
+def test_mapping_keys_that_no_record_has(training_spec, tmp_path, capsys):
+    """Conversion takes the blanks out of names, and a key with one never meets a record then."""
+    write_data(tmp_path / "data", NAMES | {"c": ["hotdog", "hotdog", "truk", "misc"]})
+    keys = {"hot dog": "car", "Truck": "car", "zebra": "car", "Car": "car"}
+    mapping = "".join(
+        f'target_class_mapping {{ key: "{key}" value: "{name}" }} ' for key, name in keys.items()
+    )
+    training_spec.write_text(
+        training_spec.read_text().replace("validation_fold: 0", f"validation_fold: 0 {mapping}")
+    )
+    assert cli.main(["check", "-e", str(training_spec)]) == 0
+    printed, error = capsys.readouterr()
+    [line] = [line for line in error.splitlines() if "in the records" in line]
+    assert line == (
+        "WARNING: dataset_config.target_class_mapping: no label in the records is called"
+        ' Truck (is "truk" meant, which 1 have?), hot dog (is "hotdog" meant, which 2 have?), zebra'
+    )
+    assert (
+        "labels that are not mapped, so background: hotdog (2), dontcare (1), truk (1), misc (1)" in printed
+    )
+
+
+def test_labels_that_meet_and_labels_that_miss_by_a_letter(training_spec, tmp_path, capsys):
+    write_data(tmp_path / "data", NAMES | {"c": ["van", "van", "person_sitting", "personsitting"]})
+    keys = {"van": "car", "person_sitting": "pedestrian"}
+    mapping = "".join(
+        f'target_class_mapping {{ key: "{key}" value: "{name}" }} ' for key, name in keys.items()
+    )
+    training_spec.write_text(
+        training_spec.read_text().replace("validation_fold: 0", f"validation_fold: 0 {mapping}")
+    )
+    assert cli.main(["check", "-e", str(training_spec)]) == 0
+    printed, error = capsys.readouterr()
+    assert "labels that meet in car: car (3), van (2)\n" in printed
+    assert "labels that meet in pedestrian: pedestrian (2), person_sitting (1)\n" in printed
+    assert (
+        'target_class_mapping: the 1 labels "personsitting" in the records are background, and "person_sitting" is mapped:'
+        " map both if they are one" in error
+    )

@@ -109,3 +109,12 @@ def test_a_folder_that_cannot_be_made_is_known_before_anything_is_measured(
     (tmp_path / "file").write_text("")
     code, out, error = run("-e", write_spec(tiny), learnt, "-r", tmp_path / "file" / "out")
     assert (code, out) == (OUTPUT, "") and f"cannot write {tmp_path}/file/out/compare.json" in error
+
+
+def test_images_without_labels(run, unlabelled, write_spec, learnt, learnt_onnx, tmp_path):
+    code, out, error = run("-e", write_spec(unlabelled), learnt, learnt_onnx, "-r", tmp_path)
+    assert code == 0 and [cells[1:4] for cells in rows(out).values()] == [["-", "-", "-"]] * 2
+    assert "there is no mAP to compare, only size, time and agreement" in error
+    content = json.loads((tmp_path / "compare.json").read_text())["models"]
+    assert [item["mean_average_precision"] for item in content] == [None, None]
+    assert "data:image/png" in (tmp_path / "compare.html").read_text()

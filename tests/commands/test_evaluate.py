@@ -331,3 +331,72 @@ def test_device_options(tiny, write_spec, learnt, capsys):
     for index in ("-1", "99"):
         assert main([*base, "--gpus", "1", "--gpu_index", index]) == 2
         assert f"no GPU {index}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("protocol", ["VOC", "KITTI", "COCO"])
+def test_images_without_labels_measure_nothing(run, unlabelled, write_spec, learnt, tmp_path, protocol):
+    """Not 0 % either, which would be the figure of a model that finds nothing."""
+    unlabelled.evaluation_config.protocol = spec.EvaluationConfig.PROTOCOL.Value(protocol)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precision_recall.png").write_text("of an earlier model")
+    code, out, error = run("-e", write_spec(unlabelled), "-m", learnt, "-r", tmp_path / "out")
+    assert code == 0 and "\nmAP - %\n" in out and "0.00" not in out
+    assert (
+        "no class has a labelled box that counts in these 6 images, so there is neither AP nor mAP" in error
+    )
+    [row] = [line.split() for line in out.splitlines() if line.split()[:2] == ["square", "-"]][:1]
+    assert row[:7] == ["square", "-", "-", "-", "-", "-", "0"]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["mean_average_precision"] is None
+    square = results["classes"]["square"]
+    names = ("average_precision", "precision", "recall", "f1", "threshold")
+    assert [square[name] for name in names] == [None] * 5 and square["detections"] > 0
+    assert not (tmp_path / "out" / "precision_recall.png").exists()
+
+
+def test_one_class_without_labels_has_no_part_in_the_mean(run, tiny, write_spec, learnt, tmp_path):
+    mapping = tiny.dataset_config.target_class_mapping
+    del mapping["bar"]
+    mapping["pole"] = "bar"
+    code, out, error = run("-e", write_spec(tiny), "-m", learnt, "-r", tmp_path / "out")
+    assert code == 0 and "mAP 100.00 %" in out and "bar has no labelled box here" in error
+    classes = json.loads((tmp_path / "out" / "results.json").read_text())["classes"]
+    assert classes["square"]["recall"] == 1 and classes["bar"]["recall"] is None
+
+
+def test_clustering_is_not_tuned_on_images_without_labels(run, unlabelled, write_spec, learnt, tmp_path):
+    options = ("-m", learnt, "-r", tmp_path / "out", "--tune-clustering")
+    code, out, error = run("-e", write_spec(unlabelled), *options)
+    assert code == 4 and "put this into the spec" not in out
+    assert (
+        "error: no class has a labelled box that counts in the 6 images measured, so there is no mAP" in error
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "labels, protocol, least",
+    [
+        ("", "VOC", 0),
+        ("DontCare 0 0 0 0 0 20 20 0 0 0 0 0 0 0", "VOC", 0),
+        ("cat 0 0 0 0 0 20 20 0 0 0 0 0 0 0", "COCO", 0),
+        ("square 0 0 0 0 0 20 20 0 0 0 0 0 0 0", "VOC", 30),  # below evaluation_box_config
+        ("square 0.9 0 0 0 0 60 60 0 0 0 0 0 0 0", "KITTI", 0),  # harder than moderate
+    ],
+)
+def test_files_without_a_label_that_counts(run, tiny, write_spec, tmp_path, labels, protocol, least):
+    tiny.evaluation_config.protocol = spec.EvaluationConfig.PROTOCOL.Value(protocol)
+    for name in ("square", "bar"):
+        box = tiny.evaluation_config.evaluation_box_config[name]
+        box.minimum_width, box.maximum_width, box.maximum_height = least, 999, 999
+    for name, text in (("found", "square 0 0 0 0 0 60 60 0 0 0 0 0 0 0 0.9"), ("truth", labels)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(f"{text}\n")
+    folders = "--detections", tmp_path / "found", "--labels", tmp_path / "truth"
+    code, out, error = run("-e", write_spec(tiny), *folders, "-r", tmp_path / "out")
+    assert (
+        code == 0
+        and "mAP - %" in out
+        and "no class has a labelled box that counts in these 1 images" in error
+    )
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["mean_average_precision"] is None

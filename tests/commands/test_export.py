@@ -652,3 +652,11 @@ def test_errors_name_the_field(run, learnt, tiny, write_spec, place, change, opt
     code, out, error = run("-e", write_spec(tiny), "-m", learnt, "-o", "m", *options.split())
     assert (code, out) == (USAGE, "") and complaint(error).startswith(message)
     assert change is not newest or "(export_config.target_opset)" in error
+
+
+def test_max_drop_needs_labels(run, learnt, unlabelled, write_spec, place, scales, ranked):
+    """Without them no drop is too great."""
+    options = ("-e", write_spec(unlabelled), "--data_type", "int8", "--calibration", scales, "--max-drop", 1)
+    code, _, error = run("-m", learnt, "-o", "m", *options)
+    assert code == DATA and "no class has a labelled box that counts in the 6 images" in complaint(error)
+    assert files(place) == ["spec.txt"]

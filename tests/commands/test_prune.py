@@ -710,3 +710,13 @@ def test_a_teacher_of_the_past_that_is_gone_gives_way(quick, tiny, learnt, place
     assert main(["prune", *arguments]) != 0
     assert "distillation.teacher_model_file: there is no file gone.safetensors" in capsys.readouterr().err
     assert not Path("other.safetensors").exists()
+
+
+def test_without_labels_nothing_is_measured(quick, unlabelled, learnt, write_spec, place):
+    code, out, error = quick(
+        "-m", learnt, "-o", "out", "-e", write_spec(unlabelled), "-pth", 0.95, "-r", "status"
+    )
+    assert code == 0 and "mAP" not in out
+    assert error.count("what is left of the accuracy was not measured: no class has a labelled box") == 1
+    kpi = json.loads((place / "status/status.jsonl").read_text().splitlines()[-1])["kpi"]
+    assert kpi.keys() == {"pruning_ratio", "size", "param_count"}

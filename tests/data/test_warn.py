@@ -64,9 +64,9 @@ def test_boxes_smaller_than_a_cell():
     )
     assert told(dataset(50, SQUARE, small, large, large, large)) == []  # a quarter of them
     halved = told(dataset(50, SQUARE, BAR, size=(192, 128)), enable_auto_resize=True)
-    assert [warning[:38] for warning in halved] == [
-        "50 of 50 training boxes of square are ",
-        "50 of 50 training boxes of bar are sma",
+    assert [warning[:37] for warning in halved] == [
+        "all 50 training boxes of square are s",
+        "all 50 training boxes of bar are smal",
     ]
 
 
@@ -76,23 +76,26 @@ def test_boxes_that_the_network_does_not_see():
     assert warning.startswith(
         "50 of 100 training boxes of bar are outside the 96x64 pixels that the network sees"
     )
-    assert "enable_auto_resize" in warning
-    assert told(dataset(50, SQUARE, BAR, BAR, BAR, away, size=(192, 64))) == []
+    assert "enable_auto_resize: true" in warning and "their images have up to 192x64" in warning
+    [warning] = told(dataset(50, SQUARE, BAR, BAR, BAR, away, size=(192, 64)))  # however few they are
+    assert warning.startswith("50 of 200 training boxes of bar are outside the 96x64 pixels")
 
 
 def test_a_class_that_the_network_does_not_see_stops_no_training_of_another():
     away = ([100, 0, 140, 16], 1)
-    [warning] = told(dataset(50, SQUARE, away, size=(192, 64)))
+    warning, gone = told(dataset(50, SQUARE, away, size=(192, 64)))
+    assert gone == "no training box of bar is left for the network: it is not learnt"
     assert warning.startswith(
         "all 50 training boxes of bar are outside the 96x64 pixels that the network sees"
     )
-    [warning] = told(dataset(50, SQUARE, BAR), min_bbox_height=17)
-    assert "all 50 training boxes of bar " in warning and "below min_bbox_width or min_bbox_height" in warning
-    with pytest.raises(DataError, match="all 100 training boxes of all classes are outside the 96x64 pixels"):
+    warning, _ = told(dataset(50, SQUARE, BAR), min_bbox_height=17)
+    assert warning.startswith("all 50 training boxes of bar are below min_bbox_width or min_bbox_height: ")
+    assert "these are 1 and 17 pixels, and such boxes at most 40 wide and 16 high as the network" in warning
+    with pytest.raises(DataError, match="all 100 training boxes of all classes are below min_bbox_width or"):
         told(dataset(50, SQUARE, BAR), min_bbox_height=21)
     unknown = dataset(50, SQUARE, BAR)
     unknown.frames[0] = unknown.frames[0]._replace(size=None)  # not known before it is decoded
-    assert len(told(unknown, min_bbox_height=21)) == 2
+    assert len(told(unknown, min_bbox_height=21)) == 1
 
 
 def test_copies_of_images_count_once():

@@ -7,6 +7,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detectkit import spec
 from detectkit.data.dataset import BACKGROUND, DONTCARE
+from detectkit.errors import DataError
 from detectkit.evaluation import Evaluation, Truth
 from detectkit.evaluation.voc import Scores
 from detectkit.ops.cluster import Detections
@@ -66,9 +67,12 @@ def test_a_class_without_labels_has_no_ap_and_no_part_in_the_mean():
     square, bar = scores.results()
     assert square.average_precision == 1
     assert bar.average_precision is None and bar.detections == 1 and bar.true_positives == 0
-    assert (bar.precision, bar.recall, bar.f1) == (0, 0, 0)
+    assert (bar.precision, bar.recall, bar.f1, bar.threshold) == (None, None, None, None)
     assert Evaluation([square, bar], 1, None, None).mean_average_precision == 1
-    assert Evaluation([bar], 1, None, None).mean_average_precision == 0
+    nothing = Evaluation([bar], 1, None, None)
+    assert nothing.mean_average_precision is None
+    with pytest.raises(DataError, match="no class has a labelled box that counts in the 1 images measured"):
+        nothing.required_mean()
 
 
 def test_a_class_without_detections_has_ap_zero():

@@ -272,3 +272,14 @@ def test_no_run(tmp_path):
         with pytest.raises(UsageError, match="is not the folder of a run"):
             call(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_images_without_labels_have_no_accuracy(tmp_path):
+    folder = tmp_path / "run"
+    (folder / "evaluate_float").mkdir(parents=True)
+    content = {"images": 3, "mean_average_precision": None, "classes": {"car": {"average_precision": None}}}
+    (folder / "evaluate_float" / "results.json").write_text(json.dumps(content))
+    (folder / "run.json").write_text("{}")
+    text = write_report(folder).read_text()
+    assert "mAP -: the images that it was measured on have no labelled box of a class" in text
+    assert "has no average precision" not in text and "not evaluated" not in text

@@ -109,7 +109,7 @@ def said(text, plain=PLAIN, message=spec.Experiment):
     """The ends of paths and the sentences for a spec with `text` added."""
     built = text_format.Parse(plain, message())
     built.MergeFrom(text_format.Parse(text, message()))
-    return spec.differences(built)
+    return spec.obstacles(built) + spec.differences(built)
 
 
 @pytest.mark.parametrize(("text", "expected"), EXAMPLES)

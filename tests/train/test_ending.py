@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from detectkit.data import tfrecord
 from detectkit.data.dataset import Dataset, Frame, Objects
 from detectkit.evaluation import advice
 from detectkit.model import checkpoint
@@ -106,3 +107,25 @@ def test_the_model_is_there_before_its_end_is_measured(small, tmp_path, monkeypa
     assert file.read_bytes() == first and len(endings(tmp_path / "cut")) == 1
     again = checkpoint.load(file).detector.state_dict()
     assert all(torch.equal(again[name], values) for name, values in whole.items())
+
+
+def test_a_validation_without_labels_chooses_no_best_model(small, tmp_path, caplog):
+    """The last one is taken, and the mAP is null, not 0."""
+    caplog.set_level(logging.INFO, "detectkit")
+    source = small.dataset_config.validation_data_source
+    [shard] = tfrecord.find_shards(source.tfrecords_path)
+    records = [
+        record._replace(names=["nothing"] * len(record.names)) for record in tfrecord.read_records(shard)
+    ]
+    tfrecord.write_shard(tmp_path / "bare", map(tfrecord.encode, records))
+    source.tfrecords_path = str(tmp_path / "bare")
+    small.training_config.visualizer.enabled = True
+    outcome = run(small, tmp_path / "out")
+    assert outcome.best is None and outcome.last.is_file()
+    assert not (tmp_path / "out" / "weights" / "model-best.safetensors").exists()
+    assert outcome.history[-1]["mean_average_precision"] is None
+    lines = (tmp_path / "out" / "status.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["kpi"] == {"mean average precision": None}
+    assert "mAP - (square -, bar -)" in caplog.text
+    assert "no validation box of class square, bar: no average precision, and no mAP at all" in caplog.text
+    assert (tmp_path / "out" / "average_precision.png").exists()

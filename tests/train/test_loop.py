@@ -313,3 +313,24 @@ def test_the_network_is_described(tiny, tmp_path):
     text = describe(set_up(tiny, tmp_path, name="model", device=CPU))
     # ResNet10 of torchvision's blocks: 4,905,... counted layer by layer in tests/model
     assert text.startswith("resnet 10: 4,9") and "at 96x64, stride 16" in text
+
+
+def test_labels_and_boxes_that_are_left_out_are_counted_at_the_start(tiny, tmp_path, caplog):
+    """As detectkit check says it, for who has not asked it."""
+    caplog.set_level("INFO", "detectkit")
+    mapping = tiny.dataset_config.target_class_mapping
+    del mapping["bar"]
+    mapping["squares"] = "bar"
+    mapping["Square"] = "bar"
+    del mapping["square"]
+    mapping["bar"] = "square"
+    tiny.augmentation_config.preprocessing.min_bbox_height = 20
+    tiny.training_config.max_boxes_per_image = 1
+    tiny.evaluation_config.ClearField("minimum_detection_ground_truth_overlap")
+    with pytest.raises(DataError, match="max_boxes_per_image: 1 leaves larger ones only"):
+        set_up(tiny, tmp_path / "out", name="model", device=CPU)
+    assert "max_boxes_per_image: 1 leaves out 18 of 36 labels, the smallest of an image" in caplog.text
+    tiny.training_config.max_boxes_per_image = 0
+    set_up(tiny, tmp_path / "out", name="model", device=CPU)
+    assert "target_class_mapping: no label in the records is called squares" in caplog.text
+    assert "all 18 training boxes of square are below min_bbox_width or min_bbox_height" in caplog.text
