@@ -339,8 +339,8 @@ def curves(
             frameon=False, loc="outside right upper", ncols=columns, fontsize=8, labelspacing=0.3
         )
     else:
-        legend = axes.legend(frameon=False) if series else None
-    for text in legend.get_texts() if legend else ():
+        legend = axes.legend(*axes.get_legend_handles_labels(), frameon=False)  # of no series: no warning
+    for text in legend.get_texts():
         text.set_parse_math(False)
     figure.savefig(path, format="png")
 

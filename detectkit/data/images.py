@@ -225,7 +225,7 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     """Of the pixels as stored, 1 to 8; 1 where the file does not say it, or not in a way that can be read."""
-    tags, data = getattr(image, "tag_v2", None), image.info.get("exif")
+    tags, data = getattr(image, "tag_v2", None), image.info.get("exif", b"")
     if tags is None and not data:
         return UPRIGHT
     try:
