@@ -221,9 +221,12 @@ def _require_ranges(truncation: float, occlusion: float, alpha: float, *, column
     """Raise ValueError for values that KITTI does not know: the columns of such a line are others."""
     if occlusion != int(occlusion):
         raise ValueError(f"occlusion is {columns[2]!r}, not a whole number")
+    fits = _fit(truncation, occlusion, alpha)
+    if all(fits):
+        return
     known = ("from 0 to 1, or -1", "0, 1, 2, 3 or -1", "an angle from -pi to pi, or -10")
-    for name, text, words, fits in zip(COLUMNS[1:], columns[1:], known, _fit(truncation, occlusion, alpha)):
-        if not fits:
+    for name, text, words, is_known in zip(COLUMNS[1:], columns[1:], known, fits):
+        if not is_known:
             raise ValueError(f"{name} is {text!r}, not {words}: {_blank(columns)}")
 
 
@@ -245,7 +248,7 @@ def _require_in_place(values: Sequence[float], columns: list[str]) -> None:
     No label is one by accident: its box would end left of as many pixels as the object is metres high.
     """
     x1, y1, x2, y2 = values[3:7]
-    if all(_fit(*values[:3])) and x1 < x2 and y1 < y2 and y2 > 0:
+    if y2 > 0 and y1 < y2 and x1 < x2 and all(_fit(*values[:3])):
         raise ValueError(f"a label but for its second column, {columns[1]!r}: {_blank(columns)}")
 
 
