@@ -11,6 +11,7 @@ from detectkit.data.augment import Labels, Prepared
 from detectkit.data.dataset import image_files, loader, validation_frames
 from detectkit.errors import DataError, ModelError
 from detectkit.heads import GridHead
+from detectkit.model import checkpoint
 from detectkit.predict import Predictor, load_model
 
 BOX = (24, 16, 64, 48)
@@ -203,3 +204,16 @@ def test_a_large_image_is_reduced_while_it_is_decoded(seeing, tiny, tmp_path):
     assert only_box(predictor, tmp_path / "large.png") == pytest.approx((128, 128, 512, 384), abs=0.1)
     (batch,) = loader(image_files(tmp_path), tiny.augmentation_config, batch_size=1, order=[0], workers=0)
     assert batch.images.shape == (1, 3, 64, 96)
+
+
+@pytest.mark.parametrize("section", ["augmentation_config", "cost_function_config", "postprocessing_config"])
+def test_a_model_whose_spec_lacks_a_section_runs_by_another_spec(learnt, tmp_path, section):
+    model = checkpoint.load(learnt)
+    whole = spec.Experiment()
+    whole.CopyFrom(model.spec)
+    model.spec.ClearField(section)
+    path = tmp_path / "m.safetensors"
+    checkpoint.save(path, model.detector, spec.dumps(model.spec), model.class_names)
+    with pytest.raises(ModelError, match=f"m.safetensors: the spec in it lacks {section}: give the spec"):
+        detectkit.load_model(path, "cpu")
+    assert detectkit.load_model(path, "cpu", experiment=whole).class_names == model.class_names
