@@ -11,6 +11,7 @@ from detectkit.data.augment import Labels, Prepared
 from detectkit.data.dataset import image_files, loader, validation_frames
 from detectkit.errors import DataError, ModelError
 from detectkit.heads import GridHead
+from detectkit.model import checkpoint
 from detectkit.predict import Predictor, load_model
 
 BOX = (24, 16, 64, 48)
@@ -236,3 +237,16 @@ def test_arrays_of_other_values_are_refused_with_the_way_out(seeing):
 def test_a_picture_of_more_than_eight_bits(seeing, tmp_path):
     wide = Image.fromarray(picture((80, 60))[:, :, 0].astype(np.uint16) * 16)
     assert only_box(seeing(), wide) == pytest.approx(BOX, abs=1e-3)
+
+
+@pytest.mark.parametrize("section", ["augmentation_config", "cost_function_config", "postprocessing_config"])
+def test_a_model_whose_spec_lacks_a_section_runs_by_another_spec(learnt, tmp_path, section):
+    model = checkpoint.load(learnt)
+    whole = spec.Experiment()
+    whole.CopyFrom(model.spec)
+    model.spec.ClearField(section)
+    path = tmp_path / "m.safetensors"
+    checkpoint.save(path, model.detector, spec.dumps(model.spec), model.class_names)
+    with pytest.raises(ModelError, match=f"m.safetensors: the spec in it lacks {section}: give the spec"):
+        detectkit.load_model(path, "cpu")
+    assert detectkit.load_model(path, "cpu", experiment=whole).class_names == model.class_names

@@ -249,7 +249,7 @@ def control_character(text: str) -> str | None:
 
 
 def quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    return visible(json.dumps(text, ensure_ascii=False))
 
 
 # Training specs

@@ -287,3 +287,11 @@ def test_cluster_mode(tiny, algorithms, mode):
         config = entry(tiny, name).clustering_config
         config.clustering_algorithm = spec.ClusteringConfig.ClusteringAlgorithm.Value(algorithm)
     assert cluster_mode(spec_clustering(tiny.postprocessing_config).values()) == mode
+
+
+def test_a_name_writes_no_line_of_its_own():
+    hostile = "car\ncustom-lib-path=/tmp/x.so"
+    assert labels_text([hostile, "van"]) == "car\\ncustom-lib-path=/tmp/x.so\nvan\n"
+    assert deepstream._group("property", {"onnx-file": hostile}) == (
+        "[property]\nonnx-file=car\\ncustom-lib-path=/tmp/x.so\n"
+    )

@@ -315,6 +315,16 @@ def test_rules_are_reported_with_line_and_path(kitti_train):
     assert second.endswith(":3: bbox_rasterizer_config.deadzone_radius: must be in [0, 1], got 2")
 
 
+@pytest.mark.parametrize("character", ["\\x1b", "\\n", "\\a", "\\302\\233"])
+def test_names_that_a_terminal_would_obey_are_refused(kitti_train, character):
+    message = message_of(kitti_train.replace('"cyclist"', f'"cyc{character}list"'))
+    assert "cost_function_config.target_classes[1].name: must have no control characters" in message or (
+        "target_classes[2].name: must have no control characters" in message
+    )
+    assert "target_class_mapping: must have no control characters in a name" in message
+    assert not set("\x1b\a\x9b") & set(message)
+
+
 def test_line_of_a_map_entry(kitti_train):
     start = kitti_train.index("bbox_rasterizer_config")
     place = kitti_train.index("cov_radius_y: 1.0", start)
