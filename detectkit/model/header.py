@@ -17,7 +17,7 @@ from google.protobuf import text_format
 
 from detectkit.console import visible
 from detectkit.errors import ModelError
-from detectkit.spec.check import check
+from detectkit.spec.check import check, control_character
 from detectkit.spec.experiment_pb2 import Experiment
 
 FORMAT = 1
@@ -123,8 +123,10 @@ def loads(text: str | None, path: str | os.PathLike[str]) -> Header:
 def _judge(found: Header, path: str | os.PathLike[str]) -> None:
     """Hold names and spec to the rules of a spec file; sections that are not there are asked for where they are used."""
     for name in found.classes:
-        if visible(name) != name:
-            raise ModelError(f'{path}: the class name "{visible(name)}" has control characters in it')
+        if found_in := control_character(name):
+            raise ModelError(
+                f'{path}: the class name "{visible(name)}" has a control character in it ({found_in})'
+            )
     broken = [
         str(violation)
         for violation in check(found.spec)

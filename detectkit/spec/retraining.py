@@ -10,8 +10,6 @@ from detectkit.spec.training_pb2 import DistillationConfig, LearningRateConfig, 
 
 # What was done before the model was there: a spec that starts from the model does not do it again.
 BEFORE = ("dataset_export_config", "pruning_config")
-# Where so much of mAP is left, the first training's greatest rate would undo more of it than it mends.
-KEPT, SLOWER = 0.5, 0.5
 SOFT_START = 0.05  # of the run, at most: the weights are no strangers to their rate
 
 
@@ -109,19 +107,19 @@ def _lengthen(experiment: Experiment, kept: float) -> None:
 def _ease(rate: LearningRateConfig, kept: float, epochs: int) -> None:
     """Make the rate of a first training that of the training after a pruning.
 
-    The rise is at most `SOFT_START` of the run. From `KEPT` on, the greatest rate is `SLOWER` of what it was.
+    The rise is at most `SOFT_START` of the run. The greatest rate is twice what it was where nothing is left, half of it
+    where all is: what is left would be undone by more, and what is lost is learnt anew.
 
     Args:
         rate: changed in place.
-        kept: the share of mAP that is left.
+        kept: the share of mAP that is left; more than all counts as all.
     """
     name = rate.WhichOneof("learning_rate")
     if name is None:
         return
     schedule = getattr(rate, name)
-    if kept >= KEPT:
-        least = schedule.min_learning_rate
-        schedule.max_learning_rate = max(float(f"{SLOWER * schedule.max_learning_rate:.3g}"), least)
+    greatest = 2 ** (1 - 2 * min(kept, 1)) * schedule.max_learning_rate
+    schedule.max_learning_rate = max(float(f"{greatest:.3g}"), schedule.min_learning_rate)
     if name == "soft_start_annealing_schedule":
         schedule.soft_start = min(schedule.soft_start, SOFT_START)
     else:

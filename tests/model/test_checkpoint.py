@@ -390,7 +390,7 @@ def test_weights_that_make_no_numbers_are_refused(tmp_path: Path, name: str, val
 def test_a_class_name_that_a_terminal_would_obey_is_refused(tmp_path: Path, character: str) -> None:
     classes = ["car", f"per{character}son", "sign"]
     message = refused(
-        write(tmp_path / "m.safetensors", pruned(detector(), 4), classes=classes), "control characters"
+        write(tmp_path / "m.safetensors", pruned(detector(), 4), classes=classes), "a control character"
     )
     assert character not in message
 

@@ -46,7 +46,7 @@ def test_the_retraining_spec_keeps_the_layout_that_a_name_has_said(tiny):
     whole = spec.Experiment()
     whole.CopyFrom(tiny)
     whole.model_config.pretrained_model_file = "resnet10.hdf5"
-    found = retraining_spec(whole, Path("pruned.safetensors"), kept=0.9)
+    found = retraining_spec(whole, Path("pruned.safetensors"), kept=1.0)
     assert found.model_config.layout == spec.ModelConfig.TLT
     assert found.model_config.pretrained_model_file == "pruned.safetensors" and found.model_config.load_graph
     rate = found.training_config.learning_rate.soft_start_annealing_schedule
@@ -170,17 +170,22 @@ def eased(tiny, kept, retraining=None):
 
 
 def test_the_rate_of_a_retraining_hangs_on_what_is_left(tiny):
-    """Half of it from half of mAP on; the rise, a tenth of the run before, is a twentieth; all else stays."""
+    """Twice of nothing, half of all; the rise, a tenth of the run before, is a twentieth; all else stays."""
     whole = spec.TrainingConfig()
     whole.CopyFrom(tiny.training_config)
     before = whole.learning_rate.soft_start_annealing_schedule
     assert (before.soft_start, before.max_learning_rate) == pytest.approx((0.1, 1e-3))
     before.soft_start, whole.num_epochs = 0.05, 3  # of 2, and half of them more
-    assert eased(tiny, 0.49) == whole
-    before.max_learning_rate = 5e-4
     assert eased(tiny, 0.5) == whole
-    whole.num_epochs = 2
-    assert eased(tiny, 1.0) == eased(tiny, 1.2) == whole
+    for kept, rate, epochs in (
+        (0.0, 2e-3, 4),
+        (0.25, 1.41e-3, 4),
+        (0.75, 7.07e-4, 2),
+        (1.0, 5e-4, 2),
+        (1.2, 5e-4, 2),
+    ):
+        before.max_learning_rate, whole.num_epochs = rate, epochs
+        assert eased(tiny, kept) == whole
     assert eased(tiny, None) == tiny.training_config  # not measured
     schedule = tiny.training_config.learning_rate.soft_start_annealing_schedule
     schedule.soft_start, schedule.min_learning_rate = 0.0, 8e-4
@@ -200,5 +205,5 @@ def test_the_rise_of_an_early_stopping_schedule_is_counted_in_epochs(tiny):
     tiny.training_config.num_epochs = 40
     schedule = tiny.training_config.learning_rate.early_stopping_annealing_schedule
     schedule.min_learning_rate, schedule.max_learning_rate, schedule.soft_start_epochs = 1e-5, 1e-3, 8
-    found = eased(tiny, 0.9).learning_rate.early_stopping_annealing_schedule
+    found = eased(tiny, 1.0).learning_rate.early_stopping_annealing_schedule
     assert found.soft_start_epochs == 2 and found.max_learning_rate == pytest.approx(5e-4)
