@@ -17,6 +17,9 @@ PROTOS := $(shell find proto -name '*.proto')
 READY := $(VENV)/.ready
 MESSAGES := detectkit/spec/schema.binpb
 
+# Tests in up to four processes: each holds PyTorch, about 1 GB.
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
+
 .PHONY: setup demo test test-slow check format docs image run-in-docker image-check clean
 
 setup: $(READY) $(MESSAGES)
@@ -35,7 +38,7 @@ demo: setup
 	$(BIN)/detectkit run -e specs/demo.txt
 
 test: setup
-	$(BIN)/pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-slow: setup
 	$(BIN)/pytest -m slow
@@ -44,7 +47,7 @@ check: setup
 	$(BIN)/black --check --quiet -l 110 detectkit tests bench docker setup.py --extend-exclude '_pb2\.pyi?$$'
 	$(BIN)/flake8 detectkit tests bench docker setup.py
 	$(BIN)/mypy
-	$(BIN)/pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 format: setup
 	$(BIN)/black --quiet -l 110 detectkit tests bench docker setup.py --extend-exclude '_pb2\.pyi?$$'
