@@ -18,7 +18,7 @@ from detectkit.spec.check import nearest
 FEW_IMAGES = 50  # the smallest set that was learnt well here had 119, with ImageNet's weights
 FEW_BOXES = 20  # of a class: 34 were enough for each of four boards, with ImageNet's weights
 RARE = 100  # boxes of the most frequent class for one of this: with 11 for one, blood cells, all classes were learnt
-NAMED = 12  # labels that a line names
+NAMED = 12  # labels or classes that a line names
 NO_MEAN = "and no mAP at all: no best model is chosen, and what goes by mAP cannot be done"
 
 
@@ -126,7 +126,7 @@ def misnamed(experiment: Experiment, labels: Counter[str]) -> list[str]:
     for field, names in fields.items():
         absent = [f"{name}{_meant(name, free)}" for name in names if label_name(name) not in there]
         if absent:
-            found.append(f"{field}: no label in the records is called {', '.join(absent)}")
+            found.append(f"{field}: no label in the records is called {_first(absent)}")
     mapped = {_plain(label): label for label in config.target_class_mapping if label_name(label) in there}
     alike = [(label, mapped[_plain(label)]) for label in free if _plain(label) in mapped]
     return found + [
@@ -157,8 +157,12 @@ def _meant(name: str, labels: Counter[str]) -> str:
 
 
 def _listed(labels: Sequence[tuple[str, int]]) -> str:
-    more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
-    return ", ".join(f"{label} ({count})" for label, count in labels[:NAMED]) + more
+    return _first([f"{label} ({count})" for label, count in labels])
+
+
+def _first(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - NAMED} more" if len(texts) > NAMED else ""
+    return ", ".join(texts[:NAMED]) + more
 
 
 def _counts(dataset: Dataset, frames: Iterable[Frame] | None = None) -> list[int]:
@@ -195,7 +199,7 @@ def _few(training: Dataset) -> Iterator[str]:
     few = [f"{name} {count:,}" for name, count in named if count < FEW_BOXES]
     if few:
         yield (
-            f"too few training boxes to learn a class from: {', '.join(few)}; label more (copies of an image count once)"
+            f"too few training boxes to learn a class from: {_first(few)}; label more (copies of an image count once)"
         )
 
 
@@ -206,7 +210,7 @@ def _rare(training: Dataset, counts: Sequence[int]) -> Iterator[str]:
     rare = [f"{name} {count:,}" for name, count in named if RARE * count < most]
     if rare:
         yield (
-            f"rare beside the {most:,} training boxes of {largest}: {', '.join(rare)}; rare classes weigh little in the cost:"
+            f"rare beside the {most:,} training boxes of {largest}: {_first(rare)}; rare classes weigh little in the cost:"
             " raise their class_weight, or copy their images (num_duplicates of sample_modifier_config)"
         )
 
@@ -228,7 +232,7 @@ def _unseen(
         if count and count == away
     ]
     if gone:
-        yield f"no training box of {', '.join(gone)} is left for the network: {'it is' if len(gone) == 1 else 'they are'} not learnt"
+        yield f"no training box of {_first(gone)} is left for the network: {'it is' if len(gone) == 1 else 'they are'} not learnt"
     yield from geometry.in_the_corner()
     yield from geometry.smaller_than_a_cell()
 
@@ -243,4 +247,4 @@ def _held_out(
     empty = [name for name, count in zip(validation.class_names, left, strict=True) if not count]
     if empty:
         part = "and no part in the mAP" if len(empty) < len(left) else NO_MEAN
-        yield f"no validation box of class {', '.join(empty)}: no average precision, {part}"
+        yield f"no validation box of class {_first(empty)}: no average precision, {part}"
