@@ -777,11 +777,14 @@ def _some_records(
     return total, read()
 
 
+def is_there(frame: Frame) -> bool:
+    """Whether the image is in the record, or a file."""
+    return frame.shard is not None or os.path.isfile(frame.path)
+
+
 def require_images(found: Sequence[Frame]) -> None:
     """Look for every image once, before any work. Raises DataError that names a few that are not there."""
-    missing = sorted(
-        {frame.path for frame in found if frame.shard is None and not os.path.isfile(frame.path)}
-    )
+    missing = sorted({frame.path for frame in found if not is_there(frame)})
     if missing:
         named = ", ".join(missing[:NAMED_FILES]) + (", …" if len(missing) > NAMED_FILES else "")
         raise DataError(

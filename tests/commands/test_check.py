@@ -335,7 +335,7 @@ def test_all_that_is_wrong_is_told_at_once(training_spec, tmp_path, capsys):
     printed, error = capsys.readouterr()
     rows = [line.split() for line in printed.splitlines()]
     assert ["car", "2", "1"] in rows and ["cyclist", "0", "0"] in rows and ["images", "2", "1"] in rows
-    assert "opened 1 of 3 images\n" in printed and "next:" not in printed
+    assert "opened 2 of 3 images\n" in printed and "next:" not in printed
     lines = error[error.index("error: ") :].splitlines()
     assert lines[0] == "error: 4 things are wrong:"
     starts = [
@@ -366,6 +366,22 @@ def test_all_bad_images_of_the_sample_are_named(training_spec, tmp_path, capsys)
     printed, error = capsys.readouterr()
     assert "opened 3 of 3 images, 2 of them bad" in printed
     assert "error: 2 things are wrong:" in error and "a.png" in error and "b.png" in error
+
+
+def test_images_that_are_bad_are_named_beside_those_that_are_missing(training_spec, tmp_path, capsys):
+    write_data(tmp_path / "data", NAMES)
+    (tmp_path / "data" / "image_2" / "a.png").unlink()
+    (tmp_path / "data" / "image_2" / "b.png").write_bytes(b"no picture")
+    assert cli.main(["check", "-e", str(training_spec)]) == 4
+    printed, error = capsys.readouterr()
+    assert "opened 2 of 3 images, 1 of them bad\n" in printed
+    assert "error: 2 things are wrong:" in error
+    assert "- 1 of 2 images are missing: " in error and "b.png: it is no image of the formats" in error
+
+
+def test_one_problem_of_several_parts_is_told_once(training_spec, tmp_path, capsys):
+    assert cli.main(["check", "-e", str(training_spec)]) == 4
+    assert capsys.readouterr().err.startswith(f"error: no files match tfrecords_path: {tmp_path}/data/t-*; ")
 
 
 def test_folders_of_a_conversion_that_are_missing_are_told_at_once(tmp_path, capsys):
