@@ -45,7 +45,7 @@ def annotate(
     *,
     labels: Sequence[str],
     colors: Sequence[Color],
-    line_width: int = 2,
+    line_width: int | None = None,
 ) -> Image.Image:
     """Draw boxes with their labels on a copy of an image.
 
@@ -54,10 +54,12 @@ def annotate(
         boxes: [N, 4] x1 y1 x2 y2 in pixels, edges of the box (its outline lies on the outermost pixels inside).
         labels: N texts, "" for none.
         colors: N colours, RGB.
+        line_width: in pixels; None: as much as can be seen when the whole picture is.
     """
     canvas = _picture(image)
     draw = ImageDraw.Draw(canvas)
     font = _font(canvas)
+    line_width = line_width or round(2 * screens(*canvas.size))
     corners = []
     for box, color in zip(np.asarray(boxes, dtype=float).reshape(-1, 4), colors, strict=True):
         left, top = math.floor(box[0]), math.floor(box[1])

@@ -196,7 +196,7 @@ def _outputs(
 def _fits(labels: Labels, label_filter: spec.LabelFilter) -> Tensor:
     """The labels that a filter names, bool [N]; a limit of 0 is none."""
     if label_filter.HasField("source_class_label_filter"):
-        wanted = {name.lower() for name in label_filter.source_class_label_filter.source_class_names}
+        wanted = set(map(spec.label_name, label_filter.source_class_label_filter.source_class_names))
         return torch.tensor(
             [name in wanted for name in labels.names], dtype=torch.bool, device=labels.boxes.device
         )

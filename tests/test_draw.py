@@ -158,6 +158,12 @@ def test_labels_grow_with_images_that_are_larger_than_a_screen() -> None:
     assert draw.screens(4000, 3000) == pytest.approx(3000 / 1080) and draw.screens(640, 480) == 1
 
 
+def test_lines_grow_with_images_that_are_larger_than_a_screen() -> None:
+    for size, width in (((640, 480), 2), ((4000, 3000), 6)):
+        image = np.asarray(annotate(black(*size), [[10, 10, 200, 200]], labels=[""], colors=[RED]))
+        assert np.flatnonzero(image[100, :100, 0]).tolist() == list(range(10, 10 + width))
+
+
 def test_a_plot_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         curves(tmp_path / "none" / "a.png", {}, title="", x_label="", y_label="")

@@ -28,11 +28,12 @@ class Problems:
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Keeps an error for later."""
+        """Keeps an error for later, and the same one once."""
         try:
             yield
         except DetectkitError as error:
-            self._found.append(error)
+            if str(error) not in map(str, self._found):
+                self._found.append(error)
 
     def require_none(self) -> None:
         """Raise them as one error, of the kind of the first."""
@@ -181,16 +182,17 @@ def _check_data(experiment: spec.Experiment, problems: Problems) -> None:
     _print_counts(experiment, training, validation)
     is_seen = bool(read and training) and _judge(experiment, read, training, validation, problems)
     parts = [part for part in (training, validation) if part]
-    there = []
+    whole = []
     for part in parts:
         with problems.gathered():
             require_images(part.frames)
-            there.append(part)
-    if training and validation and len(there) == 2:
+            whole.append(part)
+    if training and validation and len(whole) == 2:
         with problems.gathered():
             require_separate(training, validation, config)
-    if there:
-        tried, good, turned = map(sum, zip(*(_open_sample(experiment, part, problems) for part in there)))
+    opened = [_open_sample(experiment, part, problems, is_whole=part in whole) for part in parts]
+    tried, good, turned = map(sum, zip(*opened)) if opened else (0, 0, 0)
+    if tried:
         told = f", {tried - good} of them bad" if good < tried else ": all good" if is_seen else ""
         say(f"opened {tried} of {sum(map(len, parts))} images{told}")
         if turned:
@@ -254,14 +256,18 @@ def _judge(
     return not lost and hidden == []
 
 
-def _open_sample(experiment: spec.Experiment, dataset: Dataset, problems: Problems) -> tuple[int, int, int]:
-    """Decode images spread evenly over a data set: how many, how many of them are good, and how many EXIF turns.
+def _open_sample(
+    experiment: spec.Experiment, dataset: Dataset, problems: Problems, *, is_whole: bool
+) -> tuple[int, int, int]:
+    """Decode images spread evenly over those that are there: how many, how many are good, and how many EXIF turns.
 
     A bad one is a problem.
     """
+    from detectkit.data.dataset import is_there
+
     preprocessing = experiment.augmentation_config.preprocessing
-    step = max(len(dataset) // SAMPLE, 1)
-    indices = range(0, len(dataset), step)[:SAMPLE]
+    there = [number for number, frame in enumerate(dataset.frames) if is_whole or is_there(frame)]
+    indices = there[:: max(len(there) // SAMPLE, 1)][:SAMPLE]
     good = turned = 0
     for index in indices:
         with problems.gathered():

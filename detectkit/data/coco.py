@@ -6,7 +6,7 @@ import functools
 import os
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from detectkit.console import progress
@@ -18,6 +18,7 @@ from detectkit.spec import DatasetExportConfig, label_name
 
 Id = str | int | float  # whole numbers as a rule
 Json = Any  # what a JSON file may hold: objects of other shapes than COCO's too
+NO_BOX: tuple[Json, ...] = (None, [], [0, 0, 0, 0])  # of tools that write the outline alone
 
 
 class Annotations(NamedTuple):
@@ -58,8 +59,6 @@ def read_folders(config: DatasetExportConfig) -> Source:
         _read_fold(file, image_root, folder, crowd_label=source.crowd_label, rejected=rejected)
         for file, folder in zip(files, source.img_dir_names)
     ]
-    if not config.embed_images:
-        folds = [_with_extension(fold, rejected) for fold in folds]
     folds = [_of_different_names(fold, rejected) for fold in folds]
     frames.require_disjoint(folds)
     extensions = Counter(frame.image.suffix.removeprefix(".") for fold in folds for frame in fold)
@@ -181,20 +180,14 @@ class _Files:
         name = file_name.replace("\\", "/")
         if name != file_name and os.path.lexists(self.folder / name):
             return name
-        for tail in self._tails(name):
-            stem, end = os.path.splitext(str(PurePosixPath(tail)))
+        for tail in frames.tails(name, self.folder.name):
+            stem, end = os.path.splitext(tail)
             same = [file for file in self._by_name.get(frames.composed(stem), ()) if file not in self.stated]
             if same:
                 return min(
                     same, key=lambda file: (not file.endswith(end), not file.lower().endswith(end.lower()))
                 )
         return name if "\\" in file_name else file_name
-
-    def _tails(self, name: str) -> list[str]:
-        """The name, and what of it is behind the last part that is called as the folder is."""
-        parts = name.split("/")
-        behind = [place + 1 for place, part in enumerate(parts[:-1]) if part == self.folder.name]
-        return [name, *("/".join(parts[place:]) for place in behind[-1:])]
 
     @functools.cached_property
     def _by_name(self) -> dict[str, list[str]]:
@@ -222,20 +215,18 @@ def _images(file: Annotations, rejected: list[Reject]) -> list[Listed]:
     return list(listed.values())
 
 
-def _with_extension(fold: Sequence[Frame], rejected: list[Reject]) -> list[Frame]:
-    """Leave out the images whose names have no extension, without which records do not find them."""
-    reason = "the name has no extension, which training would look for; rename it, or set embed_images"
-    rejected.extend(Reject(str(frame.image), None, reason) for frame in fold if not frame.image.suffix)
-    return [frame for frame in fold if frame.image.suffix]
-
-
 def _of_different_names(fold: Sequence[Frame], rejected: list[Reject]) -> list[Frame]:
     """Leave out an image whose name, without extension, is that of an earlier one: records could not tell them apart."""
     found: dict[str, Frame] = {}
     for frame in fold:
         first = found.setdefault(frame.frame_id, frame)
         if first is not frame:
-            reason = f"{first.image.name} has the same name but for its extension"
+            same = (
+                "is listed before, as the same file"
+                if first.image == frame.image
+                else "has the same name but for its extension"
+            )
+            reason = f"{first.image.name} {same}"
             rejected.append(Reject(str(frame.image), None, reason))
     return list(found.values())
 
@@ -270,7 +261,7 @@ def _label(entry: dict[str, Json], categories: Mapping[Id, str], crowd_label: st
     is_crowd = _unquoted(entry.get("iscrowd")) == 1
     name = crowd_label if is_crowd and crowd_label else categories[category]
     bbox = entry.get("bbox")
-    box = _box(bbox) if bbox else outline.box(entry.get("segmentation"))
+    box = outline.box(entry.get("segmentation")) if bbox in NO_BOX else _box(bbox)
     return Label(name, truncation=0.0, occlusion=0, alpha=0.0, box=box)
 
 

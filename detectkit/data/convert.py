@@ -74,6 +74,9 @@ def convert(
         raise UsageError(f"there is no fold {validation_fold}: the spec makes {num_folds}, counted from 0")
     generator = random.Random(config.random_seed)
     source = _read(config, generator)
+    if not config.embed_images:
+        folds = [_with_extension(fold, source.rejected) for fold in source.folds]
+        source = source._replace(folds=folds)
     _require_usable(source)
     folds = [generator.sample(fold, len(fold)) for fold in source.folds]
     mapping = _mapping(config.target_class_mapping)
@@ -94,6 +97,13 @@ def _read(config: DatasetExportConfig, generator: random.Random) -> Source:
             return kitti.read_folder(sources.as_kitti(config), generator)
         case _:
             return kitti.read_folder(config, generator)
+
+
+def _with_extension(fold: Sequence[Frame], rejected: list[Reject]) -> list[Frame]:
+    """Leave out the images whose names have no extension, without which records do not find them."""
+    reason = "the name has no extension, which training would look for; rename it, or set embed_images"
+    rejected.extend(Reject(str(frame.image), None, reason) for frame in fold if not frame.image.suffix)
+    return [frame for frame in fold if frame.image.suffix]
 
 
 def _require_usable(source: Source) -> None:

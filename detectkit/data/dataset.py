@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import re
 import signal
-import sys
 import tempfile
 import warnings
 from collections import Counter
@@ -46,7 +45,7 @@ from detectkit.data.images import (
 )
 from detectkit.errors import DataError
 from detectkit.files import local_path
-from detectkit.spec import AugmentationConfig, DatasetConfig, DataSource
+from detectkit.spec import AugmentationConfig, DatasetConfig, DataSource, label_name
 from detectkit.stores import is_remote
 
 PART = re.compile(r"(.*)-shard-\d{5}-of-(\d{5})")
@@ -63,7 +62,7 @@ class Objects(NamedTuple):
 
     boxes: NDArray[np.float32]  # [n, 4] x1 y1 x2 y2 in original pixels
     classes: NDArray[np.int64]  # [n], a target class (0 and up), BACKGROUND or DONTCARE
-    names: tuple[str, ...]  # n names as in the records, in lower case
+    names: tuple[str, ...]  # n names of the records, as `label_name` gives them
     truncation: NDArray[np.float32]  # [n] 0 whole, 1 outside the image, as KITTI labels
     occlusion: NDArray[np.int64]  # [n] 0 visible, 1 partly, 2 largely hidden, 3 unknown, as KITTI labels
 
@@ -227,7 +226,7 @@ def training_frames(
 ) -> Dataset:
     """Read the records that a spec trains on: those of all sources, without the shards of `validation_fold`.
 
-    Record names are compared in lower case with the keys of `target_class_mapping`, which is applied once, and with
+    Record names are compared as `label_name` gives them with the keys of `target_class_mapping`, which is applied once, and with
     `dontcare_labels`; boxes without area are dropped.
 
     Args:
@@ -331,11 +330,12 @@ class _Reader:
     def __init__(self, config: DatasetConfig, class_names: Sequence[str]):
         self.extension = "." + config.image_extension.lstrip(".")
         self.class_names = class_names
-        mapping = {key.lower(): value for key, value in config.target_class_mapping.items()}
+        self._label_name = functools.cache(label_name)  # a few names, many labels
+        mapping = {label_name(key): value for key, value in config.target_class_mapping.items()}
         self.numbers = {
             name: class_names.index(value) for name, value in mapping.items() if value in class_names
         }
-        self.numbers |= {name.lower(): DONTCARE for name in config.dontcare_labels}
+        self.numbers |= {label_name(name): DONTCARE for name in config.dontcare_labels}
 
     def read(
         self,
@@ -352,7 +352,7 @@ class _Reader:
         for (source, source_number, path), number, record in records:
             if record.image is not None and path not in opened:
                 opened[path] = tfrecord.open_shard(path)
-            raw.update(name.lower() for name in record.names)
+            raw.update(record.names)
             embedded = None if record.image is None else opened[path]
             frame = self._frame(record, source, embedded, number=number)
             found.append(frame._replace(source=source_number))
@@ -367,7 +367,7 @@ class _Reader:
     def _frame(
         self, record: tfrecord.Record, source: DataSource, shard: tfrecord.Shard | None, *, number: int
     ) -> Frame:
-        names = tuple(sys.intern(name.lower()) for name in record.names)  # a few names, many labels
+        names = tuple(map(self._label_name, record.names))
         classes = np.array([self.numbers.get(name, BACKGROUND) for name in names], dtype=np.int64)
         objects = Objects(record.boxes, classes, names, record.truncation, record.occlusion)
         widths, heights = (record.boxes[:, 2:] - record.boxes[:, :2]).T
@@ -777,11 +777,14 @@ def _some_records(
     return total, read()
 
 
+def is_there(frame: Frame) -> bool:
+    """Whether the image is in the record, or a file."""
+    return frame.shard is not None or os.path.isfile(frame.path)
+
+
 def require_images(found: Sequence[Frame]) -> None:
     """Look for every image once, before any work. Raises DataError that names a few that are not there."""
-    missing = sorted(
-        {frame.path for frame in found if frame.shard is None and not os.path.isfile(frame.path)}
-    )
+    missing = sorted({frame.path for frame in found if not is_there(frame)})
     if missing:
         named = ", ".join(missing[:NAMED_FILES]) + (", …" if len(missing) > NAMED_FILES else "")
         raise DataError(

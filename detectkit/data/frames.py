@@ -24,6 +24,7 @@ VALUES = re.compile(
     r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\([^()]*\)|\[[^\[\]]*\]|\S+\.\w{2,4}\b|-?\b\d[\d.]*\b(?! column)"""
 )
 
+TEXTS = (".csv", ".json", ".txt", ".xml")  # which may lie beside images
 LARGEST = 1e9  # beyond this a number is a mistake, and would not survive the record's float32 and int64
 
 
@@ -207,6 +208,13 @@ def by_name(files: Iterable[str], extension: str, others: Collection[str] = ()) 
     return found
 
 
+def tails(name: str, folder: str) -> list[str]:
+    """The name, and what of it is behind the last part that is called as the folder is."""
+    parts, last = PurePosixPath(name).parts, PurePosixPath(folder).name
+    behind = [place + 1 for place, part in enumerate(parts[:-1]) if part == last]
+    return [str(PurePosixPath(*parts[place:])) for place in (0, *behind[-1:])]
+
+
 def composed(name: str) -> str:
     """A name whose letters are composed with their accents: macOS takes them apart, others do not."""
     return unicodedata.normalize("NFC", name)
@@ -247,11 +255,17 @@ class Pairs(NamedTuple):
     labels: Path
     label_extension: str
     label_files: Mapping[str, list[str]]
+    others: Mapping[str, str]  # files below the image folder by name, whatever their ending
     parse: Callable[[Path], LabelFile]  # raises DataError for a file that is useless
 
     def listed(self, text: str) -> str:
-        """The name that a list has with slashes of either kind, and perhaps with the ending of the image."""
-        name = composed(text if text in self.images else text.replace("\\", "/"))
+        """The name that a list has with slashes of either kind, and perhaps with its folder and the ending of the image."""
+        if text in self.images:
+            return text
+        names = [self._stem(composed(tail)) for tail in tails(text.replace("\\", "/"), self.image_folder)]
+        return next(filter(self._has, names), names[0])
+
+    def _stem(self, name: str) -> str:
         stem, end = os.path.splitext(name)
         is_file = end.lower() in {self.image_extension.lower(), *IMAGE_EXTENSIONS}
         return stem if is_file and not self._has(name) and self._has(stem) else name
@@ -328,7 +342,7 @@ class Pairs(NamedTuple):
             stem = composed(os.path.splitext("/".join(parts[start:]))[0])
             if stem in self.images and stem not in self.label_files:
                 return sorted(self.images[stem], key=lambda file: os.path.basename(file) != parts[-1])
-        return [name + self.image_extension]  # which is not there
+        return [self.others.get(name, name + self.image_extension)]
 
     def _parse(self, label_file: Path) -> LabelFile:
         try:
@@ -360,18 +374,32 @@ def find_pairs(images: ImageFolder, labels: LabelFolder, parse: Callable[[Path],
         DataError: one cannot be listed, or has none.
     """
     extension = "." + images.extension.removeprefix(".")
-    pictures = list_images(images.root / images.folder, extension, "image_dir_name")
+    below = list(files_below(images.root / images.folder, "image_dir_name"))
+    pictures = _images(below, extension, images.root / images.folder)
+    stems = ((composed(stem), end, file) for file in below for stem, end in [os.path.splitext(file)])
+    others = {name: file for name, end, file in stems if end.lower() not in TEXTS and name not in pictures}
     files = list(files_below(labels.path, labels.field))
     label_files = by_name(files, labels.extension)
     require_some(label_files, files, labels.path, f"{labels.extension} label files")
     return Pairs(
-        images.root, images.folder, extension, pictures, labels.path, labels.extension, label_files, parse
+        images.root,
+        images.folder,
+        extension,
+        pictures,
+        labels.path,
+        labels.extension,
+        label_files,
+        others,
+        parse,
     )
 
 
 def list_images(folder: Path, extension: str, field: str) -> dict[str, list[str]]:
     """Give the images of a folder by name, of any known extension; raises DataError as `find_pairs` does."""
-    files = list(files_below(folder, field))
+    return _images(list(files_below(folder, field)), extension, folder)
+
+
+def _images(files: Sequence[str], extension: str, folder: Path) -> dict[str, list[str]]:
     found = by_name(files, extension, IMAGE_EXTENSIONS)
     require_some(found, files, folder, "images")
     return found

@@ -156,8 +156,9 @@ class Geometry:
     # The faults. Each looks at the boxes that no other has lost.
 
     def _relative(self, left: Mask) -> Fault:
+        # From -1: those of Pascal VOC are counted from 1, and so one less here.
         is_relative = (
-            left & ((self.boxes >= 0) & (self.boxes <= 1)).all(axis=1) & (self.images > 1).all(axis=1)
+            left & ((self.boxes >= -1) & (self.boxes <= 1)).all(axis=1) & (self.images > 1).all(axis=1)
         )
         return Fault(
             is_relative,
@@ -186,6 +187,8 @@ class Geometry:
             cause = "were the images turned by a quarter after labelling?"
         elif ((x2 <= 0) | (y2 <= 0)).all():
             cause = "their coordinates are negative: is the origin of the labels not the top left corner?"
+        elif self._are_corners_for_sizes():
+            cause = "are the labels x1, y1, x2 and y2, where x, y, width and height are meant?"
         else:
             cause = (
                 f"boxes reach to {(x2 / width).max():.2g} times the width and {(y2 / height).max():.2g} times the height: were"
@@ -197,6 +200,11 @@ class Geometry:
             "outside their image",
             f"{example}; {cause} Take images and labels of one size {CONVERT}",
         )
+
+    def _are_corners_for_sizes(self) -> bool:
+        """Whether all widths and heights would be right and bottom sides of boxes in their images."""
+        start, size = self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]
+        return bool(((size > start) & (size <= self.images)).all())
 
     def _cut(self, left: Mask) -> Fault:
         pre = self.preprocessing

@@ -20,6 +20,7 @@ COLUMNS = (
     *("class", "truncation", "occlusion", "alpha", "x1", "y1", "x2", "y2"),
     *("height", "width", "length", "x", "y", "z", "rotation_y", "score"),
 )
+YOLO = "a line of YOLO, with the number of the class and a box or outline in shares of the image"
 FULL_TURN = 2 * math.pi + 0.01  # radians
 
 
@@ -219,8 +220,6 @@ def _parse(line: bytes) -> Label:
 
 def _require_ranges(truncation: float, occlusion: float, alpha: float, *, columns: list[str]) -> None:
     """Raise ValueError for values that KITTI does not know: the columns of such a line are others."""
-    if occlusion != int(occlusion):
-        raise ValueError(f"occlusion is {columns[2]!r}, not a whole number")
     fits = _fit(truncation, occlusion, alpha)
     if all(fits):
         return
@@ -254,6 +253,8 @@ def _require_in_place(values: Sequence[float], columns: list[str]) -> None:
 
 def _blank(columns: list[str]) -> str:
     """What is said of a line whose columns are not those that they should be."""
+    if _is_yolo(columns):  # an outline of seven points has as many
+        return YOLO
     if len(columns) < 16:
         return "columns are missing or moved"
     return f"columns are moved, as by a blank in the class name (write {'_'.join(columns[:2])!r:.60})"
@@ -267,13 +268,8 @@ def other_format(columns: list[str]) -> str:
         return "XML, not text" if text[0] == "<" else "JSON, not text"
     if text.count(",") >= 4 or text.count(";") >= 4:
         return "columns are separated by blanks, not by commas as in CSV"
-    if (
-        count >= 5
-        and all(numeric)
-        and columns[0].isdecimal()
-        and all(-0.5 <= float(c) <= 1.5 for c in columns[1:])
-    ):
-        return "a line of YOLO, with the number of the class and a box or outline in shares of the image"
+    if _is_yolo(columns):
+        return YOLO
     if count in (5, 6) and all(numeric[1:5]):
         return "a class and a box alone; the others of the 15 columns are 0 where they are not known"
     if count == 8 and all(numeric[1:]):
@@ -288,6 +284,14 @@ def other_format(columns: list[str]) -> str:
     if words > 1 and count - words in (14, 15):
         return f"a blank in the class name makes more of them (write {'_'.join(columns[:words])!r:.60})"
     return ""
+
+
+def _is_yolo(columns: list[str]) -> bool:
+    return (
+        len(columns) >= 5
+        and columns[0].isdecimal()
+        and all(_is_number(column) and -0.5 <= float(column) <= 1.5 for column in columns[1:])
+    )
 
 
 def _is_number(text: str) -> bool:

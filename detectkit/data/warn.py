@@ -3,6 +3,7 @@ left out."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -11,13 +12,13 @@ import numpy as np
 from detectkit.data.dataset import Dataset, Frame
 from detectkit.data.geometry import Geometry
 from detectkit.errors import DataError
-from detectkit.spec import AugmentationConfig, DatasetConfig, Experiment
+from detectkit.spec import AugmentationConfig, DatasetConfig, Experiment, label_name
 from detectkit.spec.check import nearest
 
 FEW_IMAGES = 50  # the smallest set that was learnt well here had 119, with ImageNet's weights
 FEW_BOXES = 20  # of a class: 34 were enough for each of four boards, with ImageNet's weights
 RARE = 100  # boxes of the most frequent class for one of this: with 11 for one, blood cells, all classes were learnt
-NAMED = 12  # labels that a line names
+NAMED = 12  # labels or classes that a line names
 NO_MEAN = "and no mAP at all: no best model is chosen, and what goes by mAP cannot be done"
 
 
@@ -78,8 +79,10 @@ def left_out(dataset: Dataset, trained: Dataset, limit: int) -> list[str]:
 
 def beside(config: DatasetConfig, labels: Counter[str]) -> list[str]:
     """A line for each kind of labels in the records that are of no target class, with their counts."""
-    mapped, neutral = _lower(config.target_class_mapping), _lower(config.dontcare_labels)
-    others = [item for item in labels.most_common() if item[0] not in mapped]
+    mapped, neutral = (
+        set(map(label_name, names)) for names in (config.target_class_mapping, config.dontcare_labels)
+    )
+    others = [item for item in _compared(labels).most_common() if item[0] not in mapped]
     parts = {
         "labels that count neither for nor against": [item for item in others if item[0] in neutral],
         "labels that are not mapped, so background": [item for item in others if item[0] not in neutral],
@@ -90,10 +93,10 @@ def beside(config: DatasetConfig, labels: Counter[str]) -> list[str]:
 def joined(config: DatasetConfig, labels: Counter[str]) -> list[str]:
     """A line for each class in which several names of the records meet."""
     names: dict[str, list[tuple[str, int]]] = {}
-    mapping = {label.lower(): target for label, target in config.target_class_mapping.items()}
+    mapping = {label_name(label): target for label, target in config.target_class_mapping.items()}
     for label, count in labels.most_common():
-        if label in mapping:
-            names.setdefault(mapping[label], []).append((label, count))
+        if label_name(label) in mapping:
+            names.setdefault(mapping[label_name(label)], []).append((label, count))
     return [f"labels that meet in {target}: {_listed(met)}" for target, met in names.items() if len(met) > 1]
 
 
@@ -102,7 +105,7 @@ def misnamed(experiment: Experiment, labels: Counter[str]) -> list[str]:
     letter.
 
     Args:
-        labels: boxes by name, as all records have it, in lower case.
+        labels: boxes by name, as all records have it.
     """
     config = experiment.dataset_config
     filters = [
@@ -116,29 +119,34 @@ def misnamed(experiment: Experiment, labels: Counter[str]) -> list[str]:
             name for item in filters for name in item.source_class_names
         ],
     }
-    known = _lower(name for names in fields.values() for name in names)
-    free = Counter({label: count for label, count in labels.items() if label not in known})
+    known = {label_name(name) for names in fields.values() for name in names}
+    there = _compared(labels)
+    free = Counter({label: count for label, count in there.items() if label not in known})
     found = []
     for field, names in fields.items():
-        absent = [f"{name}{_meant(name, free)}" for name in names if name.lower() not in labels]
+        absent = [f"{name}{_meant(name, free)}" for name in names if label_name(name) not in there]
         if absent:
-            found.append(f"{field}: no label in the records is called {', '.join(absent)}")
-    mapped = {_plain(label): label for label in config.target_class_mapping if label.lower() in labels}
+            found.append(f"{field}: no label in the records is called {_first(absent)}")
+    mapped = {_plain(label): label for label in config.target_class_mapping if label_name(label) in there}
     alike = [(label, mapped[_plain(label)]) for label in free if _plain(label) in mapped]
     return found + [
-        f'dataset_config.target_class_mapping: the {labels[label]:,} labels "{label}" in the records are background, and'
+        f'dataset_config.target_class_mapping: the {free[label]:,} labels "{label}" in the records are background, and'
         f' "{other}" is mapped: map both if they are one'
         for label, other in alike
     ]
 
 
-def _lower(names: Iterable[str]) -> set[str]:
-    return {name.lower() for name in names}
+def _compared(labels: Counter[str]) -> Counter[str]:
+    """Labels as they are compared with those of a spec, whatever their spelling."""
+    found = Counter[str]()
+    for label, count in labels.items():
+        found[label_name(label)] += count
+    return found
 
 
 def _plain(name: str) -> str:
-    """Letters and digits alone, by which two spellings of one name are told."""
-    return "".join(filter(str.isalnum, name.casefold()))
+    """Letters and digits alone, whatever their width, by which two spellings of one name are told."""
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", name).casefold()))
 
 
 def _meant(name: str, labels: Counter[str]) -> str:
@@ -149,8 +157,12 @@ def _meant(name: str, labels: Counter[str]) -> str:
 
 
 def _listed(labels: Sequence[tuple[str, int]]) -> str:
-    more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
-    return ", ".join(f"{label} ({count})" for label, count in labels[:NAMED]) + more
+    return _first([f"{label} ({count})" for label, count in labels])
+
+
+def _first(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - NAMED} more" if len(texts) > NAMED else ""
+    return ", ".join(texts[:NAMED]) + more
 
 
 def _counts(dataset: Dataset, frames: Iterable[Frame] | None = None) -> list[int]:
@@ -187,7 +199,7 @@ def _few(training: Dataset) -> Iterator[str]:
     few = [f"{name} {count:,}" for name, count in named if count < FEW_BOXES]
     if few:
         yield (
-            f"too few training boxes to learn a class from: {', '.join(few)}; label more (copies of an image count once)"
+            f"too few training boxes to learn a class from: {_first(few)}; label more (copies of an image count once)"
         )
 
 
@@ -198,7 +210,7 @@ def _rare(training: Dataset, counts: Sequence[int]) -> Iterator[str]:
     rare = [f"{name} {count:,}" for name, count in named if RARE * count < most]
     if rare:
         yield (
-            f"rare beside the {most:,} training boxes of {largest}: {', '.join(rare)}; rare classes weigh little in the cost:"
+            f"rare beside the {most:,} training boxes of {largest}: {_first(rare)}; rare classes weigh little in the cost:"
             " raise their class_weight, or copy their images (num_duplicates of sample_modifier_config)"
         )
 
@@ -220,7 +232,7 @@ def _unseen(
         if count and count == away
     ]
     if gone:
-        yield f"no training box of {', '.join(gone)} is left for the network: {'it is' if len(gone) == 1 else 'they are'} not learnt"
+        yield f"no training box of {_first(gone)} is left for the network: {'it is' if len(gone) == 1 else 'they are'} not learnt"
     yield from geometry.in_the_corner()
     yield from geometry.smaller_than_a_cell()
 
@@ -235,4 +247,4 @@ def _held_out(
     empty = [name for name, count in zip(validation.class_names, left, strict=True) if not count]
     if empty:
         part = "and no part in the mAP" if len(empty) < len(left) else NO_MEAN
-        yield f"no validation box of class {', '.join(empty)}: no average precision, {part}"
+        yield f"no validation box of class {_first(empty)}: no average precision, {part}"

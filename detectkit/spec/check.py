@@ -430,19 +430,15 @@ def _evaluation(config: EvaluationConfig) -> Iterator[Violation]:
 
 
 def _mapping(config: DatasetConfig) -> Iterator[Violation]:
-    """Label names are compared in lower case, so two spellings of one must agree; no class is nameless."""
-    path = "dataset_config.target_class_mapping"
-    spellings: dict[str, set[str]] = {}
-    for label, target in config.target_class_mapping.items():
-        spellings.setdefault(label.lower(), set()).add(target)
+    """Two spellings of one label must agree; no class is nameless."""
+    path, mapping = "dataset_config.target_class_mapping", config.target_class_mapping
+    for label, target in mapping.items():
         if not target:
             yield Violation(f"{path}[{quoted(label)}]", "must name a target class", '""')
-    for label, targets in spellings.items():
-        if len(targets) > 1:
-            classes = ", ".join(map(quoted, sorted(targets)))
-            yield Violation(path, f"label {quoted(label)}, in lower case, must have one class", classes)
+    yield from _agreeing(path, mapping.items())
+    labels = set(map(label_name, mapping))
     for index, label in enumerate(config.dontcare_labels):
-        if label.lower() in spellings:
+        if label_name(label) in labels:
             rule = "must not be a label of target_class_mapping too"
             yield Violation(f"dataset_config.dontcare_labels[{index}]", rule, quoted(label))
 
@@ -609,10 +605,10 @@ def _inference(spec: Inference) -> Iterator[Violation]:
 
 
 def _dataset_export(spec: DatasetExportConfig) -> Iterator[Violation]:
-    yield from _agreeing("target_class_mapping", spec.target_class_mapping)
+    yield from _agreeing("target_class_mapping", _named(spec.target_class_mapping))
     modifier = spec.sample_modifier_config
     path = "sample_modifier_config.source_to_target_class_mapping"
-    yield from _agreeing(path, modifier.source_to_target_class_mapping)
+    yield from _agreeing(path, _named(modifier.source_to_target_class_mapping))
     match spec.WhichOneof("convert_config_type"):
         case "kitti_config":
             yield from _kitti(spec.kitti_config)
@@ -628,11 +624,16 @@ def _dataset_export(spec: DatasetExportConfig) -> Iterator[Violation]:
             yield Violation("kitti_config", "this section is missing (or coco_config, or voc_config)", "")
 
 
-def _agreeing(path: str, mapping: Mapping[str, str]) -> Iterator[Violation]:
-    """Labels are compared as the records have them, so two spellings of one must agree."""
+def _named(mapping: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """A mapping onto labels, which are named as the records have them."""
+    return ((label, label_name(target)) for label, target in mapping.items())
+
+
+def _agreeing(path: str, mapping: Iterable[tuple[str, str]]) -> Iterator[Violation]:
+    """Labels are compared as `label_name` gives them, so two spellings of one must agree."""
     spellings: dict[str, set[str]] = {}
-    for label, target in mapping.items():
-        spellings.setdefault(label_name(label), set()).add(label_name(target))
+    for label, target in mapping:
+        spellings.setdefault(label_name(label), set()).add(target)
     for label, targets in spellings.items():
         if len(targets) > 1:
             classes = ", ".join(map(quoted, sorted(targets)))

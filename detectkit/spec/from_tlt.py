@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from detectkit.spec.augmentation_pb2 import AugmentationConfig
-from detectkit.spec.check import class_names, has_batch_norm
+from detectkit.spec.check import class_names, has_batch_norm, label_name
 from detectkit.spec.dataset_export_pb2 import DatasetExportConfig
 from detectkit.spec.dataset_pb2 import DataSource
 from detectkit.spec.evaluation_pb2 import EvaluationConfig
@@ -199,8 +199,8 @@ TRAINING: tuple[Difference[Experiment], ...] = (
     ),
     Difference(
         "dataset_config.target_class_mapping",
-        "labels are compared in lower case; in TLT a key with capitals never matches a record",
-        lambda spec: any(label != label.lower() for label in spec.dataset_config.target_class_mapping),
+        "labels are compared in lower case and without spaces; in TLT a key with capitals or spaces never matches a record",
+        lambda spec: any(label != label_name(label) for label in spec.dataset_config.target_class_mapping),
     ),
     Difference(
         "dataset_config.target_class_mapping",

@@ -218,7 +218,7 @@ def test_numbers_in_quotes(root, prefix):
         {"size": [48, 64], "counts": [3 * 48 + 4, 20, *[28, 20] * 9, 50 * 48 + 24 + 28 - 28]},
     ],
 )
-@pytest.mark.parametrize("bbox", [{}, {"bbox": []}, {"bbox": None}])
+@pytest.mark.parametrize("bbox", [{}, {"bbox": []}, {"bbox": None}, {"bbox": [0.0, 0, 0, 0]}])
 def test_a_segmentation_without_a_box(root, prefix, segmentation, bbox):
     entry = {"image_id": 1, "category_id": 1, "segmentation": segmentation, **bbox}
     change(root, "train", annotations=[entry])
@@ -304,7 +304,7 @@ def test_an_annotation_that_is_left_out(root, prefix, annotation, reason):
             {"id": 4, "file_name": "d.jpg", "width": "wide", "height": 10**400},
             "the image is 64x48 pixels, but its labels are for 'wide'x1000",
         ),
-        ({"id": 4, "file_name": "./a.jpg"}, "a.jpg has the same name"),
+        ({"id": 4, "file_name": "./a.jpg"}, "a.jpg is listed before, as the same file"),
     ],
 )
 def test_an_image_that_is_left_out(root, prefix, entry, reason):

@@ -121,7 +121,7 @@ class TestFrames:
         assert np.array_equal(sample.image, np.asarray(picture(40, 30)).transpose(2, 0, 1))
 
     @pytest.mark.spec_field("DatasetConfig.target_class_mapping")
-    def test_mapping_is_by_lower_case_and_applied_once(self, tmp_path: Path) -> None:
+    def test_mapping_is_by_label_name_and_applied_once(self, tmp_path: Path) -> None:
         chain = 'target_class_mapping { key: "Car" value: "person" } target_class_mapping { key: "person" value: "vehicle" }'
         make(tmp_path, {"train": [record("a", names=("CAR", "person", "tram"))]})
         training = training_frames(config(tmp_path, mapping=chain), CLASSES)
@@ -130,7 +130,19 @@ class TestFrames:
         assert objects.names == ("car", "person", "tram")
         targets, raw = class_counts(training)
         assert targets == {"person": 1, "vehicle": 1}
-        assert raw == {"car": 1, "person": 1, "tram": 1}
+        assert raw == {"CAR": 1, "person": 1, "tram": 1}
+
+    @pytest.mark.parametrize(
+        ("key", "name"),
+        [("Hot dog", "hotdog"), ("hotdog", "hot\u00a0Dog"), ("cafe\u0301", "CAF\u00c9"), (" car ", "car")],
+    )
+    def test_blanks_and_forms_of_letters_do_not_part_labels(
+        self, tmp_path: Path, key: str, name: str
+    ) -> None:
+        make(tmp_path, {"train": [record("a", names=(name, "tram"))]})
+        mapping = f'target_class_mapping {{ key: "{key}" value: "person" }}'
+        training = training_frames(config(tmp_path, mapping=mapping), CLASSES)
+        assert training.sample(0, channels=3).objects.classes.tolist() == [0, BACKGROUND]
 
     def test_a_target_without_boxes_counts_zero(self, tmp_path: Path) -> None:
         make(tmp_path, {"train": [record("a"), record("b")]})

@@ -58,6 +58,17 @@ def test_shares_of_the_image():
     assert "multiply x by the width and y by the height" in warning
     with pytest.raises(DataError, match="all 50 training boxes of bar are between 0 and 1"):
         told(dataset(50, share, size=(2, 2)), enable_auto_resize=True)
+    with pytest.raises(DataError, match="all 50 training boxes of bar are between 0 and 1"):
+        told(dataset(50, ([-0.8, -0.75, 0.5, 0.75], 1)))  # of Pascal VOC, whose pixels count from 1
+
+
+def test_corners_where_a_size_is_meant():
+    """COCO's bbox with x2 and y2: the boxes 50, 30, 80, 50 and 40, 20, 70, 60."""
+    data = dataset(50, ([50, 30, 130, 80], 0), ([40, 20, 110, 80], 1))
+    [warning] = told(data)
+    assert "are the labels x1, y1, x2 and y2, where x, y, width and height are meant?" in warning
+    assert "made smaller" not in warning
+    assert "made smaller" in told(dataset(50, ([60, 30, 130, 80], 0), ([70, 50, 130, 90], 1)))[0]
 
 
 def test_a_network_smaller_than_the_image():

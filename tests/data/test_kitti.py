@@ -74,7 +74,16 @@ def test_box_outside_the_image_is_kept_as_written(tmp_path):
         (CAR.replace("110.5", "nan"), "x2 is 'nan', not a finite number of a sensible size"),
         (CAR.replace("110.5", "1e30"), "x2 is '1e30', not a finite number of a sensible size"),
         (CAR.replace("110.5", "1_0"), "x2 is '1_0', not a number"),
-        (CAR.replace("0.50 1", "0.50 1.5"), "occlusion is '1.5', not a whole number"),
+        (
+            CAR.replace("0.50 1", "0.50 1.5"),
+            "occlusion is '1.5', not 0, 1, 2, 3 or -1: columns are missing or moved",
+        ),
+        (
+            "type 2 0.1 1 -1.57 20 30 70 80 1.5 1.6 3.2 1 2 30 -1.5",
+            "truncation is '2', not from 0 to 1, or -1: columns are moved, as by a blank in the class name"
+            " (write 'type_2')",
+        ),
+        ("0" + " 0.1 0.6" * 7, f"occlusion is '0.6', not 0, 1, 2, 3 or -1: {kitti.YOLO}"),
         (
             CAR.replace("110.5", "5"),
             "the box (10.5, 20, 5, 80) is reversed: it needs x1 < x2 and y1 < y2, not x, y, width and height",

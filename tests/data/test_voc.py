@@ -253,9 +253,28 @@ def test_lists_name_images_in_sub_folders_only(tmp_path, prefix):
     root = tmp_path / "voc"
     for name in ("cam/0", "cam/1"):
         add_image(root, name, annotation(thing()))
-    (root / "list.txt").write_text("cam/0\ncam\\1\n")
-    summary = convert(settings(root, image_set_files=["list.txt"]), prefix)
-    assert sorted(records(summary)[0]) == ["JPEGImages/cam/0", "JPEGImages/cam/1"] and summary.rejected == []
+    for lines in ("cam/0\ncam\\1\n", "./cam/0.jpg\n/data/JPEGImages/cam/1.jpg\n"):
+        (root / "list.txt").write_text(lines)
+        summary = convert(settings(root, image_set_files=["list.txt"]), prefix)
+        assert sorted(records(summary)[0]) == ["JPEGImages/cam/0", "JPEGImages/cam/1"]
+        assert summary.rejected == []
+
+
+def test_images_of_endings_that_are_no_images(root, prefix):
+    """A file is what is in it; of what cannot be read, or found again, the reason names the file that is there."""
+    for name, kind in (("a.jfif", "JPEG"), ("b.gif", "GIF"), ("c", "PNG")):
+        Image.new("RGB", (64, 48)).save(root / "JPEGImages" / name, format=kind)
+        (root / "Annotations" / name).with_suffix(".xml").write_text(annotation(thing()))
+    (root / "JPEGImages" / "d.json").touch()
+    (root / "Annotations" / "d.xml").write_text(annotation(thing()))
+    summary = convert(settings(root), prefix)
+    assert sorted(records(summary)[1])[10:] == ["JPEGImages/a"]
+    gif, missing, nameless = summary.rejected
+    assert gif.file.endswith("JPEGImages/b.gif") and gif.reason.startswith(
+        "not a readable image (it is no image of the formats BMP,"
+    )
+    assert missing.file.endswith("JPEGImages/d.jpg") and missing.reason == "the image is missing"
+    assert nameless.file.endswith("JPEGImages/c") and nameless.reason.startswith("the name has no extension")
 
 
 def test_the_stated_image_where_none_has_the_name(root, prefix):

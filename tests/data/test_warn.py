@@ -110,6 +110,13 @@ def test_copies_of_images_count_once():
     [_] = told(many)  # not rare: 10 boxes of 1,000 in the cost
 
 
+def test_many_classes_are_told_by_the_first_and_their_number():
+    data = dataset(50, *(([0, 0, 40, 40], number) for number in range(30)))
+    data.class_names = [f"class{number}" for number in range(60)]
+    few = told(data)[0]
+    assert "learn a class from: class30 0, class31 0, " in few and "class41 0 and 18 more; label more" in few
+
+
 def test_labels_of_no_class_are_not_counted():
     other = ([100, 0, 101, 1], BACKGROUND)
     assert told(dataset(50, SQUARE, BAR, other, other, other)) == []

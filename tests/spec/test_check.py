@@ -277,8 +277,17 @@ def test_labels_are_compared_in_lower_case(experiment):
     experiment.dataset_config.target_class_mapping["CAR"] = "car"
     assert violations(experiment) == []
     experiment.dataset_config.target_class_mapping["Car"] = "cyclist"
-    rule = 'label "car", in lower case, must have one class, got "car", "cyclist"'
+    rule = 'label "car", in lower case and without spaces, must have one class, got "car", "cyclist"'
     assert violations(experiment) == [f"{MAPPING}: {rule}"]
+
+
+def test_labels_are_compared_without_spaces(experiment):
+    experiment.dataset_config.target_class_mapping["c ar"] = "cyclist"
+    experiment.dataset_config.dontcare_labels.append("cy clist")
+    assert violations(experiment) == [
+        f'{MAPPING}: label "car", in lower case and without spaces, must have one class, got "car", "cyclist"',
+        'dataset_config.dontcare_labels[0]: must not be a label of target_class_mapping too, got "cy clist"',
+    ]
 
 
 def test_crop_rectangle(experiment):
