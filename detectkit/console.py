@@ -19,8 +19,11 @@ from detectkit.errors import DetectkitError, OutputError
 log = logging.getLogger("detectkit")
 
 Item = TypeVar("Item")
-# What a terminal obeys instead of showing it, and what turns the direction of the text around it.
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# What a terminal obeys instead of showing it: control characters, ends of lines and paragraphs, marks of direction; and what it
+# does not show: spaces without width, halves of characters.
+CONTROL = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
 LAID_OUT = "\n\t"  # those of our own lines
 
 

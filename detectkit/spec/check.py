@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from detectkit.console import visible
+from detectkit.console import CONTROL, visible
 from detectkit.spec.augmentation_pb2 import AugmentationConfig
 from detectkit.spec.calibration_pb2 import CalibrationConfig
 from detectkit.spec.cost_function_pb2 import CostFunctionConfig
@@ -43,10 +43,6 @@ LABEL_LIMITS = (
     ("min_height", "max_height"),
     ("crop_left", "crop_right"),
     ("crop_top", "crop_bottom"),
-)
-# Control characters, ends of lines and paragraphs, marks of direction, spaces without width, halves of characters.
-CONTROL = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
 )
 VISIBLE = "must have no control character (it has {})"
 NAMED = 20  # names in one message, and classes that one section lacks
