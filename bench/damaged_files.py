@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnx
 import safetensors
 import safetensors.torch
 import torch
@@ -41,7 +40,7 @@ from detectkit.errors import DetectkitError
 from detectkit.heads import GridHead
 from detectkit.model import checkpoint
 from detectkit.model.detector import build
-from detectkit.model.header import UNSEALED
+from detectkit.model.header import UNSEALED, seal
 from detectkit.predict import Predictor
 from detectkit.runtimes.onnx import add_header, load_onnx
 from detectkit.train import state as states
@@ -219,7 +218,7 @@ def _onnx(model: Path) -> Path:
     exported = to_model(loaded.detector, height=HEIGHT, width=WIDTH, batch=None)
     add_header(exported, spec_text=spec.dumps(loaded.spec), class_names=loaded.class_names, channels=3)
     path = model.with_suffix(".onnx")
-    onnx.save(exported, path)
+    path.write_bytes(seal(exported.SerializeToString()))
     return path
 
 

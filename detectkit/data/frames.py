@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from detectkit.console import log, progress
 from detectkit.data import sources
-from detectkit.data.images import IMAGE_EXTENSIONS, UNREADABLE, Size, file_size, reason
+from detectkit.data.images import UNREADABLE, Size, file_size, reason
+from detectkit.data.sources import IMAGE_EXTENSIONS, OTHER_EXTENSIONS
 from detectkit.errors import DataError
 from detectkit.spec import control_character
 
@@ -194,8 +195,12 @@ def files_below(folder: Path, field: str) -> Iterator[str]:
 def by_name(files: Iterable[str], extension: str, others: Collection[str] = ()) -> dict[str, list[str]]:
     """Give the files that have the extension, or one of the others, in either case, by their names without it.
 
-    Of several files of one name, those with the extension as it is written are first.
+    Of several files of one name, those with the extension as it is written are first, and images that are not read last.
     """
+
+    def is_unread(file: str) -> bool:
+        return file.lower().endswith(OTHER_EXTENSIONS)
+
     known = {extension.lower(), *others}
     found: dict[str, list[str]] = {}
     for file in files:
@@ -203,7 +208,7 @@ def by_name(files: Iterable[str], extension: str, others: Collection[str] = ()) 
         if end.lower() in known:
             found.setdefault(composed(stem), []).append(file)
     for same in found.values():
-        same.sort(key=lambda file: (not file.endswith(extension), file.lower()))
+        same.sort(key=lambda file: (not file.endswith(extension), is_unread(file), file.lower()))
     return found
 
 
@@ -370,9 +375,12 @@ def find_pairs(images: ImageFolder, labels: LabelFolder, parse: Callable[[Path],
 
 
 def list_images(folder: Path, extension: str, field: str) -> dict[str, list[str]]:
-    """Give the images of a folder by name, of any known extension; raises DataError as `find_pairs` does."""
+    """Give the images of a folder by name, of any known extension; raises DataError as `find_pairs` does.
+
+    Also those of extensions that are not read: the reason, where one is asked for, is not that it is missing.
+    """
     files = list(files_below(folder, field))
-    found = by_name(files, extension, IMAGE_EXTENSIONS)
+    found = by_name(files, extension, (*IMAGE_EXTENSIONS, *OTHER_EXTENSIONS))
     require_some(found, files, folder, "images")
     return found
 

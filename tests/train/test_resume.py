@@ -1,6 +1,5 @@
 """Everything at once, cut again and again: the run ends as one that was never cut."""
 
-import io
 import os
 import signal
 import subprocess
