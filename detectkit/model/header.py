@@ -125,6 +125,8 @@ def _judge(found: Header, path: str | os.PathLike[str]) -> None:
     for name in found.classes:
         if visible(name) != name:
             raise ModelError(f'{path}: the class name "{visible(name)}" has control characters in it')
+    if found.spec.HasField("cost_function_config") and not found.spec.cost_function_config.target_classes:
+        raise ModelError(f"{path} is damaged: its spec has no target_classes")
     broken = [
         str(violation)
         for violation in check(found.spec)
