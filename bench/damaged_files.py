@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnx
 import safetensors
 import safetensors.torch
 import torch
@@ -41,6 +40,7 @@ from detectkit.errors import DetectkitError
 from detectkit.heads import GridHead
 from detectkit.model import checkpoint
 from detectkit.model.detector import build
+from detectkit.model.header import UNSEALED, seal
 from detectkit.predict import Predictor
 from detectkit.runtimes.onnx import add_header, load_onnx
 from detectkit.train import state as states
@@ -218,7 +218,7 @@ def _onnx(model: Path) -> Path:
     exported = to_model(loaded.detector, height=HEIGHT, width=WIDTH, batch=None)
     add_header(exported, spec_text=spec.dumps(loaded.spec), class_names=loaded.class_names, channels=3)
     path = model.with_suffix(".onnx")
-    onnx.save(exported, path)
+    path.write_bytes(seal(exported.SerializeToString()))
     return path
 
 
@@ -295,7 +295,7 @@ def _of_bytes(path: Path, read: Callable[[Path], object]) -> Kind:
 
 
 def _model_header(path: Path) -> Kind:
-    """What the metadata says, with tensors and checksum as a writer of such files would have them."""
+    """What the metadata says, with tensors as a writer of such files would have them, and without a checksum."""
 
     def change(header: dict[str, Any], generator: random.Random) -> dict[str, Any]:
         changed: dict[str, Any] = damaged_json(header, generator)
@@ -315,7 +315,7 @@ def _of_metadata(path: Path, change: Callable[[dict[str, Any], random.Random], d
     damaged = path.with_name("changed.safetensors")
     tensors = safetensors.torch.load(path.read_bytes())
     with safetensors.safe_open(path, "pt") as file:
-        header = json.loads(file.metadata()["detectkit"])
+        header = json.loads(file.metadata()["detectkit"]) | {"checksum": UNSEALED}
 
     def damage(generator: random.Random) -> None:
         text = json.dumps(change(header, generator))
@@ -360,8 +360,7 @@ def _resume_values(folder: Path, experiment: spec.Experiment) -> Kind:
     read = _resumed(experiment)
 
     def damage(generator: random.Random) -> None:
-        changed = damaged_json(content, generator)
-        torch.save(changed, path.with_name("changed.pt"))
+        states.write(path.with_name("changed.pt"), damaged_json(content, generator))
 
     return Kind(damage, lambda: read(path.with_name("changed.pt")), None, is_guarded=False)
 

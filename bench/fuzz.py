@@ -114,11 +114,14 @@ def fuzz_files(cases: int, seed: int, *, only: str | None = None) -> Counter[str
 
 
 def _outcome(name: str, kind: damaged_files.Kind, generator: random.Random, number: int) -> str:
-    """See `damaged_files`; besides, `traceback`, `lost`, and `hangs`, which are printed."""
+    """See `damaged_files`; besides, `traceback`, `lost`, and `hangs`, which are printed as is `silent`."""
     signal.signal(signal.SIGALRM, _give_up)
     signal.alarm(LONGEST)
     try:
-        return damaged_files.outcome(kind, generator)
+        found = damaged_files.outcome(kind, generator)
+        if found == "silent":
+            print(f"{name}, case {number}: silent\n", flush=True)
+        return found
     except damaged_files.Lost as error:
         print(f"{name}, case {number}: {error}\n", flush=True)
         return "lost"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from detectkit.console import progress
 from detectkit.data import frames, outline
 from detectkit.data.frames import LARGEST, Frame, Label, Reject, Source, box_text
-from detectkit.data.images import IMAGE_EXTENSIONS
+from detectkit.data.sources import IMAGE_EXTENSIONS
 from detectkit.errors import DataError
 from detectkit.spec import DatasetExportConfig, label_name
 

@@ -34,7 +34,6 @@ from torch.utils.data import DataLoader, get_worker_info
 from detectkit.console import log
 from detectkit.data import tfrecord
 from detectkit.data.images import (
-    IMAGE_EXTENSIONS,
     Decoded,
     Size,
     counted,
@@ -43,6 +42,7 @@ from detectkit.data.images import (
     open_image,
     upright_size,
 )
+from detectkit.data.sources import IMAGE_EXTENSIONS
 from detectkit.errors import DataError
 from detectkit.files import local_path
 from detectkit.spec import AugmentationConfig, DatasetConfig, DataSource, label_name

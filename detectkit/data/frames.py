@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from detectkit.console import log, progress
 from detectkit.data import sources
-from detectkit.data.images import IMAGE_EXTENSIONS, UNREADABLE, Size, file_size, reason
+from detectkit.data.images import UNREADABLE, Size, file_size, reason
+from detectkit.data.sources import IMAGE_EXTENSIONS
 from detectkit.errors import DataError
 from detectkit.spec import control_character
 

@@ -20,20 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from detectkit.data.sources import FORMATS
 from detectkit.errors import DataError
 
-# Pillow's names, and the endings that folders are searched for. MPO, which many phones write as .jpg, is opened as
-# JPEG. Pillow knows more, some of which start another program: EPS.
-FORMATS = {
-    "BMP": (".bmp",),
-    "JPEG": (".jpeg", ".jpg"),
-    "PNG": (".png",),
-    "PPM": (".pgm", ".ppm"),
-    "TIFF": (".tif", ".tiff"),
-    "WEBP": (".webp",),
-}
 FORMAT_OF = {ending: name for name, endings in FORMATS.items() for ending in endings}
-IMAGE_EXTENSIONS = tuple(sorted(FORMAT_OF))
 NAMED = ", ".join(FORMATS)
 MOST_PIXELS = 250_000_000  # of an image: about a gigabyte while it is decoded
 LONGEST = 65_535  # pixels of a side: JPEG's own limit

@@ -9,6 +9,17 @@ from pathlib import Path
 from detectkit.errors import DataError
 from detectkit.spec import DatasetExportConfig
 
+# Pillow's names, and the endings that folders are searched for. MPO, which many phones write as .jpg, is opened as
+# JPEG. Pillow knows more, some of which start another program: EPS.
+FORMATS = {
+    "BMP": (".bmp",),
+    "JPEG": (".jfif", ".jpeg", ".jpg"),
+    "PNG": (".png",),
+    "PPM": (".pgm", ".ppm"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+}
+IMAGE_EXTENSIONS = tuple(sorted(ending for endings in FORMATS.values() for ending in endings))
 PARTS = re.compile(r"((-fold-\d{3}-of-\d{3}|-shard-\d{5}-of-\d{5})+(\.index)?|_warning\.json)")
 UNFINISHED = ".unfinished"
 

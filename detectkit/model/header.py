@@ -26,7 +26,7 @@ UNSEALED = "0" * 64  # in the place of the checksum, while it is made; and in fi
 # As JSON in an ONNX file, as JSON in JSON in a safetensors file.
 CHECKSUM = re.compile(rb'"checksum\\?": \\?"(.{64})', re.DOTALL)  # a damaged one is none either
 # The sections of the spec that a model is run by. Of another release's other sections nothing is asked.
-JUDGED = ("augmentation_config.preprocessing", "postprocessing_config", "evaluation_config")
+JUDGED = ("augmentation_config.preprocessing", "model_config", "postprocessing_config", "evaluation_config")
 NAMED = 3  # broken rules in one error
 
 # The input of an exported network, and its two outputs by TLT's names, which its DeepStream parsers ask for.
@@ -127,6 +127,8 @@ def _judge(found: Header, path: str | os.PathLike[str]) -> None:
             raise ModelError(
                 f'{path}: the class name "{visible(name)}" has a control character in it ({found_in})'
             )
+    if found.spec.HasField("cost_function_config") and not found.spec.cost_function_config.target_classes:
+        raise ModelError(f"{path} is damaged: its spec has no target_classes")
     broken = [
         str(violation)
         for violation in check(found.spec)

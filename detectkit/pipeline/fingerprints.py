@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from detectkit import stores
+from detectkit.data.sources import IMAGE_EXTENSIONS
 from detectkit.files import atomic_write, local_path, matching
 
 RESULTS = {"run.json", "stage.json", "status.jsonl"}  # files in folders that detectkit has written: no data
-IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 SETTLED = 2 * 10**9  # nanoseconds; a file changed later than that may change again without its time telling
 Key = tuple[int, int]  # size and time of the last change
 
@@ -116,7 +116,7 @@ def _images(folder: str) -> Iterator[str]:
         seen.add(real)
         folders.sort()
         for name in sorted(names):
-            if os.path.splitext(name)[1].lower() in IMAGES:
+            if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS:
                 yield os.path.join(place, name)
 
 

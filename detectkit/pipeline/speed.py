@@ -12,7 +12,7 @@ import torch
 from detectkit import spec
 from detectkit.data import augment
 from detectkit.data.dataset import Batch, sample_from_image, training_frames, validation_frames
-from detectkit.data.images import IMAGE_EXTENSIONS
+from detectkit.data.sources import IMAGE_EXTENSIONS
 from detectkit.errors import DataError
 from detectkit.heads import GridHead
 from detectkit.model import checkpoint

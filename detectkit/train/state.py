@@ -25,6 +25,7 @@ from detectkit.train.teacher import Teacher
 from detectkit.train.weighting import ObjectiveWeights
 
 FORMAT = 4
+UNSEALED = 3  # the format that differs by having no checksum
 DIGEST = hashlib.sha256  # of what torch has written, behind it
 PLOTTED = {"cost", "learning_rate"}  # of each epoch
 # What a state of this format has, and of which types.
@@ -114,11 +115,16 @@ def save(path: Path, state: State, spec_text: str) -> None:
         "best": state.best,
         "history": state.history,
     }
+    with atomic_write(path) as temporary:
+        write(temporary, content)
+
+
+def write(path: Path, content: Any) -> None:
+    """Write what `read` reads: what torch makes of the content, and its checksum."""
     buffer = io.BytesIO()  # torch.save hides the reason of a failed write; a plain file tells it
     torch.save(content, buffer)
     buffer.write(DIGEST(buffer.getbuffer()).digest())
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    path.write_bytes(buffer.getbuffer())
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -135,12 +141,12 @@ def read(path: Path) -> dict[str, Any]:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
     except UNREADABLE as error:
         raise damaged(path) from error
-    if found != FORMAT:
+    if found not in (UNSEALED, FORMAT):
         raise ModelError(
             f"{path} has format {found}, this version reads {FORMAT}: use the version that wrote it"
         )
     size = DIGEST().digest_size
-    if DIGEST(data[:-size]).digest() != data[-size:]:
+    if found != UNSEALED and DIGEST(data[:-size]).digest() != data[-size:]:
         raise damaged(path)
     unusable = [name for name, kind in PARTS.items() if not isinstance(content.get(name, ...), kind)]
     unusable = unusable or [name for name, is_sound in _judged(content) if not is_sound]

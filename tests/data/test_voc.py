@@ -249,6 +249,19 @@ def test_mixed_endings(root, prefix):
     assert formats == dict.fromkeys("056789", "") | {"1": "JPG", "2": "png", "3": "jpeg", "4": "PNG"}
 
 
+def test_an_image_of_a_format_that_is_not_read_is_not_said_to_be_missing(root, prefix):
+    for number, end in ((1, "jfif"), (2, "gif"), (3, "HEIC")):
+        path = root / "JPEGImages" / f"00000{number}.jpg"
+        path.rename(path.with_suffix(f".{end}"))
+    Image.new("RGB", (64, 48)).save(root / "JPEGImages" / "000004.gif")
+    summary = convert(settings(root, image_extension="png"), prefix)
+    assert sum(fold.frames for fold in summary.folds) == 10  # what is in a file counts, and these are JPEG
+    Image.new("RGB", (64, 48)).save(root / "JPEGImages" / "000002.gif")
+    reject, *others = convert(settings(root), prefix).rejected
+    assert reject.file.endswith("000002.gif") and "no image of the formats BMP, JPEG" in reject.reason
+    assert [other.reason[:36] for other in others] == ["the name is that of another file but"]
+
+
 def test_lists_name_images_in_sub_folders_only(tmp_path, prefix):
     root = tmp_path / "voc"
     for name in ("cam/0", "cam/1"):

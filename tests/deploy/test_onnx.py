@@ -304,6 +304,13 @@ def test_functions_of_two_values() -> None:
     assert (got_coverage - coverage).abs().max() < 1e-6 and (got_bbox - bbox).abs().max() < 1e-6
 
 
+def test_values_whose_squares_are_beyond_float_are_no_noise() -> None:
+    detector = small()
+    with torch.no_grad():
+        detector.output_bbox.weight.mul_(1e30)
+    assert check_against(detector, to_onnx(detector, height=HEIGHT, width=WIDTH)) < 1e-5
+
+
 def test_a_model_that_computes_something_else_is_found() -> None:
     detector = small()
     model = to_onnx(detector, height=HEIGHT, width=WIDTH)

@@ -50,6 +50,24 @@ def test_of_other_software(text):
         header.loads(text, "m.onnx")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("objective_set { cov { prior: -1 } bbox {} }", r"prior: must be in \(0, 1\), got -1"),
+        ("dropout_rate: 5", r"dropout_rate: must be in \[0, 1\), got 5"),
+    ],
+)
+def test_the_network_of_a_spec_is_judged(change, words):
+    text = TEXT.replace("}", f"{change} }}")
+    with pytest.raises(ModelError, match=f"^m.onnx is damaged: in its spec model_config.*{words}"):
+        header.loads(header.dumps(text, ["a"], 3), "m.onnx")
+
+
+def test_a_spec_that_has_lost_its_classes():
+    with pytest.raises(ModelError, match="^m.onnx is damaged: its spec has no target_classes$"):
+        header.loads(header.dumps(f"{TEXT} cost_function_config {{}}", ["a"], 3), "m.onnx")
+
+
 def test_of_a_newer_detectkit():
     content = json.loads(header.dumps(TEXT, ["a"], 3)) | {"format": 2}
     with pytest.raises(ModelError, match="m was written by a newer .*model format 2; .* up to 1.*: upgrade"):
