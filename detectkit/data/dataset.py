@@ -34,8 +34,8 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from detectkit.console import log
 from detectkit.data import tfrecord
+from detectkit.data.formats import IMAGE_EXTENSIONS
 from detectkit.data.images import (
-    IMAGE_EXTENSIONS,
     Decoded,
     Size,
     counted,
