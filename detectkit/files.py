@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the new one, never a part of one; locks, patterns, short names."""
+"""Writing files so that a reader sees the old one or the new one, never a part of one; locks, listings, patterns, short names."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import errno
 import functools
 import glob
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
-from detectkit.errors import OutputError, UsageError
+from detectkit.errors import DataError, OutputError, UsageError
 
 try:
     import fcntl
@@ -222,17 +223,84 @@ def local_path(path: str) -> str:
     return os.path.expanduser(path.removeprefix("file://"))
 
 
+def _cannot_list(error: OSError) -> NoReturn:
+    raise DataError(f"cannot list {error.filename}: {error.strerror}") from error
+
+
+def files_below(
+    folder: str | os.PathLike[str],
+    *,
+    passed_over: Callable[[str], bool] = lambda place: False,
+    fail: Callable[[OSError], object] = _cannot_list,
+) -> Iterator[str]:
+    """The files of a folder and of those below it, as paths from it with `/`, in a settled order.
+
+    Links are followed, also where several lead to one folder, but not back to a folder that they are in. Hidden folders
+    are not entered; hidden files are among the files.
+
+    Args:
+        passed_over: says of the path of a folder that it is not entered either.
+        fail: takes the error of a folder that cannot be listed, which then counts as an empty one.
+
+    Raises:
+        DataError: a folder cannot be listed, unless `fail` does something else.
+    """
+    for below, names in _walk(os.fspath(folder), passed_over, fail):
+        yield from (below + name for name in names)
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a file or folder is hidden by its name, as macOS's companions `._NAME` are too."""
+    return os.path.basename(path).startswith(".")
+
+
+def _walk(
+    folder: str, passed_over: Callable[[str], bool], fail: Callable[[OSError], object]
+) -> Iterator[tuple[str, list[str]]]:
+    """Folders, as paths from the one that is given which end with `/` or are empty, and the names of their files."""
+    places: list[tuple[str, frozenset[str]]] = [("", frozenset())]  # and the real paths of what each is in
+    while places:
+        below, above = places.pop()
+        place = os.path.join(folder, below) if below else folder
+        try:
+            with os.scandir(place or os.curdir) as entries:
+                found = sorted((entry.name, _is_folder(entry)) for entry in entries)
+        except OSError as error:
+            fail(error)
+            continue
+        yield below, [name for name, is_folder in found if not is_folder]
+        above |= {os.path.realpath(place)}
+        for name in (name for name, is_folder in reversed(found) if is_folder and not is_hidden(name)):
+            inner = os.path.join(place, name)
+            if os.path.realpath(inner) not in above and not passed_over(inner):
+                places.append((f"{below}{name}/", above))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
 def matching(pattern: str) -> list[str]:
     """The files and folders that match a pattern with `*`, `?`, `[…]` and `**`, sorted.
 
     What exists as it is written is taken as it is, so that a folder may be called a*b or data[1]; and where `[…]` matches
-    nothing, the brackets stand for themselves.
+    nothing, the brackets stand for themselves. `**` follows links as `files_below` does.
     """
     start, *parts = _parts(local_path(pattern))
     found = [start]
-    for part in parts:
-        found = list(dict.fromkeys(path for place in found for path in _below(place, part)))
+    for left, part in zip(reversed(range(len(parts))), parts, strict=True):
+        below = (path for place in found for path in _below(place, part, only_folders=left > 0))
+        found = list(dict.fromkeys(below))
     return sorted(found)
+
+
+def literal_start(pattern: str) -> str:
+    """What all paths of a pattern begin with; `[[]`, `[*]` and `[?]` stand for these characters themselves."""
+    found = re.match(r"(?:[^*?[]|\[[*?[]\])*", pattern)
+    return re.sub(r"\[([*?[])\]", r"\1", found[0] if found else "")
 
 
 def _parts(path: str) -> list[str]:
@@ -241,15 +309,30 @@ def _parts(path: str) -> list[str]:
     return [os.sep if path.startswith(os.sep) else "", *names]
 
 
-def _below(place: str, part: str) -> list[str]:
-    """What is called `part` in a folder, or else matches it."""
+def _below(place: str, part: str, *, only_folders: bool) -> Iterable[str]:
+    """What is called `part` in a folder, or else matches it; files are of no use where more parts follow."""
     path = os.path.join(place, part)
     if os.path.lexists(path):
         return [path]
     if not glob.has_magic(part):
         return []
-    found = glob.glob(os.path.join(glob.escape(place), part), recursive=True)
-    return found or glob.glob(os.path.join(glob.escape(place), part.replace("[", "[[]")))
+    if part == "**":
+        return _all_below(place, only_folders=only_folders)
+    begin, end = os.path.join(glob.escape(place), ""), os.sep if only_folders else ""
+    found = glob.glob(begin + part + end)
+    if not found and "[" in part:
+        found = glob.glob(begin + part.replace("[", "[[]") + end)
+    return [path.removesuffix(end) for path in found]
+
+
+def _all_below(place: str, *, only_folders: bool) -> Iterator[str]:
+    """A folder, those below it and perhaps their files, but for hidden ones and for what cannot be listed."""
+    for below, names in _walk(place, lambda folder: False, lambda error: None):
+        inner = os.path.join(place, below.removesuffix("/")) if below else place
+        if inner or only_folders:  # the current folder has no name
+            yield inner
+        if not only_folders:
+            yield from (os.path.join(place, below, name) for name in names if not is_hidden(name))
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

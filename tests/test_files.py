@@ -1,5 +1,6 @@
-"""Locks of folders, and what processes that were killed leave."""
+"""Locks of folders, what processes that were killed leave, listings and patterns."""
 
+import glob
 import os
 import signal
 import subprocess
@@ -8,8 +9,17 @@ import time
 
 import pytest
 
-from detectkit.errors import UsageError
-from detectkit.files import LOCK, atomic_write, clear_left_behind, locked, staging_folder
+from detectkit.errors import DataError, UsageError
+from detectkit.files import (
+    LOCK,
+    atomic_write,
+    clear_left_behind,
+    files_below,
+    literal_start,
+    locked,
+    matching,
+    staging_folder,
+)
 
 HOLD = """
 import sys, time
@@ -112,3 +122,108 @@ def test_looking_for_what_is_left_costs_nothing_in_a_folder_of_many_files(tmp_pa
         with atomic_write(tmp_path / str(number)) as path:
             path.touch()
     assert time.process_time() - start < 1
+
+
+# Listings and patterns
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """The current folder, and a writer of files below it."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(*names):
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).touch()
+
+    return write
+
+
+def test_files_come_in_a_settled_order_and_hidden_folders_are_not_entered(tree):
+    tree("b", "a", ".c", "z/1", "d/2", "d/e/3", ".git/4")
+    assert list(files_below(".")) == [".c", "a", "b", "d/2", "d/e/3", "z/1"]
+    assert list(files_below("d/")) == ["2", "e/3"]
+    assert list(files_below(".", passed_over=lambda place: place.endswith("/d"))) == [".c", "a", "b", "z/1"]
+
+
+def test_links_are_aliases_and_not_followed_round_in_circles(tree, tmp_path):
+    tree("s/z/deep/b", "other/x")
+    (tmp_path / "s/alias").symlink_to("z/deep")
+    (tmp_path / "s/loop").symlink_to(".")
+    (tmp_path / "s/out").symlink_to("../other")
+    (tmp_path / "other/back").symlink_to("../s")
+    assert list(files_below("s")) == ["alias/b", "out/x", "z/deep/b"]
+    (tmp_path / "link").symlink_to("s")
+    assert list(files_below("link")) == list(files_below("s"))
+
+
+def test_a_folder_that_cannot_be_listed(tree, tmp_path):
+    tree("file")
+    for name, why in (("gone", "No such file or directory"), ("file", "Not a directory")):
+        with pytest.raises(DataError, match=f"^cannot list {tmp_path}/{name}: {why}$"):
+            list(files_below(tmp_path / name))
+        errors = []
+        assert list(files_below(tmp_path / name, fail=errors.append)) == [] and len(errors) == 1
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "**",
+        "**/x*",
+        "*/x*",
+        "d/**",
+        "d/**/*",
+        "**/e/**/x1",
+        "*",
+        "?/x[12]",
+        "*/e/../x*",
+        "**/**/x*",
+        "./**/x2",
+    ],
+)
+def test_what_matches_is_what_glob_finds(tree, tmp_path, pattern):
+    tree("x0", "d/x1", "d/e/x2", "d/e/f/x1", "z/x1", ".h/x1", "d/.x1")
+    for root in ("", f"{tmp_path}/"):
+        found = {os.path.normpath(path) for path in glob.glob(root + pattern, recursive=True)}
+        assert list(map(os.path.normpath, matching(root + pattern))) == sorted(found), root
+
+
+def test_what_is_called_as_it_is_written_is_found_on_each_level(tree):
+    tree("a/data[1]/part-0", "a/data1/part-0", "b/data1/part-0", "c/x[1]/part-0", "c/x[1]/part-9")
+    assert matching("a/data[1]/part-[0-5]") == ["a/data[1]/part-0"]
+    assert matching("*/data[1]/part-[0-5]") == ["a/data[1]/part-0", "b/data1/part-0"]
+    assert matching("**/x[1]/part-[0-5]") == ["c/x[1]/part-0"]
+
+
+def test_a_link_that_leads_back_gives_no_file_twice(tree, tmp_path):
+    tree("d/part-0", "d/e/part-1")
+    (tmp_path / "d/e/up").symlink_to("..")
+    (tmp_path / "d/loop").symlink_to(".")
+    assert matching("d/**/part-*") == ["d/e/part-1", "d/part-0"]
+
+
+def test_two_stars_over_many_files_cost_as_much_as_listing_them(tree):
+    tree(*(f"{number % 7}/{number}" for number in range(7000)))
+    start = time.process_time()
+    expected = sorted(glob.glob("**/*9", recursive=True))
+    listed = time.process_time() - start
+    start = time.process_time()
+    assert matching("**/*9") == expected
+    assert time.process_time() - start < 5 * listed
+
+
+@pytest.mark.parametrize(
+    "pattern, start",
+    [
+        ("a/b", "a/b"),
+        ("a/b*c", "a/b"),
+        ("a[*]b[?]c[[]1]-*", "a*b?c[1]-"),
+        ("data[1]*", "data"),
+        ("**", ""),
+        ("", ""),
+    ],
+)
+def test_what_all_paths_of_a_pattern_begin_with(pattern, start):
+    assert literal_start(pattern) == start

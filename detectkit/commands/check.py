@@ -360,19 +360,17 @@ def _require_folder(field: str, folder: Path) -> None:
 
 
 def _count_files(field: str, folder: Path, suffix: str) -> None:
-    from detectkit.data.frames import by_name, files_below, require_some
+    from detectkit.data.frames import find_files
 
     _require_folder(field, folder)
-    files = list(files_below(folder, field))
-    found = by_name(files, suffix)
-    require_some(found, files, folder, f"{suffix} files")
+    found = find_files(folder, suffix, field=field, what=f"{suffix} files")
     say(f"{folder}: {len(found)} {suffix} files")
 
 
 def _count_images(field: str, folder: Path, suffix: str) -> None:
-    from detectkit.data.frames import list_images
+    from detectkit.data.frames import find_images
 
     _require_folder(field, folder)
-    files = [file for same in list_images(folder, suffix, field).values() for file in same]
+    files = [file for same in find_images(folder, suffix, field=field).values() for file in same]
     counts = Counter(Path(file).suffix for file in files)
     say(f"{folder}: {', '.join(f'{count} {end} files' for end, count in counts.most_common())}")

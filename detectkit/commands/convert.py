@@ -128,7 +128,7 @@ def _of_experiment(
 def _convert(conversion: Conversion) -> Summary:
     """Write one set of records, and print what it holds."""
     from detectkit.data.convert import convert
-    from detectkit.data.frames import by_reason, place
+    from detectkit.data.frames import place, reasons
     from detectkit.data.images import TURNED
 
     prefix = conversion.prefix
@@ -143,12 +143,8 @@ def _convert(conversion: Conversion) -> Summary:
         log.warning(
             f"left out: {len(summary.rejected)} lines, labels or images; listed in {summary.warning_file}"
         )
-        reasons = by_reason(summary.rejected)
-        for reject, count in reasons[:REASONS]:
-            log.warning(f"  {count} times: {reject.reason} (first {place(reject)})")
-        if len(reasons) > REASONS:
-            others = sum(count for _, count in reasons[REASONS:])
-            log.warning(f"  {others} times: {len(reasons) - REASONS} other reasons")
+        for told in reasons(summary.rejected, most=REASONS):
+            log.warning(f"  {told}")
     if summary.others:
         end = summary.image_extension
         other = f"another extension than .{end}" if end else "another extension than the spec says"

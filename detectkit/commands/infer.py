@@ -400,7 +400,7 @@ def _annotated(path: Path, rows: list[tuple[Style, list[float], float]], output:
 
 def _save(picture: Image, name: str, path: Path, folder: Path) -> None:
     """Write the annotated picture of the image at `path` as `name`, in the format of its extension."""
-    from detectkit.data.images import FORMAT_OF
+    from detectkit.data.formats import FORMAT_OF
 
     # Files that are no image by their name, such as one given by itself, may be of a format that cannot be written.
     is_known = path.suffix.lower() in FORMAT_OF

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from detectkit.console import progress
 from detectkit.data import frames, outline
 from detectkit.data.frames import LARGEST, Frame, Label, Reject, Source, box_text
-from detectkit.data.sources import IMAGE_EXTENSIONS
+from detectkit.data.formats import IMAGE_EXTENSIONS
 from detectkit.errors import DataError
 from detectkit.spec import DatasetExportConfig, label_name
 
@@ -191,7 +191,7 @@ class _Files:
 
     @functools.cached_property
     def _by_name(self) -> dict[str, list[str]]:
-        return frames.by_name(frames.files_below(self.folder, "img_dir_names"), "", IMAGE_EXTENSIONS)
+        return frames.by_name(frames.list_files(self.folder, "img_dir_names"), "", IMAGE_EXTENSIONS)
 
 
 def _images(file: Annotations, rejected: list[Reject]) -> list[Listed]:

@@ -15,7 +15,7 @@ import numpy
 
 from detectkit.console import log, progress
 from detectkit.data import coco, kitti, sources, tfrecord, voc
-from detectkit.data.frames import Frame, Reject, Source, by_reason, place
+from detectkit.data.frames import Frame, Reject, Source, reasons
 from detectkit.data.sample import make_sample_data
 from detectkit.errors import DataError, OutputError, UsageError
 from detectkit.files import in_turn, staging_folder
@@ -121,9 +121,7 @@ def _require_usable(source: Source) -> None:
 
 
 def _reasons(rejected: Iterable[Reject]) -> str:
-    found = by_reason(rejected)
-    named = "; ".join(f"{count} times: {place(reject)}: {reject.reason}" for reject, count in found[:REASONS])
-    return named + (f"; and {len(found) - REASONS} other reasons" if len(found) > REASONS else "")
+    return "; ".join(reasons(rejected, most=REASONS))
 
 
 # Names of classes

@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from detectkit.console import log
 from detectkit.data import tfrecord
+from detectkit.data.formats import IMAGE_EXTENSIONS
 from detectkit.data.images import (
     Decoded,
     Size,
@@ -42,7 +43,6 @@ from detectkit.data.images import (
     open_image,
     upright_size,
 )
-from detectkit.data.sources import IMAGE_EXTENSIONS
 from detectkit.errors import DataError
 from detectkit.files import local_path
 from detectkit.spec import AugmentationConfig, DatasetConfig, DataSource, label_name

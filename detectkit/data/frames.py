@@ -9,23 +9,25 @@ import random
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from detectkit.console import log, progress
 from detectkit.data import sources
-from detectkit.data.images import UNREADABLE, Size, file_size, reason
-from detectkit.data.sources import IMAGE_EXTENSIONS
+from detectkit.data.formats import IMAGE_EXTENSIONS
+from detectkit.data.images import UNREADABLE, Size, counted, ending, file_size, reason
 from detectkit.errors import DataError
+from detectkit.files import files_below, is_hidden
 from detectkit.spec import control_character
 
 # What differs from one to the next of reasons that are one: text in quotes, values, names of files, numbers.
 VALUES = re.compile(
-    r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\([^()]*\)|\[[^\[\]]*\]|\S+\.\w{2,4}\b|-?\b\d[\d.]*\b(?! column)"""
+    r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\([^()]*\)|\[[^\[\]]*\]|(?<!\S)\S+\.\w{2,4}\b|-?\b\d[\d.]*\b(?! column)"""
 )
 
 TEXTS = (".csv", ".json", ".txt", ".xml")  # which may lie beside images
+LONGEST = 300  # characters of a reason
 LARGEST = 1e9  # beyond this a number is a mistake, and would not survive the record's float32 and int64
 
 
@@ -54,13 +56,25 @@ class Frame(NamedTuple):
     turned: bool = False  # by its EXIF orientation; width and height are those that viewers show
 
 
-class Reject(NamedTuple):
-    """A label, label file or image that was left out. `line` counts from 1; None: the file as a whole, or no text lines."""
-
+class _Reject(NamedTuple):
     file: str
     line: int | None
     reason: str
     is_label: bool = False  # one object of a file whose others may be usable
+
+
+class Reject(_Reject):
+    """A label, label file or image that was left out. `line` counts from 1; None: the file as a whole, or no text lines.
+
+    The reason is cut: it may quote what a file has, which may be all of it.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, file: str, line: int | None, reason: str, is_label: bool = False) -> Reject:
+        return super().__new__(
+            cls, file, line, reason if len(reason) <= LONGEST else reason[: LONGEST - 1] + "…", is_label
+        )
 
 
 class Source(NamedTuple):
@@ -90,7 +104,17 @@ def require_visible(name: str) -> None:
         raise ValueError(f"the class name {ascii(name)} has the control character {found}")
 
 
-def by_reason(rejected: Iterable[Reject]) -> list[tuple[Reject, int]]:
+def reasons(rejected: Iterable[Reject], *, most: int) -> list[str]:
+    """Why things were left out, the commonest first, with counts and the first place; behind `most` the rest in one."""
+    found = _by_reason(rejected)
+    told = [f"{count} times: {reject.reason} (first {place(reject)})" for reject, count in found[:most]]
+    if len(found) > most:
+        others = sum(count for _, count in found[most:])
+        told.append(f"{others} times: {len(found) - most} other reasons")
+    return told
+
+
+def _by_reason(rejected: Iterable[Reject]) -> list[tuple[Reject, int]]:
     """The first of those that were left out for one reason, whatever the values in it, and how many; most first."""
     first: dict[str, Reject] = {}
     counts: Counter[str] = Counter()
@@ -168,41 +192,28 @@ def find_image_root(image_directory_path: str, root: Path, folders: Iterable[str
     return images
 
 
-def files_below(folder: Path, field: str) -> Iterator[str]:
-    """Yield the files of a folder and of those below it, as paths from it with `/`, in a settled order.
-
-    Links are followed. Folders whose name begins with a dot are not entered, nor are macOS's companions `._NAME` given.
+def list_files(folder: Path, field: str) -> list[str]:
+    """Give the files of a folder and of those below it, see `detectkit.files.files_below`.
 
     Raises:
         DataError: one cannot be listed; `field` is what the spec calls the folder.
     """
-
-    def fail(error: OSError) -> None:
-        reason = f"{error.strerror}; it is root_directory_path with {field}"
-        raise DataError(f"cannot list {error.filename}: {reason}") from error
-
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"cannot list {folder}: it is no folder; it is root_directory_path with {field}")
-    seen: set[str] = set()  # links may lead back
-    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        if real not in seen:
-            below = PurePosixPath(os.path.relpath(place, folder))
-            yield from (str(below / name) for name in sorted(names) if not name.startswith("._"))
-        seen.add(real)
+    try:
+        return list(files_below(folder))
+    except DataError as error:
+        raise DataError(f"{error}; it is root_directory_path with {field}") from error
 
 
 def by_name(files: Iterable[str], extension: str, others: Collection[str] = ()) -> dict[str, list[str]]:
     """Give the files that have the extension, or one of the others, in either case, by their names without it.
 
-    Of several files of one name, those with the extension as it is written are first.
+    Hidden files are passed over. Of several files of one name, those with the extension as it is written are first.
     """
     known = {extension.lower(), *others}
     found: dict[str, list[str]] = {}
     for file in files:
         stem, end = os.path.splitext(file)
-        if end.lower() in known:
+        if end.lower() in known and not is_hidden(file):
             found.setdefault(composed(stem), []).append(file)
     for same in found.values():
         same.sort(key=lambda file: (not file.endswith(extension), file.lower()))
@@ -221,12 +232,23 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def require_some(found: Collection[str], files: Sequence[str], folder: Path, what: str) -> None:
-    """Raise DataError for a folder without such files; says what it has."""
+def find_files(
+    folder: Path, extension: str, others: Collection[str] = (), *, field: str, what: str
+) -> dict[str, list[str]]:
+    """Give the files of a folder that have the extension by name, as `by_name` does; says how many are hidden.
+
+    Raises:
+        DataError: there is none, or a folder cannot be listed; `field` is what the spec calls it, `what` the files.
+    """
+    files = list_files(folder, field)
+    found = by_name(files, extension, others)
     if not found:
-        others = Counter(os.path.splitext(file)[1] for file in files)
-        has = ", ".join(f"{count} {end or 'without extension'}" for end, count in others.most_common(3))
-        raise DataError(f"no {what} in {folder} or below it (it has {has or 'no files'})")
+        has = counted(Counter(map(ending, files))) or "no files"
+        raise DataError(f"no {what} in {folder} or below it (it has {has})")
+    hidden = sum(map(is_hidden, files))
+    if hidden:
+        log.info("%s: passed over %d hidden", folder, hidden)
+    return found
 
 
 def read_json(path: Path, field: str) -> Any:
@@ -324,7 +346,10 @@ class Pairs(NamedTuple):
             rejected.append(Reject(str(file), None, str(error)))
             return None
         rejected.extend(Reject(str(label_file), line, reason, True) for line, reason in content.rejected)
-        for other in [*map(self._path, others), *map(self.labels.joinpath, self.label_files[name][1:])]:
+        for other in [
+            *map(self._path, others),
+            *map(self.labels.joinpath, self.label_files.get(name, [])[1:]),
+        ]:
             reason = "the name is that of another file but for the extension, and that one is taken"
             rejected.append(Reject(str(other), None, reason))
         labels = tuple(content.labels)
@@ -375,13 +400,13 @@ def find_pairs(images: ImageFolder, labels: LabelFolder, parse: Callable[[Path],
         DataError: one cannot be listed, or has none.
     """
     extension = "." + images.extension.removeprefix(".")
-    below = list(files_below(images.root / images.folder, "image_dir_name"))
-    pictures = _images(below, extension, images.root / images.folder)
+    folder = images.root / images.folder
+    pictures = find_images(folder, extension, field="image_dir_name")
+    below = list_files(folder, "image_dir_name")
     stems = ((composed(stem), end, file) for file in below for stem, end in [os.path.splitext(file)])
     others = {name: file for name, end, file in stems if end.lower() not in TEXTS and name not in pictures}
-    files = list(files_below(labels.path, labels.field))
-    label_files = by_name(files, labels.extension)
-    require_some(label_files, files, labels.path, f"{labels.extension} label files")
+    what = f"{labels.extension} label files"
+    label_files = find_files(labels.path, labels.extension, field=labels.field, what=what)
     return Pairs(
         images.root,
         images.folder,
@@ -395,15 +420,9 @@ def find_pairs(images: ImageFolder, labels: LabelFolder, parse: Callable[[Path],
     )
 
 
-def list_images(folder: Path, extension: str, field: str) -> dict[str, list[str]]:
-    """Give the images of a folder by name, of any known extension; raises DataError as `find_pairs` does."""
-    return _images(list(files_below(folder, field)), extension, folder)
-
-
-def _images(files: Sequence[str], extension: str, folder: Path) -> dict[str, list[str]]:
-    found = by_name(files, extension, IMAGE_EXTENSIONS)
-    require_some(found, files, folder, "images")
-    return found
+def find_images(folder: Path, extension: str, *, field: str) -> dict[str, list[str]]:
+    """Give the images of a folder by name, of any known extension; raises DataError as `find_files` does."""
+    return find_files(folder, extension, IMAGE_EXTENSIONS, field=field, what="images")
 
 
 def split(frames: Sequence[Frame], val_split: float, generator: random.Random) -> list[list[Frame]]:

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from detectkit.data.sources import FORMATS
+from detectkit.data.formats import FORMATS, is_image
 from detectkit.errors import DataError
+from detectkit.files import files_below, is_hidden
 
-FORMAT_OF = {ending: name for name, endings in FORMATS.items() for ending in endings}
 NAMED = ", ".join(FORMATS)
 MOST_PIXELS = 250_000_000  # of an image: about a gigabyte while it is decoded
 LONGEST = 65_535  # pixels of a side: JPEG's own limit
@@ -93,22 +93,18 @@ def list_images(folder: Path, *, without: Collection[Path] = ()) -> Listing:
     """
     files: list[Path] = []
     others: Counter[str] = Counter()
-    passed = {os.path.realpath(path) for path in without}
-
-    def stop(error: OSError) -> None:
-        raise DataError(f"cannot list {error.filename}: {error.strerror}") from error
-
-    for place, folders, names in os.walk(folder, onerror=stop, followlinks=True):
-        inner = {name: os.path.realpath(os.path.join(place, name)) for name in folders if name[0] != "."}
-        folders[:] = [name for name, real in inner.items() if real not in passed]
-        passed |= {inner[name] for name in folders}  # links may lead round in circles
-        for name in names:
-            path = Path(place, name)
-            if name[0] != "." and path.suffix.lower() in FORMAT_OF and path.is_file():
-                files.append(path)
-            else:
-                others["hidden" if name[0] == "." else path.suffix or "without an ending"] += 1
+    passed_over = {os.path.realpath(path) for path in without}
+    for file in files_below(folder, passed_over=lambda place: os.path.realpath(place) in passed_over):
+        if is_image(file) and (folder / file).is_file():
+            files.append(folder / file)
+        else:
+            others[ending(file)] += 1
     return Listing(sorted(files), others)
+
+
+def ending(file: str) -> str:
+    """What a file that is no image is counted as."""
+    return "hidden" if is_hidden(file) else os.path.splitext(file)[1] or "without an ending"
 
 
 def counted(others: Counter[str], *, most: int = 5) -> str:

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from detectkit.errors import DataError
+from detectkit.files import literal_start, local_path, matching
 from detectkit.spec import DatasetExportConfig
 
-# Pillow's names, and the endings that folders are searched for. MPO, which many phones write as .jpg, is opened as
-# JPEG. Pillow knows more, some of which start another program: EPS.
-FORMATS = {
-    "BMP": (".bmp",),
-    "JPEG": (".jfif", ".jpeg", ".jpg"),
-    "PNG": (".png",),
-    "PPM": (".pgm", ".ppm"),
-    "TIFF": (".tif", ".tiff"),
-    "WEBP": (".webp",),
-}
-IMAGE_EXTENSIONS = tuple(sorted(ending for endings in FORMATS.values() for ending in endings))
 PARTS = re.compile(r"((-fold-\d{3}-of-\d{3}|-shard-\d{5}-of-\d{5})+(\.index)?|_warning\.json)")
 UNFINISHED = ".unfinished"
 
@@ -105,8 +96,9 @@ def unfinished(prefix: Path) -> Path:
 def require_whole(pattern: str, found: Iterable[str]) -> None:
     """Raise DataError where files, those of the pattern or any in its folder, are a mixture of two conversions."""
     files = [Path(file) for file in found]
-    folders = {file.parent for file in files} or {Path(pattern).expanduser().parent}
-    begin = re.split(r"[*?[]", Path(pattern).name)[0]
+    folder, name = os.path.split(local_path(pattern))
+    folders = {file.parent for file in files} or {Path(place) for place in matching(folder)}
+    begin = literal_start(name)
     for mark in (mark for folder in sorted(folders) for mark in folder.glob(f".*{UNFINISHED}")):
         prefix = mark.with_name(mark.name[1:].removesuffix(UNFINISHED))
         is_meant = begin.startswith(prefix.name) or prefix.name.startswith(begin)

@@ -11,20 +11,23 @@ from torch import Tensor
 from detectkit.console import log
 from detectkit.data import kitti
 from detectkit.data.dataset import BACKGROUND, DONTCARE
+from detectkit.data.frames import by_name
 from detectkit.errors import DataError
 from detectkit.evaluation.measure import new_scores
 from detectkit.evaluation.mistakes import mistakes
 from detectkit.evaluation.results import Evaluation, Truth
+from detectkit.files import files_below
 from detectkit.ops.cluster import Detections
 from detectkit.spec import EvaluationConfig, Experiment, class_names
 
 
 def evaluate_files(detections: Path, labels: Path, experiment: Experiment) -> Evaluation:
-    """Measure KITTI detection files (16 columns) on label files of the same names, in the pixels they are written in.
+    """Measure KITTI detection files (16 columns) on label files of the same paths below their folders, in their pixels.
 
     Labels count through `target_class_mapping` and `dontcare_labels` alone, as in training: one called like a target
     class but not mapped is background. Detections are of target classes or of names that are mapped; others are left
-    out with a warning. A label file without a detection file is an image without detections. `evaluation_box_config`
+    out with a warning. A label file without a detection file is an image without detections; the other way round it is
+    left out with a warning. `evaluation_box_config`
     is applied in the pixels of the files, not in those of the network. Label lines that cannot be used are left out
     with a warning, and counted.
 
@@ -38,15 +41,14 @@ def evaluate_files(detections: Path, labels: Path, experiment: Experiment) -> Ev
     detected = {name: number for name, number in numbers.items() if number >= 0}
     detected |= {_key(name): number for number, name in enumerate(names)}
     scores = new_scores(names, experiment.evaluation_config)
-    files, missing = _files(detections, labels)
     unknown: set[str] = set()
     num_rejected = 0
-    for file in files:
+    for file, detected_file in _pairs(detections, labels):
         truth, rejected = kitti.read_labels(file)
         for line, reason in rejected:
             log.warning(f"{file}:{line}: {reason}")
         num_rejected += len(rejected)
-        found = [] if file in missing else kitti.read_detections(detections / file.name)
+        found = kitti.read_detections(detected_file) if detected_file else []
         unknown |= {label.name for label in found if _key(label.name) not in detected}
         scores.add(_detections(found, detected), _truth(truth, numbers))
     if unknown:
@@ -67,21 +69,40 @@ def _label_numbers(experiment: Experiment, names: list[str]) -> dict[str, int]:
     return numbers | {_key(name): DONTCARE for name in config.dontcare_labels}
 
 
-def _files(detections: Path, labels: Path) -> tuple[list[Path], set[Path]]:
-    """The label files, and those of them that have no detection file."""
-    files = sorted(labels.glob("*.txt"))
-    if not files:
+def _pairs(detections: Path, labels: Path) -> list[tuple[Path, Path | None]]:
+    """The label files, each with its detection file; None: it has none."""
+    truths, found = _text_files(labels), _text_files(detections)
+    if not truths:
         raise DataError(f"{labels} holds no label files (*.txt)")
-    missing = {file for file in files if not (detections / file.name).exists()}
-    if len(missing) == len(files):
+    missing, unused = (sorted(one.keys() - other.keys()) for one, other in ((truths, found), (found, truths)))
+    if len(missing) == len(truths):
         raise DataError(
-            f"{detections} holds no detection file for any label file of {labels}, such as {files[0].name}"
+            f"{detections} holds no detection file for any label file of {labels}, such as {truths[missing[0]]}"
         )
     if missing:
         log.warning(
-            f"{len(missing)} of {len(files)} images have no file in {detections}, such as {min(missing).name}"
+            f"{len(missing)} of {len(truths)} images have no file in {detections}, such as {truths[missing[0]]}"
         )
-    return files, missing
+    if unused:
+        log.warning(
+            f"{len(unused)} of {len(found)} detection files are left out: {labels} has no file for them, such as"
+            f" {found[unused[0]]}"
+        )
+    return [
+        (labels / file, detections / found[name] if name in found else None)
+        for name, file in sorted(truths.items())
+    ]
+
+
+def _text_files(folder: Path) -> dict[str, str]:
+    """The text files of a folder and of those below it, as paths from it, by their paths without the ending."""
+    found = by_name(files_below(folder), ".txt")
+    doubled = [file for same in found.values() for file in same[1:]]
+    if doubled:
+        log.warning(
+            f"{folder}: {len(doubled)} files are left out that are another one's but for the ending: {doubled[0]}"
+        )
+    return {name: same[0] for name, same in found.items()}
 
 
 def _detections(found: Sequence[kitti.Label], numbers: Mapping[str, int]) -> Detections:

@@ -16,7 +16,9 @@ from typing import NamedTuple
 from google.protobuf import text_format
 
 from detectkit.data import sources
+from detectkit.data.formats import is_image
 from detectkit.errors import DataError
+from detectkit.files import files_below
 from detectkit.pipeline import state as states
 from detectkit.pipeline.plan import TRAINED_WITH, Action, Step
 from detectkit.pipeline.stages import Chain, has_gpu
@@ -209,8 +211,7 @@ def _folds(config: DatasetExportConfig) -> list[int]:
 
 
 def _count_images(folder: Path) -> int:
-    names = (name for _, _, found in os.walk(folder) for name in found)
-    return sum(os.path.splitext(name)[1].lower() in sources.IMAGE_EXTENSIONS for name in names)
+    return sum(map(is_image, files_below(folder, fail=lambda error: None)))
 
 
 # What each stage may take

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from detectkit import stores
-from detectkit.data.sources import IMAGE_EXTENSIONS
-from detectkit.files import atomic_write, local_path, matching
+from detectkit.data.formats import is_image
+from detectkit.files import atomic_write, files_below, local_path, matching
 
 RESULTS = {"run.json", "stage.json", "status.jsonl"}  # files in folders that detectkit has written: no data
 SETTLED = 2 * 10**9  # nanoseconds; a file changed later than that may change again without its time telling
@@ -107,17 +107,14 @@ def _matches(pattern: str) -> list[str]:
 
 def _images(folder: str) -> Iterator[str]:
     """The image files below a folder, in an order that does not hang on the file system. Pictures of results are none."""
-    seen = set()  # links may lead back
-    for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen or (place != folder and RESULTS.intersection(names)):
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()
-        for name in sorted(names):
-            if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS:
-                yield os.path.join(place, name)
+    files = files_below(
+        folder, passed_over=_has_results, fail=lambda error: None
+    )  # the stage that reads it says so
+    return (os.path.join(folder, file) for file in files if is_image(file))
+
+
+def _has_results(folder: str) -> bool:
+    return any(os.path.lexists(os.path.join(folder, name)) for name in RESULTS)
 
 
 def _remote(pattern: str) -> str | None:

@@ -14,7 +14,7 @@ from google.protobuf import text_format
 
 from detectkit import spec
 from detectkit.errors import UsageError
-from detectkit.files import local_path
+from detectkit.files import literal_start, local_path
 from detectkit.pipeline import state as states
 from detectkit.pipeline.fingerprints import Fingerprints
 from detectkit.pipeline.stages import SPEC, STAGES, Chain, Stage, only
@@ -268,9 +268,8 @@ def _follows(chain: Chain, stage: Stage, other: Step) -> bool:
 
 
 def _start(pattern: str) -> str:
-    """What all paths of a pattern begin with; `[[]`, `[*]` and `[?]` stand for these characters themselves."""
-    found = re.match(r"(?:[^*?[]|\[[*?[]\])*", _absolute(pattern))
-    return re.sub(r"\[([*?[])\]", r"\1", found[0] if found else "")
+    """What all paths of a pattern begin with."""
+    return literal_start(_absolute(pattern))
 
 
 def _absolute(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,9 @@ import torch
 from detectkit import spec
 from detectkit.data import augment
 from detectkit.data.dataset import Batch, sample_from_image, training_frames, validation_frames
-from detectkit.data.sources import IMAGE_EXTENSIONS
+from detectkit.data.formats import is_image
 from detectkit.errors import DataError
+from detectkit.files import files_below
 from detectkit.heads import GridHead
 from detectkit.model import checkpoint
 from detectkit.model.detector import Detector, build, parameters
@@ -147,13 +149,10 @@ def _seconds(step: Callable[[], None]) -> float:
 
 def _decoding(experiment: Experiment, images: Path | None) -> float:
     """Seconds an image; 0 where there is none to try."""
-    found = (
-        (path for path in images.rglob("*") if path.suffix.lower() in IMAGE_EXTENSIONS)
-        if images
-        else iter(())
-    )
+    files = filter(is_image, files_below(images, fail=lambda error: None)) if images else ()
+    paths = (os.path.join(images or "", file) for file in files)
     times: list[float] = []
-    for path, _ in zip(found, range(DECODED), strict=False):
+    for path, _ in zip(paths, range(DECODED), strict=False):
         start = time.perf_counter()
         try:
             sample_from_image(

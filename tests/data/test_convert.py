@@ -1,6 +1,7 @@
 """From label files to shards: names, splits, what is left out and why, and nothing half-written."""
 
 import errno
+import glob
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from detectkit.data import sources, tfrecord
 from detectkit.data.convert import convert, modify
 from detectkit.data.dataset import training_frames
 from detectkit.data.example_pb2 import Example
-from detectkit.data.frames import Frame, Label
+from detectkit.data.frames import LONGEST, Frame, Label
 from detectkit.data.sample import make_sample_data
 from detectkit.errors import DataError, OutputError, UsageError
 from detectkit.spec import DatasetExportConfig
@@ -310,7 +311,8 @@ def test_nothing_usable(root, prefix):
     for path in (root / "image_2").iterdir():
         path.write_bytes(b"")
     with pytest.raises(
-        DataError, match="none of 10 images and labels is usable .*000000.png: the file is empty"
+        DataError,
+        match=r"none of 10 images and labels is usable \(10 times: the file is empty \(first .*000000.png\)\)",
     ):
         convert(settings(root), prefix)
     assert files(prefix) == []
@@ -508,6 +510,48 @@ def test_sub_folders(tmp_path, prefix):
     ]
 
 
+def test_a_linked_folder_of_labels_and_images_is_read_under_each_name(tmp_path, prefix):
+    root = tmp_path / "k"
+    for folder in ("image_2", "label_2"):
+        (root / folder / "left").mkdir(parents=True)
+        (root / folder / "right").symlink_to("left")
+    add_frame(root, "left/0")
+    summary = convert(one_fold(root), prefix)
+    assert sorted(read(summary)[1]) == ["image_2/left/0", "image_2/right/0"] and summary.rejected == []
+
+
+def test_a_linked_folder_of_labels_alone_is_left_out_with_a_reason(tmp_path, prefix):
+    root = tmp_path / "k"
+    for folder in ("image_2", "label_2"):
+        (root / folder / "left").mkdir(parents=True)
+    (root / "label_2" / "right").symlink_to("left")
+    add_frame(root, "left/0")
+    summary = convert(one_fold(root), prefix)
+    assert read(summary)[1] == ["image_2/left/0"]
+    assert [(reject.file, reject.reason) for reject in summary.rejected] == [
+        (f"{root}/image_2/right/0.png", "the image is missing")
+    ]
+
+
+def test_hidden_images_and_labels_are_none_and_told(root, prefix, caplog):
+    for number in range(5):
+        add_frame(root, f".{number}")
+    caplog.set_level("INFO", "detectkit")
+    summary = convert(one_fold(root), prefix)
+    assert len(read(summary)[1]) == 10 and summary.rejected == []
+    assert {f"{root}/{folder}: passed over 5 hidden" for folder in ("image_2", "label_2")} <= set(
+        caplog.messages
+    )
+
+
+def test_reasons_are_of_a_length_that_can_be_read(root, prefix):
+    (root / "label_2" / "000000.txt").write_text("x" * 3_000_000 + " 1\n" + CAR)
+    (root / "label_2" / "000001.txt").write_text(CAR.replace("0.5", "1." * 1_000_000))
+    reasons = {Path(reject.file).name: reject.reason for reject in convert(one_fold(root), prefix).rejected}
+    assert all(len(reason) <= LONGEST for reason in reasons.values())
+    assert reasons["000001.txt"].startswith("truncation is '1.1.1.") and reasons["000001.txt"].endswith("…")
+
+
 def test_a_sequence_names_frames_in_sub_folders_with_either_slash_and_ending(tmp_path, prefix):
     root = tmp_path / "k"
     for folder in ("image_2", "label_2"):
@@ -665,6 +709,24 @@ def test_other_records_beside_a_cut_conversion_are_read(root, tmp_path, prefix):
     for pattern in (f"{prefix}-fold-*", f"{prefix}*", f"{tmp_path}/rec*/data-fold-*", f"{prefix}-fold-007*"):
         with pytest.raises(DataError, match=f"{prefix}. is partly of one conversion"):
             tfrecord.find_shards(pattern)
+
+
+@pytest.mark.parametrize("name", ["data", "a*b", "data[1]"])
+def test_a_cut_conversion_is_found_by_each_way_to_write_its_pattern(tmp_path, name):
+    """It has written no shard yet: the mark alone tells."""
+    folder = tmp_path / name
+    folder.mkdir()
+    sources.unfinished(folder / name).write_text("")
+    for pattern in (f"{folder}/{name}-fold-*", f"{glob.escape(f'{folder}/{name}')}-fold-*"):
+        for begin in ("", "file://"):
+            with pytest.raises(DataError, match="is partly of one conversion"):
+                tfrecord.find_shards(begin + pattern)
+
+
+@pytest.mark.parametrize("other", ["aXb", "ac", "data"])
+def test_the_mark_of_another_prefix_says_nothing(tmp_path, other):
+    sources.unfinished(tmp_path / other).write_text("")
+    assert tfrecord.find_shards(f"{glob.escape(f'{tmp_path}/a*b')}-fold-*") == []
 
 
 # ------------------------------------------------------------------------------------------------ sample modifier

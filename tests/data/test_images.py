@@ -336,6 +336,22 @@ class TestListing:
         (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "set")
         assert [path.name for path in images.list_images(tmp_path / "set").files] == ["a.png"]
 
+    def test_a_link_to_another_folder_of_the_set_is_an_alias_and_no_circle(self, tmp_path: Path) -> None:
+        (tmp_path / "z" / "deep").mkdir(parents=True)
+        for name in ("a.png", "z/deep/b.png"):
+            picture(8, 8).save(tmp_path / name)
+        (tmp_path / "alias").symlink_to("z/deep")
+        (tmp_path / "loop").symlink_to(".")
+        (tmp_path / "z" / "deep" / "up").symlink_to("../..")
+        (tmp_path / "itself").symlink_to("itself")
+        found = images.list_images(tmp_path)
+        assert [str(path.relative_to(tmp_path)) for path in found.files] == [
+            "a.png",
+            "alias/b.png",
+            "z/deep/b.png",
+        ]
+        assert found.others == {"without an ending": 1}  # what leads nowhere
+
     def test_a_folder_without_images_says_what_it_has(self, tmp_path: Path) -> None:
         (tmp_path / "a.heic").write_bytes(b"x")
         with pytest.raises(DataError, match=r"no images in .*: files must end in .bmp.* \(it has 1 .heic\)"):

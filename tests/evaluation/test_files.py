@@ -127,6 +127,39 @@ def test_an_image_without_a_detection_file_has_no_detections(tiny, folders, logg
     assert result.images == 2 and result.classes[0].recall == 0.5
 
 
+def test_files_in_sub_folders_are_paired_by_their_paths(tiny, folders, logged):
+    found, truth, label = folders
+    for folder in (found, truth):
+        (folder / "cam" / "deep").mkdir(parents=True)
+    for stem, place in (("0", LEFT), ("cam/0", RIGHT), ("cam/deep/0", AWAY)):
+        label(stem, ("square", place))
+        kitti.write_detections(found / f"{stem}.txt", [("square", place, 0.9)])
+    result = evaluate_files(found, truth, tiny)
+    assert result.images == 3 and result.classes[0].average_precision == 1 and not logged.text
+
+
+def test_what_has_no_other_file_is_told_from_both_sides(tiny, folders, logged):
+    found, truth, label = folders
+    for folder in (found, truth):
+        (folder / "cam").mkdir()
+    for stem in ("a", "cam/b", "cam/.hidden"):
+        label(stem, ("square", LEFT))
+    for stem in ("a", "b", "cam/c"):
+        kitti.write_detections(found / f"{stem}.txt", [("square", LEFT, 0.9)])
+    assert evaluate_files(found, truth, tiny).classes[0].recall == 0.5
+    assert f"1 of 2 images have no file in {found}, such as cam/b.txt" in logged.text
+    assert f"2 of 3 detection files are left out: {truth} has no file for them, such as b.txt" in logged.text
+
+
+def test_files_of_one_name_but_for_the_ending_are_told(tiny, folders, logged):
+    found, truth, label = folders
+    label("a", ("square", LEFT))
+    (truth / "a.TXT").write_text("")
+    kitti.write_detections(found / "a.txt", [("square", LEFT, 0.9)])
+    assert evaluate_files(found, truth, tiny).images == 1
+    assert f"{truth}: 1 files are left out that are another one's but for the ending: a.TXT" in logged.text
+
+
 def test_files_that_cannot_be_measured(tiny, folders):
     found, truth, label = folders
     with pytest.raises(DataError, match="holds no label files"):
