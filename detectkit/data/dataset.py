@@ -36,6 +36,7 @@ from detectkit.console import log
 from detectkit.data import tfrecord
 from detectkit.data.images import (
     IMAGE_EXTENSIONS,
+    STRETCHED,
     Decoded,
     Size,
     counted,
@@ -169,11 +170,7 @@ class Dataset:
         named = [pair for pair in zip(paths, stretched) if pair[1]]
         if named and not self.said_stretched:
             self.said_stretched = True
-            log.warning(
-                "%s holds %s: it is brought to 8 bits accordingly, and others like it; where images of one camera"
-                " differ in this, save them all in 8 bits",
-                *named[0],
-            )
+            log.warning(STRETCHED, *named[0])
 
     def sample(self, index: int, *, channels: int, target_size: tuple[int, int] | None = None) -> Sample:
         """Decode an image to 3 (RGB) or 1 channel; with a `target_size`, reduced towards it, never below.
