@@ -188,7 +188,7 @@ def _check_data(experiment: spec.Experiment, problems: Problems) -> None:
     there = []
     for part in parts:
         with problems.gathered():
-            require_images(part.frames)
+            part.frames = require_images(part.frames)
             there.append(part)
     if training and validation and len(there) == 2:
         with problems.gathered():

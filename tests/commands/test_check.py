@@ -21,7 +21,7 @@ def write_data(root, names):
 
 
 def write_frame(root, stem, labels, *, fold):
-    Image.new("RGB", (64, 48)).save(root / "image_2" / f"{stem}.png")
+    Image.new("RGB", (64, 48), (sum(stem.encode()) % 256, 0, 0)).save(root / "image_2" / f"{stem}.png")
     boxes = np.tile(np.float32([4, 4, 20, 30]), (len(labels), 1))
     zeros = np.zeros(len(labels), np.float32)
     record = Record(f"image_2/{stem}", 64, 48, labels, boxes, zeros, zeros.astype(np.int64))
@@ -394,8 +394,8 @@ def test_all_bad_images_of_the_sample_are_named(training_spec, tmp_path, capsys)
         (tmp_path / "data" / "image_2" / f"{name}.png").write_bytes(b"no picture")
     assert cli.main(["check", "-e", str(training_spec)]) == 4
     printed, error = capsys.readouterr()
-    assert "opened 3 of 3 images, 3 of them bad" in printed
-    assert "error: 3 things are wrong:" in error and "a.png" in error and "b.png" in error
+    assert "opened 3 of 3 images, 2 of them bad" in printed
+    assert "error: 2 things are wrong:" in error and "a.png" in error and "b.png" in error
 
 
 def test_folders_of_a_conversion_that_are_missing_are_told_at_once(tmp_path, capsys):
