@@ -138,7 +138,8 @@ def locked(folder: Path) -> Iterator[None]:
         finally:
             _held.discard(file)
             with contextlib.suppress(OSError):
-                path.unlink()
+                if _is_at(path, file):  # the folder may have been moved, and another one locked in its place
+                    path.unlink()
                 for place in made:
                     place.rmdir()  # not where there is something in it
 
@@ -155,8 +156,13 @@ def _lock(file: TextIO, path: Path) -> None:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise OutputError(f"cannot lock {path}: {error.strerror or error}") from error
-    if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+    if not _is_at(path, file):
         raise busy  # it was removed meanwhile, by one that ended, and another one may hold a new one
+
+
+def _is_at(path: Path, file: TextIO) -> bool:
+    """Whether an open file is the one that a path names."""
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 @contextlib.contextmanager

@@ -16,7 +16,8 @@ from torch import Tensor
 from detectkit.console import log
 from detectkit.data import augment
 from detectkit.data.augment import Prepared
-from detectkit.data.dataset import Batch, Sample, collate, sample_from_image
+from detectkit.data.dataset import Batch, collate, has_crop, sample_from_image
+from detectkit.data.images import STRETCHED, TURNED
 from detectkit.errors import ModelError
 from detectkit.heads import ClassClustering, GridHead
 from detectkit.ops.boxes import area, clip, transform
@@ -55,6 +56,40 @@ class Predicted(NamedTuple):
         ]
 
 
+class Seen:
+    """Counts, on their way to the network, the images that a person may see otherwise than it does."""
+
+    def __init__(self, preprocessing: AugmentationConfig.Preprocessing):
+        self._preprocessing = preprocessing
+        self.images = self.turned = self.larger = 0
+        self._largest = ""  # the first larger one, in words
+
+    def count(self, batch: Batch) -> None:
+        self.images += len(batch.image_paths)
+        self.turned += sum(batch.turned)
+        for path, size in zip(batch.image_paths, batch.original_sizes.tolist(), strict=True):
+            if self._is_cut(*size):
+                self.larger += 1
+                self._largest = self._largest or f"{path} is {size[0]:g}x{size[1]:g}"
+
+    def _is_cut(self, width: float, height: float) -> bool:
+        pre = self._preprocessing
+        if pre.enable_auto_resize or has_crop(pre):
+            return False
+        scaled = width * (pre.scale_width or 1), height * (pre.scale_height or 1)
+        return scaled[0] > pre.output_image_width or scaled[1] > pre.output_image_height
+
+    def warn_of_larger(self) -> None:
+        """Say how many images were looked at in part, if any."""
+        pre = self._preprocessing
+        if self.larger:
+            log.warning(
+                f"{self.larger} of {self.images} images are larger than the {pre.output_image_width}x{pre.output_image_height}"
+                f" pixels that the network sees ({self._largest}): only their top left part was looked at; set"
+                " augmentation_config.preprocessing.enable_auto_resize: true in the spec (-e), or cut the images in parts"
+            )
+
+
 class Predictor:
     """A network with all that stands between image files and detections.
 
@@ -77,7 +112,8 @@ class Predictor:
     ):
         self.forward, self.head, self.augmentation = forward, head, augmentation
         self.channels, self.device = channels, torch.device(device)
-        self._said: set[int] = set()
+        self.seen = Seen(augmentation.preprocessing)  # of all batches so far
+        self._said: set[str] = set()
 
     @property
     def class_names(self) -> list[str]:
@@ -88,6 +124,7 @@ class Predictor:
     def batches(self, batches: Iterable[Batch]) -> Iterator[Predicted]:
         """Run every batch; images an iteration come as the loader gave them, each exactly once."""
         for batch in batches:
+            self.seen.count(batch)
             start = time.perf_counter()
             prepared = augment.prepare(batch, self.augmentation, generator=None, device=self.device)
             prepared_at = self._now()
@@ -120,21 +157,21 @@ class Predictor:
         found: list[Detections] = []
         for image in images:
             sample = sample_from_image(image, channels=self.channels, augmentation=self.augmentation)
-            self._tell(sample)
             for predicted in self.batches([collate([sample])]):
                 found += predicted.in_original_pixels()
+            if sample.stretched and self._is_news("stretched"):
+                log.warning(STRETCHED, sample.image_path, sample.stretched)
+        if self.seen.turned and self._is_news("turned"):
+            log.warning(f"{self.seen.turned} {TURNED}: the boxes are in those pixels")
+        if self.seen.larger and self._is_news("larger"):
+            self.seen.warn_of_larger()
         return found
 
-    def _tell(self, sample: Sample) -> None:
-        """Say once what is done to an image that its owner may not expect."""
-        found = {
-            "is turned by its EXIF orientation, as viewers show it: the boxes are in those pixels": sample.turned,
-            f"holds {sample.stretched}: it is brought to 8 bits accordingly": bool(sample.stretched),
-        }
-        for number, (text, is_so) in enumerate(found.items()):
-            if is_so and number not in self._said:
-                self._said.add(number)
-                log.warning("%s %s", sample.image_path, text)
+    def _is_news(self, what: str) -> bool:
+        """Whether something is told for the first time: `predict` may be called for every image of a camera."""
+        is_news = what not in self._said
+        self._said.add(what)
+        return is_news
 
     def _now(self) -> float:
         if self.device.type == "cuda":

@@ -7,8 +7,9 @@ may come from anybody, and must not make this machine connect to anything.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 from detectkit.errors import DataError
 
@@ -61,14 +62,32 @@ def size(address: str) -> int:
     return _asked("cannot read", address, ask)
 
 
-def open_file(address: str) -> IO[bytes]:
+class RemoteFile:
+    """An open file of a store. Reading and seeking ask the store, and raise DataError where it fails."""
+
+    def __init__(self, address: str, stream: IO[bytes]):
+        self._address, self._stream = address, stream
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def read(self, size: int = -1) -> bytes:
+        return _asked("cannot read", self._address, lambda: self._stream.read(size))
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return _asked("cannot read", self._address, lambda: self._stream.seek(offset, whence))
+
+
+def open_file(address: str) -> RemoteFile:
     """A file to read and seek in. Raises DataError: not allowed, or it cannot be opened."""
     _require_allowed(address)
 
-    def ask() -> IO[bytes]:
+    def ask() -> RemoteFile:
         store, name = _store(address)
-        stream: IO[bytes] = store.open(name, "rb")
-        return stream
+        return RemoteFile(address, store.open(name, "rb"))
 
     return _asked("cannot read", address, ask)
 

@@ -1,6 +1,7 @@
 """Locks of folders, what processes that were killed leave, listings and patterns."""
 
 import glob
+import contextlib
 import os
 import signal
 import subprocess
@@ -57,6 +58,17 @@ def test_a_locked_folder_is_refused_until_its_process_is_gone(holder, tmp_path):
     with locked(folder):
         pass
     assert not (folder / LOCK).exists()
+
+
+def test_the_lock_of_a_folder_that_was_moved_is_not_that_of_the_new_one(tmp_path):
+    with contextlib.ExitStack() as second:
+        with locked(tmp_path / "results"):
+            (tmp_path / "results").rename(tmp_path / "moved")
+            second.enter_context(locked(tmp_path / "results"))
+        with pytest.raises(UsageError, match="another detectkit run is at work"), locked(
+            tmp_path / "results"
+        ):
+            pass
 
 
 def test_a_folder_that_nothing_was_put_into_goes_again(tmp_path):

@@ -7,6 +7,7 @@ from PIL import Image, ImageOps
 
 import detectkit
 from detectkit import spec
+from detectkit.console import log
 from detectkit.data.augment import Labels, Prepared
 from detectkit.data.dataset import image_files, loader, validation_frames
 from detectkit.errors import DataError, ModelError
@@ -76,9 +77,18 @@ def test_smaller_image_is_padded(seeing):
     assert only_box(seeing(), picture((70, 50))) == pytest.approx(BOX, abs=1e-3)
 
 
-def test_larger_image_is_cut_where_the_network_ends(seeing):
+def test_larger_image_is_cut_where_the_network_ends(seeing, caplog):
+    log.propagate = True
     image = picture((200, 100), (60, 30, 150, 60))
-    assert only_box(seeing(), image) == pytest.approx((60, 30, 96, 60), abs=1e-3)
+    caplog.clear()
+    predictor = seeing()
+    for _ in range(2):
+        assert only_box(predictor, image) == pytest.approx((60, 30, 96, 60), abs=1e-3)
+    assert caplog.messages == [
+        "1 of 1 images are larger than the 96x64 pixels that the network sees (the image is 200x100): only their top left"
+        " part was looked at; set augmentation_config.preprocessing.enable_auto_resize: true in the spec (-e), or cut the"
+        " images in parts"
+    ]
 
 
 def test_auto_resize_scales_each_axis(seeing, tiny):

@@ -32,15 +32,15 @@ class Problems:
         try:
             yield
         except DetectkitError as error:
-            if str(error) not in map(str, self._found):
-                self._found.append(error)
+            self._found.append(error)
 
     def require_none(self) -> None:
-        """Raise them as one error, of the kind of the first."""
-        if len(self._found) == 1:
+        """Raise them as one error, of the kind of the first; one that was met several times is one thing."""
+        texts = dict.fromkeys(map(str, self._found))
+        if len(texts) == 1:
             raise self._found[0]
-        if self._found:
-            lines = [f"- {error}" for error in self._found]
+        if texts:
+            lines = [f"- {text}" for text in texts]
             raise type(self._found[0])("\n".join((f"{len(lines)} things are wrong:", *lines)))
 
 
@@ -148,7 +148,10 @@ def _check_chain(experiment: spec.Experiment, problems: Problems) -> None:
         _check_folders(config, problems)
     sources = [*experiment.dataset_config.data_sources, experiment.dataset_config.validation_data_source]
     patterns = [source.tfrecords_path for source in sources if source.tfrecords_path]
-    missing = [pattern for pattern in patterns if not find_shards(pattern)]
+    missing = []
+    for pattern in patterns:
+        with problems.gathered():
+            missing += [] if find_shards(pattern) else [pattern]
     if experiment.dataset_export_config and missing:
         say(f"{missing[0]}: not there yet, so boxes are not counted; detectkit convert -d and run make them")
     else:
@@ -185,7 +188,7 @@ def _check_data(experiment: spec.Experiment, problems: Problems) -> None:
     whole = []
     for part in parts:
         with problems.gathered():
-            require_images(part.frames)
+            part.frames = require_images(part.frames)
             whole.append(part)
     if training and validation and len(whole) == 2:
         with problems.gathered():

@@ -143,6 +143,7 @@ def _evaluate_model(args: argparse.Namespace, given: spec.Experiment | None) -> 
     predicted = predictions(predictor, experiment, images=images)
     if args.tune_clustering:
         tuned = tune_clustering(predicted, predictor.head, experiment)
+        predictor.seen.warn_of_larger()
         say(f"put this into the spec, in place of its postprocessing_config:\n\n{tuned.block}")
         return Measured(tuned.evaluation, tuned=tuned)
     weights = ObjectiveWeights(experiment.cost_function_config)
@@ -154,6 +155,7 @@ def _evaluate_model(args: argparse.Namespace, given: spec.Experiment | None) -> 
         geometry=predictor.head.geometry,
         cost=lambda batch: validation_cost(weights, predictor.head, batch),
     )
+    predictor.seen.warn_of_larger()
     details = collector.details(result) if collector else None
     return Measured(result, details, findings=advice.findings(result, experiment))
 

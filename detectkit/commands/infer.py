@@ -57,48 +57,6 @@ class Written(NamedTuple):
     reduced: bool  # whether the picture has fewer pixels than the image
 
 
-class Seen:
-    """Counts, on the way to the network, the images that a person may see otherwise than it does."""
-
-    def __init__(self, preprocessing: spec.AugmentationConfig.Preprocessing):
-        self.preprocessing = preprocessing
-        self.turned = self.larger = 0
-        self.largest = ""  # the first larger one, in words
-
-    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, counted."""
-        for batch in batches:
-            self.turned += sum(batch.turned)
-            for path, size in zip(batch.image_paths, batch.original_sizes.tolist(), strict=True):
-                if self._is_cut(*size):
-                    self.larger += 1
-                    self.largest = self.largest or f"{path} is {size[0]:g}x{size[1]:g}"
-            yield batch
-
-    def _is_cut(self, width: float, height: float) -> bool:
-        from detectkit.data.dataset import has_crop
-
-        pre = self.preprocessing
-        if pre.enable_auto_resize or has_crop(pre):
-            return False
-        scaled = width * (pre.scale_width or 1), height * (pre.scale_height or 1)
-        return scaled[0] > pre.output_image_width or scaled[1] > pre.output_image_height
-
-    def tell(self, images: int) -> None:
-        """Say the counts, of so many images in all."""
-        from detectkit.data.images import TURNED
-
-        if self.turned:
-            say(f"{self.turned} {TURNED}: boxes and annotated images are in those pixels")
-        if self.larger:
-            pre = self.preprocessing
-            log.warning(
-                f"{self.larger} of {images} images are larger than the {pre.output_image_width}x{pre.output_image_height}"
-                f" pixels that the network sees ({self.largest}): only their top left part was looked at; set"
-                " augmentation_config.preprocessing.enable_auto_resize: true in the spec (-e), or cut the images in parts"
-            )
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_spec_argument(parser, required=False, help="an inference or a training spec (the one in the model)")
     parser.add_argument(
@@ -123,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
         )
 
     from detectkit.data.dataset import image_files, loader
-    from detectkit.data.images import LARGE
+    from detectkit.data.images import LARGE, TURNED
 
     predictor, message = _predictor(args, given)
     output = _output(message, predictor.class_names)
@@ -143,13 +101,12 @@ def run(args: argparse.Namespace) -> None:
     skipped: list[DataError] = []
     batches = _readable(load, len(images), batch_size, skipped)
     folders = _folders(args.results_dir, output)
-    seen = Seen(predictor.augmentation.preprocessing)
     found = reduced = 0
     with (
         ProgressBar("detecting", total=len(images), unit="images") as bar,
         _tracker(message, args.results_dir) as tracker,
     ):
-        for number, written in enumerate(_written(predictor.batches(seen.watch(batches)), output, folders)):
+        for number, written in enumerate(_written(predictor.batches(batches), output, folders)):
             found += written.detections
             reduced += written.reduced
             if tracker and written.picture:
@@ -161,7 +118,9 @@ def run(args: argparse.Namespace) -> None:
     say(f"{found} detections in {len(images) - len(skipped)} images")
     if len(skipped) < len(images):
         say(f"wrote {places}")
-    seen.tell(len(images))
+    if predictor.seen.turned:
+        say(f"{predictor.seen.turned} {TURNED}: boxes and annotated images are in those pixels")
+    predictor.seen.warn_of_larger()
     if reduced:
         say(f"{reduced} annotated pictures are reduced: the images have more than {LARGE:,} pixels")
     if skipped:

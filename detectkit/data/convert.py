@@ -107,7 +107,10 @@ def _with_extension(fold: Sequence[Frame], rejected: list[Reject]) -> list[Frame
 
 
 def _require_usable(source: Source) -> None:
-    """Raise DataError where nothing is left, or no label is of those that there are: files of another format, as a rule."""
+    """Raise DataError where nothing is left, or no label is of those that there are: files of another format, as a rule.
+
+    Where there are no labels at all, which may be meant, warn.
+    """
     if not any(source.folds):
         count = len(source.rejected)
         raise DataError(
@@ -116,8 +119,14 @@ def _require_usable(source: Source) -> None:
             else "nothing to convert: the label files list no image"
         )
     labels = [reject for reject in source.rejected if reject.is_label]
-    if labels and not any(frame.labels for fold in source.folds for frame in fold):
+    if any(frame.labels for fold in source.folds for frame in fold):
+        return
+    if labels:
         raise DataError(f"not one of {len(labels)} labels is usable ({_reasons(labels)})")
+    log.warning(
+        "not one label in the label files of %d images: all of them are taken for images that show no object",
+        sum(map(len, source.folds)),
+    )
 
 
 def _reasons(rejected: Iterable[Reject]) -> str:

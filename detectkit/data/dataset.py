@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import re
 import signal
+import stat
 import tempfile
 import warnings
 from collections import Counter
@@ -35,6 +36,7 @@ from detectkit.console import log
 from detectkit.data import tfrecord
 from detectkit.data.formats import IMAGE_EXTENSIONS
 from detectkit.data.images import (
+    STRETCHED,
     Decoded,
     Size,
     counted,
@@ -49,6 +51,7 @@ from detectkit.spec import AugmentationConfig, DatasetConfig, DataSource, label_
 from detectkit.stores import is_remote
 
 PART = re.compile(r"(.*)-shard-\d{5}-of-(\d{5})")
+PIECE = 4096  # bytes from the middle of an image file
 NAMED_FILES = 3  # how many missing files an error names
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WORKER_DIED = ("exited unexpectedly", "is killed by signal")  # how torch says it
@@ -90,7 +93,8 @@ class Frame(NamedTuple):
     objects: Objects
     weight: float = 1.0  # source_weight
     source: int = 0  # number of its data source
-    checksum: int = 0  # of the image file in the record
+    length: int = 0  # bytes of the image file, see `require_images`
+    checksums: tuple[int, int] = (0, 0)  # of an image in a record: of a piece, and of all of it
 
 
 class Sample(NamedTuple):
@@ -168,11 +172,7 @@ class Dataset:
         named = [pair for pair in zip(paths, stretched) if pair[1]]
         if named and not self.said_stretched:
             self.said_stretched = True
-            log.warning(
-                "%s holds %s: it is brought to 8 bits accordingly, and others like it; where images of one camera"
-                " differ in this, save them all in 8 bits",
-                *named[0],
-            )
+            log.warning(STRETCHED, *named[0])
 
     def sample(self, index: int, *, channels: int, target_size: tuple[int, int] | None = None) -> Sample:
         """Decode an image to 3 (RGB) or 1 channel; with a `target_size`, reduced towards it, never below.
@@ -275,13 +275,14 @@ def validation_frames(
 def require_separate(training: Dataset, validation: Dataset, config: DatasetConfig) -> None:
     """Refuse images that are both trained on and measured on: what is measured on them says nothing of new ones.
 
+    Both have been through `require_images`. An image is the same where its file has the same content.
+
     A spec whose validation_data_source names the very shards that are trained on means it, and gets a warning.
 
     Raises:
-        DataError: names some of the images.
+        DataError: names some of the images; or one cannot be read.
     """
-    trained = {_identity(frame) for frame in training.frames}
-    shared = [frame for frame in validation.frames if _identity(frame) in trained]
+    shared = _shared(training.frames, validation.frames)
     if not shared:
         return
     counted = f"{len(shared)} of the {len(validation)} validation images are among those that are trained on"
@@ -296,12 +297,48 @@ def require_separate(training: Dataset, validation: Dataset, config: DatasetConf
     )
 
 
-def _identity(frame: Frame) -> tuple[object, ...]:
-    """What is the same of two frames that show the same image file, whatever path or record leads there."""
+def _shared(training: Sequence[Frame], validation: Sequence[Frame]) -> list[Frame]:
+    """The validation images that have the content of one that is trained on, whatever path or record leads there."""
+    trained, shared = list(training), list(validation)
+    for identity in (_form, _piece, _whole):  # each is dearer, and asked of what those before it have left
+        known = set(map(identity, trained)) if shared else set()
+        keys = [identity(frame) for frame in shared]
+        shared = [frame for frame, key in zip(shared, keys) if key in known]
+        left = {_form(frame) for frame in shared}
+        trained = [frame for frame in trained if _form(frame) in left]
+    return shared
+
+
+def _form(frame: Frame) -> tuple[object, ...]:
+    return frame.size, frame.length
+
+
+def _piece(frame: Frame) -> tuple[object, ...]:
+    """Tells most images apart whose files are as long as each other, as all are of formats that do not compress."""
     if frame.shard is not None:
-        return frame.frame_id, frame.size, frame.checksum
-    found = os.stat(frame.path)
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+        return *_form(frame), frame.checksums[0]
+    return *_form(frame), google_crc32c.value(_read(frame, frame.length // 2, PIECE))
+
+
+def _whole(frame: Frame) -> tuple[object, ...]:
+    if frame.shard is not None:
+        return *_form(frame), frame.checksums[1]
+    return *_form(frame), google_crc32c.value(_read(frame, 0, frame.length))
+
+
+def _checksums(content: bytes) -> tuple[int, int]:
+    """What `_piece` and `_whole` compare, of the content of an image file."""
+    start = len(content) // 2
+    return google_crc32c.value(content[start : start + PIECE]), google_crc32c.value(content)
+
+
+def _read(frame: Frame, start: int, count: int) -> bytes:
+    try:
+        with open(frame.path, "rb") as file:
+            file.seek(start)
+            return file.read(count)
+    except OSError as error:
+        raise DataError(f"cannot read {frame.path}: {error.strerror or error}") from error
 
 
 def _same_shards(config: DatasetConfig) -> bool:
@@ -361,7 +398,7 @@ class _Reader:
                 f"there are no records in {', '.join(item.path for item in shards[:NAMED_FILES])}"
             )
         if look_for_images:
-            require_images(found)
+            found = require_images(found)
         return Dataset(found, self.class_names, raw_counts=raw, uniform=uniform, total=total)
 
     def _frame(
@@ -382,7 +419,8 @@ class _Reader:
             size=(record.width, record.height),
             objects=objects if has_area.all() else objects.chosen(has_area),
             weight=source.source_weight or 1.0,
-            checksum=0 if record.image is None else google_crc32c.value(record.image),
+            length=len(record.image or b""),
+            checksums=(0, 0) if record.image is None else _checksums(record.image),
         )
 
 
@@ -782,12 +820,29 @@ def is_there(frame: Frame) -> bool:
     return frame.shard is not None or os.path.isfile(frame.path)
 
 
-def require_images(found: Sequence[Frame]) -> None:
-    """Look for every image once, before any work. Raises DataError that names a few that are not there."""
-    missing = sorted({frame.path for frame in found if not is_there(frame)})
+def require_images(found: Sequence[Frame]) -> list[Frame]:
+    """The frames with the lengths of their image files: every one is looked for once, before any work.
+
+    Raises:
+        DataError: names a few that are not there.
+    """
+    looked_for = [
+        frame if frame.shard else frame._replace(length=_file_length(frame.path)) for frame in found
+    ]
+    missing = sorted({frame.path for frame in looked_for if frame.length < 0})
     if missing:
         named = ", ".join(missing[:NAMED_FILES]) + (", …" if len(missing) > NAMED_FILES else "")
         raise DataError(
             f"{len(missing)} of {len(found)} images are missing: {named}; "
             "check image_directory_path and image_extension in dataset_config"
         )
+    return looked_for
+
+
+def _file_length(path: str) -> int:
+    """In bytes; -1: there is no such file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return -1
+    return status.st_size if stat.S_ISREG(status.st_mode) else -1

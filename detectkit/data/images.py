@@ -50,6 +50,10 @@ TURNS = {
 }
 SIDEWAYS = 5  # and above: width and height change places
 TURNED = "images are turned by their EXIF orientation, as viewers show them"
+STRETCHED = (
+    "%s holds %s: it is brought to 8 bits accordingly, and others like it; where images of one camera differ in this, save"
+    " them all in 8 bits"
+)
 
 # Of sizes, EXIF data and the like: what Pillow warns of is judged here, in words that name the file.
 warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -40,6 +40,7 @@ MOST_BOXES = 30_000  # in an image: crowds have as many, and more would take min
 
 
 Value = TypeVar("Value")
+Opened = IO[bytes] | stores.RemoteFile
 Span = tuple[int, int]  # offset and length of a record in its shard, bytes, framing included
 
 
@@ -216,7 +217,7 @@ def _walk(path: str, size: int) -> Iterator[Span]:
         yield from _headers(file, path, size)
 
 
-def _headers(file: IO[bytes], path: str, size: int) -> Iterator[Span]:
+def _headers(file: Opened, path: str, size: int) -> Iterator[Span]:
     """Yield (offset, length) of each record, leaving the file behind the record's header."""
     offset, number = 0, 0
     while offset < size:
@@ -296,7 +297,7 @@ def _is_misled(shard: Shard) -> bool:
     return found != list(zip(shard.offsets.tolist(), shard.lengths.tolist(), strict=True))
 
 
-def _open(path: str) -> IO[bytes]:
+def _open(path: str) -> Opened:
     if stores.is_remote(path):
         return stores.open_file(path)
     try:

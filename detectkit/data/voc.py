@@ -57,7 +57,8 @@ def read_labels(path: Path, *, difficult_label: str = "") -> LabelFile:
         difficult_label: the name of difficult objects; empty: their own.
 
     Raises:
-        DataError: the file cannot be read, is not well-formed, declares a document type, or is no annotation.
+        DataError: the file cannot be read, is not well-formed, declares a document type, is no annotation, or has
+            objects in other elements.
     """
     try:
         tree = _parse(path.read_bytes())
@@ -68,6 +69,7 @@ def read_labels(path: Path, *, difficult_label: str = "") -> LabelFile:
         raise DataError(f"not a usable XML file: {error}") from error
     if tree.tag != "annotation":
         raise DataError(f"not an annotation of Pascal VOC: it begins with <{tree.tag}>")
+    _require_at_top(tree)
     labels: list[Label] = []
     rejected: list[tuple[int | None, str]] = []
     for number, element in enumerate(tree.findall("object"), start=1):
@@ -76,6 +78,14 @@ def read_labels(path: Path, *, difficult_label: str = "") -> LabelFile:
         except ValueError as error:
             rejected.append((None, f"object {number}: {error}"))
     return LabelFile(labels, rejected, size, tree.findtext("filename", "").strip())
+
+
+def _require_at_top(tree: ElementTree.Element) -> None:
+    """Refuse objects in other elements: without them the image would pass for one that shows nothing."""
+    count = sum(1 for _ in tree.iter("object"))
+    found = sum(1 for element in tree.findall("object") for _ in element.iter("object"))
+    if found < count:
+        raise DataError(f"{count - found} of its {count} objects are inside other elements than <annotation>")
 
 
 class _Builder(ElementTree.TreeBuilder):
@@ -105,6 +115,8 @@ def _label(element: ElementTree.Element, difficult_label: str) -> Label:
     if not name:
         raise ValueError("it has no name")
     frames.require_visible(name)
+    if element.find(".//object") is not None:
+        raise ValueError("another object is inside it")
     is_renamed = bool(difficult_label) and _is_set(element, "difficult")
     return Label(
         difficult_label if is_renamed else name,

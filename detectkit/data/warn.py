@@ -19,6 +19,7 @@ FEW_IMAGES = 50  # the smallest set that was learnt well here had 119, with Imag
 FEW_BOXES = 20  # of a class: 34 were enough for each of four boards, with ImageNet's weights
 RARE = 100  # boxes of the most frequent class for one of this: with 11 for one, blood cells, all classes were learnt
 NAMED = 12  # labels or classes that a line names
+PART = 1000  # images that are looked at together, where one of them is enough
 NO_MEAN = "and no mAP at all: no best model is chosen, and what goes by mAP cannot be done"
 
 
@@ -53,6 +54,15 @@ def unseen(
     if validation is not None:
         found += _held_out(validation, augmentation.preprocessing, stride=stride)
     return found
+
+
+def require_seen(training: Dataset, augmentation: AugmentationConfig, *, stride: int) -> None:
+    """Raise the error of `warnings`, without the work for its sentences: it ends at the first box that is seen."""
+    for start in range(0, len(training), PART):
+        part = Dataset(training.frames[start : start + PART], training.class_names)
+        if not Geometry(part, augmentation.preprocessing, part="training", stride=stride).lost.all():
+            return
+    unseen(training, None, augmentation, stride=stride)
 
 
 def left_out(dataset: Dataset, trained: Dataset, limit: int) -> list[str]:

@@ -14,9 +14,11 @@ from detectkit.evaluation.details import MOST_DETECTIONS, MOST_POINTS, Curve, De
 from detectkit.evaluation.measure import Place, image_truths, new_scores
 from detectkit.evaluation.results import ClassResult, Evaluation, Truth
 from detectkit.evaluation.voc import Found, Labelled
+from detectkit.files import local_path
 from detectkit.ops.cluster import Detections
 from detectkit.predict import Predicted
 from detectkit.spec import EvaluationConfig
+from detectkit.stores import is_remote
 
 ENDS = 4  # points at the ends of a thinned curve, the rest is between
 
@@ -119,7 +121,7 @@ def thinned(curve: Curve) -> Curve:
 
 
 def _location(frame: Frame, width: int, height: int) -> Location:
-    path = frame.path if "://" in frame.path else str(Path(frame.path).absolute())
+    path = frame.path if is_remote(frame.path) else str(Path(local_path(frame.path)).absolute())
     return Location(path, -1 if frame.shard is None else frame.number, frame.frame_id, width, height)
 
 

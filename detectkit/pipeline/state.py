@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from detectkit.errors import OutputError
-from detectkit.files import LOCK, atomic_write, locked, make_directory
+from detectkit.files import LOCK, atomic_write, clear_left_behind, locked, make_directory
 
 STAGE_FILE = "stage.json"
 HALF_WRITTEN = ".*.tmp"  # the names that `atomic_write` writes under, and `clear` removes under
@@ -61,14 +60,16 @@ def clear(folder: Path) -> None:
     gone = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         if folder.is_dir():
-            with locked(folder):  # nobody is at work in it, such as a training that was started by hand
-                pass
-        if folder.exists():
-            target = folder.resolve()
-            folder.rename(gone)
-            _remove(gone)
-            if target.exists():  # the folder was a link to it
-                shutil.rmtree(target)
+            with locked(
+                folder
+            ):  # nobody is at work in it, nor begins to be: a training may be started by hand
+                target = folder.resolve() if folder.is_symlink() else None
+                folder.rename(gone)
+                _remove(gone)
+                if target:
+                    shutil.rmtree(target)
+        elif folder.exists():
+            folder.unlink()
     except OSError as error:
         raise OutputError(f"cannot remove {folder}: {error.strerror or error}") from error
 
@@ -84,10 +85,12 @@ def is_foreign(folder: Path) -> bool:
 
 
 def clear_half_written(folder: Path, *, below: bool = True) -> None:
-    """Remove what writing and removing were cut in, in a folder and `below` it; what cannot be removed stays."""
-    for path in list(folder.rglob(HALF_WRITTEN) if below else folder.glob(HALF_WRITTEN)):
-        with contextlib.suppress(OSError):
-            _remove(path)
+    """Remove what writing and removing were cut in, in a folder and `below` it; what cannot be removed stays.
+
+    What a process that is at work writes stays too: a training may have been started by hand.
+    """
+    for place in [Path(place) for place, _, _ in os.walk(folder)] if below else [folder]:
+        clear_left_behind(place)
 
 
 def _remove(path: Path) -> None:

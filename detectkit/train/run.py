@@ -22,7 +22,7 @@ from detectkit.data.dataset import (
     training_frames,
     validation_frames,
 )
-from detectkit.data.warn import beside, left_out, misnamed, warnings
+from detectkit.data.warn import beside, left_out, misnamed, require_seen, warnings
 from detectkit.errors import DataError, ModelError, UsageError
 from detectkit.files import atomic_write, clear_left_behind, make_directory
 from detectkit.heads import GridHead
@@ -134,10 +134,11 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
     torch.manual_seed(experiment.random_seed)
     training, validation = _open_data(experiment)
     network = _network(experiment, saved, results)
-    doubts = warnings(training, validation, experiment.augmentation_config, stride=network.stride)
-    if not (saved or experiment.model_config.load_graph):  # else the first training on these images said so
+    if saved or experiment.model_config.load_graph:  # the first training on these images has said the rest
+        require_seen(training, experiment.augmentation_config, stride=network.stride)
+    else:
         _say_labels(experiment, training, validation)
-        for doubt in doubts:
+        for doubt in warnings(training, validation, experiment.augmentation_config, stride=network.stride):
             log.warning(doubt)
     detector = network.to(device).to(memory_format=torch.channels_last)
     dtype = number_format(experiment.model_config.training_precision, device)

@@ -21,7 +21,7 @@ def write_data(root, names):
 
 
 def write_frame(root, stem, labels, *, fold):
-    Image.new("RGB", (64, 48)).save(root / "image_2" / f"{stem}.png")
+    Image.new("RGB", (64, 48), (sum(stem.encode()) % 256, 0, 0)).save(root / "image_2" / f"{stem}.png")
     boxes = np.tile(np.float32([4, 4, 20, 30]), (len(labels), 1))
     zeros = np.zeros(len(labels), np.float32)
     record = Record(f"image_2/{stem}", 64, 48, labels, boxes, zeros, zeros.astype(np.int64))
@@ -140,6 +140,36 @@ def test_missing_data_and_models_are_named(capsys, training_spec):
     assert "no files match tfrecords_path" in capsys.readouterr().err
     assert cli.main(["check", "-e", str(SPECS / "kitti_infer.txt")]) == 0
     assert "there is no file /workspace" in capsys.readouterr().err
+
+
+def test_an_address_that_is_not_opened_is_one_thing_beside_the_others(capsys, training_spec, tmp_path):
+    text = training_spec.read_text().replace(
+        "model_config {", 'model_config { pretrained_model_file: "none.pth"'
+    )
+    training_spec.write_text(text.replace(f"{tmp_path}/data/t-*", "ftp://127.0.0.1/t-*"))
+    assert cli.main(["check", "-e", str(training_spec)]) == 5
+    error = capsys.readouterr().err
+    lines = error[error.index("error: ") :].splitlines()
+    assert lines[0] == "error: 2 things are wrong:"
+    assert lines[1].startswith("- model_config.pretrained_model_file: there is no file none.pth")
+    assert lines[2].startswith("- ftp://127.0.0.1/t-* is not opened: addresses begin with s3://")
+
+
+def test_records_of_a_conversion_that_was_cut_are_one_thing_beside_the_others(
+    capsys, training_spec, tmp_path
+):
+    write_data(tmp_path / "data", NAMES)
+    (tmp_path / "data" / ".t-a.unfinished").touch()
+    training_spec.write_text(
+        training_spec.read_text().replace(
+            "model_config {", 'model_config { pretrained_model_file: "none.pth"'
+        )
+    )
+    assert cli.main(["check", "-e", str(training_spec)]) == 5
+    error = capsys.readouterr().err
+    lines = error[error.index("error: ") :].splitlines()
+    assert lines[0] == "error: 2 things are wrong:" and "there is no file none.pth" in lines[1]
+    assert "t-a* is partly of one conversion and partly of another" in lines[2]
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,17 @@ def test_only_the_measured_set_has_to_be_there(
     assert code == 0 and f"{(6, 18)[measured]} images" in out
 
 
+def test_images_that_the_network_sees_in_part_are_told(run, tiny, write_spec, learnt, tmp_path):
+    preprocessing = tiny.augmentation_config.preprocessing
+    preprocessing.output_image_width, preprocessing.output_image_height = 48, 32
+    warning = "WARNING: 6 of 6 images are larger than the 48x32 pixels that the network sees"
+    for more in ([], ["--tune-clustering"]):
+        code, _, error = run("-e", write_spec(tiny), "-m", learnt, *more)
+        assert code == 0 and error.count("larger than") == 1 and warning in error
+    preprocessing.enable_auto_resize = True
+    assert "larger than" not in run("-e", write_spec(tiny), "-m", learnt)[2]
+
+
 def test_class_without_labels(run, tiny, write_spec, learnt, tmp_path):
     limits = tiny.evaluation_config.evaluation_box_config
     limits["square"].minimum_height = 0

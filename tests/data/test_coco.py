@@ -10,6 +10,7 @@ from PIL import Image
 
 from detectkit import spec
 from detectkit.cli import main
+from detectkit.console import log
 from detectkit.data import tfrecord
 from detectkit.data.coco import read_folders
 from detectkit.data.convert import convert
@@ -99,10 +100,18 @@ def test_boxes_become_corners_and_everything_else_is_zero(root, prefix):
     assert record.truncation.tolist() == [0, 0] and record.occlusion.tolist() == [0, 0]
 
 
-def test_images_without_objects_are_kept(root, prefix):
+def test_images_without_objects_are_kept(root, prefix, caplog):
     change(root, "train", annotations=[])
+    log.propagate = True
     summary = convert(settings(root, "train"), prefix)
     assert [record.names for record in records(summary)[0].values()] == [[], [], []]
+    assert caplog.messages == [
+        "not one label in the label files of 3 images: all of them are taken for images that show no object"
+    ]
+    change(root, "train", annotations=[box(1)])
+    caplog.clear()
+    convert(settings(root, "train"), prefix)
+    assert caplog.messages == []
 
 
 @pytest.mark.spec_field("COCOConfig.num_shards")

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import multiprocessing
 import os
+import random
 import re
 import signal
 import subprocess
@@ -19,6 +21,7 @@ from PIL import Image
 
 from detectkit import spec
 from detectkit.console import log
+from detectkit.data import dataset as dataset_module
 from detectkit.data.dataset import (
     BACKGROUND,
     DONTCARE,
@@ -67,13 +70,14 @@ def record(
 def make(root: Path, shards: dict[str, list[Record]], *, images: bool = True) -> Path:
     """Write shards under root/records and an image for every record that does not embed one."""
     (root / "records").mkdir(parents=True, exist_ok=True)
+    seeds = itertools.count()
     for name, records in shards.items():
         write_shard(root / "records" / name, [encode(item) for item in records])
-        for number, item in enumerate(records):
+        for item in records:
             path = root / f"{item.frame_id}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             if images and item.image is None:
-                picture(item.width, item.height, seed=number).save(path)
+                picture(item.width, item.height, seed=next(seeds)).save(path)
     return root
 
 
@@ -176,9 +180,14 @@ class TestFrames:
 
     @pytest.mark.parametrize("embedded", [False, True])
     def test_an_image_of_both_folds_is_refused(self, tmp_path: Path, embedded: bool) -> None:
-        image = {"image": b"pixels", "image_format": "png"} if embedded else {}
         names = {"k-fold-000-of-002": "abcd", "k-fold-001-of-002": "cdef"}
-        make(tmp_path, {name: [record(stem, **image) for stem in stems] for name, stems in names.items()})
+        images = {
+            stem: {"image": stem.encode(), "image_format": "png"} if embedded else {} for stem in "abcdef"
+        }
+        make(
+            tmp_path,
+            {name: [record(stem, **images[stem]) for stem in stems] for name, stems in names.items()},
+        )
         both = config(tmp_path, "validation_fold: 0")
         with pytest.raises(
             DataError, match=r"^2 of the 4 validation images are among .* trained on \(c, d\)"
@@ -194,11 +203,48 @@ class TestFrames:
         with pytest.raises(DataError, match=r"^1 of the 1 validation images are among .* trained on \(a\)"):
             require_separate(*read(both), both)
 
+    @pytest.mark.parametrize("embedded", [(), ("a",), ("b",), ("a", "b")])
+    def test_a_copied_image_is_the_same_image(self, tmp_path: Path, embedded: tuple[str, ...]) -> None:
+        """Whether it lies in a file or in a record, under another name; one byte in another place makes another image."""
+        content = bytearray(random.Random(1).randbytes(20_000))
+        other = bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+        for copy, is_same in ((bytes(content), True), (other, False)):
+            root = tmp_path / str(is_same)
+            files = {"a": bytes(content), "b": copy}
+            images = {
+                name: {"image": files[name], "image_format": "png"} if name in embedded else {}
+                for name in files
+            }
+            make(
+                root, {f"k-fold-00{n}-of-002": [record(name, **images[name])] for n, name in enumerate(files)}
+            )
+            for name in set(files) - set(embedded):
+                (root / f"{name}.png").write_bytes(files[name])
+            both = config(root, "validation_fold: 0")
+            expected = pytest.raises(DataError, match=r"^1 of the 1 validation images .* \(a\)")
+            with expected if is_same else nullcontext():
+                require_separate(*read(both), both)
+
+    def test_files_of_one_form_are_told_by_a_piece(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make(tmp_path, {f"k-fold-00{n}-of-002": [record(name)] for n, name in enumerate("ab")})
+        for name in "ab":
+            (tmp_path / f"{name}.png").write_bytes(name.encode() * 50_000)
+        counts: list[int] = []
+        monkeypatch.setattr(
+            dataset_module, "_read", lambda frame, start, count: counts.append(count) or frame.path.encode()
+        )
+        both = config(tmp_path, "validation_fold: 0")
+        require_separate(*read(both), both)
+        assert counts == [dataset_module.PIECE] * 2
+
     def test_images_that_only_look_alike_are_not_in_both_folds(self, tmp_path: Path) -> None:
-        """Two sets whose frames have the same ids, one beside and one in the records; and two files of one content."""
+        """Two sets whose frames have the same ids, beside and in the records."""
         for name, content in (("one", b"pixels"), ("two", b"others")):
             images = [record("a", image=content, image_format="png"), record("b")]
             make(tmp_path / name, {"t": images})
+        picture(40, 30, seed=49).save(tmp_path / "two" / "b.png")
         paths = f'tfrecords_path: "{tmp_path}/two/records/t" image_directory_path: "{tmp_path}/two"'
         both = config(tmp_path / "one", f"validation_data_source {{ {paths} }}")
         require_separate(*read(both), both)

@@ -2,6 +2,7 @@
 
 import glob
 import importlib.util
+import io
 import pickle
 import struct
 
@@ -269,6 +270,30 @@ def test_whatever_goes_wrong_in_a_store_is_one_message(bucket):
             tfrecord.find_shards("gs://bucket/*")
 
 
+def test_a_store_that_fails_while_a_file_is_read_is_one_message(bucket, monkeypatch):
+    import fsspec
+
+    class Breaking(fsspec.get_filesystem_class("s3")):
+        def open(self, *_, **__):
+            return BrokenStream()
+
+    class BrokenStream(io.BytesIO):
+        def read(self, *_):
+            raise RuntimeError("the connection\nwas reset")
+
+    (bucket / "part-0").write_bytes(framed(tfrecord.encode(record())))
+    fsspec.register_implementation("s3", Breaking, clobber=True)
+    stores.allow(["s3://bucket/part-0"])
+    message = "^cannot read s3://bucket/part-0: the connection was reset$"
+    with pytest.raises(DataError, match=message):
+        list(tfrecord.read_records("s3://bucket/part-0"))
+    with pytest.raises(DataError, match=message):
+        tfrecord.open_shard("s3://bucket/part-0")
+    monkeypatch.setattr(BrokenStream, "seek", BrokenStream.read)
+    with pytest.raises(DataError, match=message):
+        list(tfrecord.read_records("s3://bucket/part-0"))
+
+
 @pytest.mark.parametrize("name", ["a*b", "data[1]", "what?", "a[b", "[!x]", "**"])
 def test_a_folder_is_taken_as_it_is_called(tmp_path, name):
     for folder in (name, "aXb", "data1", "whatX", "y", "deep/er"):
@@ -289,6 +314,18 @@ def test_patterns_match_folders_that_are_not_there_as_written(tmp_path):
     assert len(tfrecord.find_shards(f"{tmp_path}/**/x*")) == 3
     assert tfrecord.find_shards(f"{tmp_path}/data[2-9]/**") == [f"{tmp_path}/data2/b/c/x[1]-0"]
     assert tfrecord.find_shards(f"{tmp_path}/data2/b/c/x[1]-*") == [f"{tmp_path}/data2/b/c/x[1]-0"]
+
+
+@pytest.mark.parametrize("pattern", ["**/x*", "*/*/x*", "?/b/x[0-9]*"])
+def test_patterns_are_not_looked_for_below_files(tmp_path, monkeypatch, pattern):
+    (tmp_path / "a/b").mkdir(parents=True)
+    for number in range(300):
+        (tmp_path / f"a/b/x{number}").touch()
+        (tmp_path / f"a/{number}").touch()
+    asked, find = [], glob.glob
+    monkeypatch.setattr(glob, "glob", lambda *args, **named: asked.append(args) or find(*args, **named))
+    assert len(tfrecord.find_shards(f"{tmp_path}/{pattern}")) == 300
+    assert len(asked) < 10
 
 
 def test_a_shard_that_is_cut_between_two_records_is_told_by_its_index(shard):

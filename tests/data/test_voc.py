@@ -338,6 +338,7 @@ def test_numbers_in_quotes(tmp_path):
     "element, reason",
     [
         ("<object/>", "object 2: it has no name"),
+        (thing(more=thing()), "object 2: another object is inside it"),
         (thing(""), "object 2: it has no name"),
         (thing(box=""), "object 2: it has no bndbox"),
         (thing(box=BOX.replace(">30<", ">one<")), "object 2: xmax is 'one', not a number"),
@@ -373,6 +374,10 @@ def test_an_object_that_is_left_out(root, prefix, element, reason):
         (b"<annotation></object>", "not a usable XML file: mismatched tag: line 1"),
         (b"\xff\xd8\xff\xe0", "not a usable XML file: not well-formed"),
         (b"<?xml version='1.0' encoding='klingon'?><annotation/>", "not a usable XML file: unknown encoding"),
+        (
+            annotation(f"<objects>{thing()}{thing()}</objects>", thing()).encode(),
+            "2 of its 3 objects are inside other elements than <annotation>",
+        ),
         (b"<html></html>", "not an annotation of Pascal VOC: it begins with <html>"),
         (
             annotation(size=SIZE.replace("64", "63")).encode(),

@@ -5,7 +5,7 @@ import pytest
 
 from detectkit import spec
 from detectkit.data.dataset import BACKGROUND, Dataset, Frame, Objects
-from detectkit.data.warn import warnings
+from detectkit.data.warn import require_seen, warnings
 from detectkit.errors import DataError
 
 
@@ -42,6 +42,18 @@ def test_enough_of_all_is_not_spoken_of():
 def test_few_images():
     [few] = told(dataset(49, SQUARE, BAR))
     assert few.startswith("49 training images are few: ") and "pretrained_model_file" in few
+
+
+def test_one_box_that_is_seen_is_enough():
+    hidden, config = dataset(2500, ([200, 0, 220, 20], 0)), augmentation()
+    with pytest.raises(DataError) as full:
+        told(hidden)
+    with pytest.raises(DataError) as short:
+        require_seen(hidden, config, stride=16)
+    assert str(short.value) == str(full.value)
+    hidden.frames += dataset(1, BAR, name="b").frames
+    require_seen(hidden, config, stride=16)
+    require_seen(dataset(3), config, stride=16)
 
 
 def test_a_class_with_three_boxes_beside_one_with_thousands():

@@ -13,11 +13,11 @@ from PIL import Image
 
 from detectkit import spec
 from detectkit.data.convert import convert
-from detectkit.data.dataset import DONTCARE
+from detectkit.data.dataset import DONTCARE, NO_OBJECTS, Frame
 from detectkit.errors import DataError, OutputError
 from detectkit.evaluation import evaluate
 from detectkit.evaluation.agreement import agreement
-from detectkit.evaluation.collect import Collector, thinned
+from detectkit.evaluation.collect import Collector, _location, thinned
 from detectkit.evaluation.details import (
     MOST_POINTS,
     Curve,
@@ -107,6 +107,16 @@ def test_each_class_has_its_own_overlap():
     false_positives, misses = errors(strict)
     assert 2 in false_positives.images.tolist() and len(false_positives.scores) == 4
     assert (misses.images == 2).sum() == 2  # the square of image 2 too
+
+
+def test_a_local_address_is_a_path():
+    places = {
+        "file:///data/a.png": "/data/a.png",
+        "/data/a.png": "/data/a.png",
+        "s3://b/part-0": "s3://b/part-0",
+    }
+    for address, path in places.items():
+        assert _location(Frame("a", address, None, 0, None, NO_OBJECTS), 4, 3).path == path
 
 
 def test_what_does_not_count_is_no_mistake():

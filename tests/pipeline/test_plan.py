@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -379,10 +381,26 @@ def test_a_file_in_the_place_of_a_folder_is_left_alone(fake):
 
 def test_a_state_that_was_being_written_when_all_ended_is_no_file_of_another(fake):
     (fake.folder / "convert").mkdir(parents=True)
-    left = fake.folder / "convert" / ".stage.json.77.tmp"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = fake.folder / "convert" / f".stage.json.{gone.pid}.tmp"
     left.write_text('{"na')
     assert fake.run() == ALL
     assert not left.exists()
+
+
+def test_what_another_process_is_writing_in_a_stage_is_left_to_it(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / "weights").mkdir()
+    for folder in (tmp_path, tmp_path / "weights"):
+        for process in (gone.pid, os.getppid()):
+            (folder / f".resume.pt.{process}.tmp").touch()
+    states.clear_half_written(tmp_path)
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob(".*")} == {
+        f".resume.pt.{os.getppid()}.tmp",
+        f"weights/.resume.pt.{os.getppid()}.tmp",
+    }
 
 
 @pytest.mark.parametrize("name", ["spec.txt", "spec_retrain.txt"])
@@ -719,6 +737,20 @@ def test_a_removal_that_is_cut_leaves_no_half(done, monkeypatch):
     assert not (done.folder / "latency").exists() and list(done.folder.glob(".latency.*.tmp"))
     assert done.run() == ["latency"]
     assert not list(done.folder.glob(".*.tmp"))
+
+
+def test_nobody_begins_in_a_folder_while_it_is_removed(done, monkeypatch):
+    rename, refused = Path.rename, []
+
+    def meanwhile(path, target):
+        with pytest.raises(UsageError, match="another detectkit run is at work there"), locked(path):
+            pass
+        refused.append(path.name)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", meanwhile)
+    assert done.run(first="latency") == ["latency"]
+    assert refused == ["latency"]
 
 
 def test_a_linked_folder_is_cleared_with_what_it_leads_to(done):
