@@ -94,6 +94,7 @@ class Frame(NamedTuple):
     weight: float = 1.0  # source_weight
     source: int = 0  # number of its data source
     length: int = 0  # bytes of the image file, see `require_images`
+    file: tuple[int, int] = (0, 0)  # device and inode of an image file, see `require_images`
     checksums: tuple[int, int] = (0, 0)  # of an image in a record: of a piece, and of all of it
 
 
@@ -275,15 +276,18 @@ def validation_frames(
 def require_separate(training: Dataset, validation: Dataset, config: DatasetConfig) -> None:
     """Refuse images that are both trained on and measured on: what is measured on them says nothing of new ones.
 
-    Both have been through `require_images`. An image is the same where its file has the same content.
+    Both have been through `require_images`. Other files and records of the same content, of which public data sets have
+    some, are a warning.
 
     A spec whose validation_data_source names the very shards that are trained on means it, and gets a warning.
 
     Raises:
         DataError: names some of the images; or one cannot be read.
     """
-    shared = _shared(training.frames, validation.frames)
+    trained = {_identity(frame) for frame in training.frames}
+    shared = [frame for frame in validation.frames if _identity(frame) in trained]
     if not shared:
+        _tell_of_copies(training, validation)
         return
     counted = f"{len(shared)} of the {len(validation)} validation images are among those that are trained on"
     if config.HasField("validation_data_source") and _same_shards(config):
@@ -297,9 +301,23 @@ def require_separate(training: Dataset, validation: Dataset, config: DatasetConf
     )
 
 
+def _identity(frame: Frame) -> tuple[object, ...]:
+    """What is the same of two frames that show the same image file, whatever path or shard leads there."""
+    return frame.file if frame.shard is None else (frame.frame_id, *_whole(frame))
+
+
+def _tell_of_copies(training: Dataset, validation: Dataset) -> None:
+    copies = _shared(training.frames, validation.frames)
+    if copies:
+        log.warning(
+            f"{len(copies)} of the {len(validation)} validation images are copies of some that are trained on"
+            f" ({copies[0].frame_id}): what is measured on them says nothing of new images; take them out of one fold"
+        )
+
+
 def _shared(training: Sequence[Frame], validation: Sequence[Frame]) -> list[Frame]:
     """The validation images that have the content of one that is trained on, whatever path or record leads there."""
-    trained, shared = list(training), list(validation)
+    trained, shared = list(training), [frame for frame in validation if frame.length]
     for identity in (_form, _piece, _whole):  # each is dearer, and asked of what those before it have left
         known = set(map(identity, trained)) if shared else set()
         keys = [identity(frame) for frame in shared]
@@ -821,14 +839,12 @@ def is_there(frame: Frame) -> bool:
 
 
 def require_images(found: Sequence[Frame]) -> list[Frame]:
-    """The frames with the lengths of their image files: every one is looked for once, before any work.
+    """The frames with what the system tells of their image files: every one is looked for once, before any work.
 
     Raises:
         DataError: names a few that are not there.
     """
-    looked_for = [
-        frame if frame.shard else frame._replace(length=_file_length(frame.path)) for frame in found
-    ]
+    looked_for = [frame if frame.shard else frame._replace(**_looked_for(frame.path)) for frame in found]
     missing = sorted({frame.path for frame in looked_for if frame.length < 0})
     if missing:
         named = ", ".join(missing[:NAMED_FILES]) + (", …" if len(missing) > NAMED_FILES else "")
@@ -839,10 +855,11 @@ def require_images(found: Sequence[Frame]) -> list[Frame]:
     return looked_for
 
 
-def _file_length(path: str) -> int:
-    """In bytes; -1: there is no such file."""
+def _looked_for(path: str) -> dict[str, Any]:
+    """`length` and `file` of a frame; length -1: there is no such file."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
-        return -1
-    return status.st_size if stat.S_ISREG(status.st_mode) else -1
+        return {"length": -1}
+    is_file = stat.S_ISREG(status.st_mode)
+    return {"length": status.st_size if is_file else -1, "file": (status.st_dev, status.st_ino)}
