@@ -86,7 +86,7 @@ def load(
         raise ModelError(f"{path} needs what this detectkit does not have: {error}") from error
     fill(detector, stored.tensors, path)
     detector.eval()
-    check_widths(path, detector, len(stored.classes))
+    _check_runs(path, detector, len(stored.classes))
     return Model(detector.to(device), stored.spec, stored.classes)
 
 
@@ -125,7 +125,7 @@ def _load_keras(
         path,
     )
     detector.eval()
-    check_widths(path, detector, classes)
+    _check_runs(path, detector, classes)
     return Model(detector.to(device), spec, names)
 
 
@@ -256,8 +256,8 @@ def _replace(network: nn.Module, name: str, tensor: Tensor) -> None:
         layer.out_channels, layer.in_channels = len(tensor), tensor.shape[1] * layer.groups
 
 
-def check_widths(path: str | os.PathLike[str], detector: Detector, classes: int) -> None:
-    """Send a tiny image through the network: every layer must take what the one before it gives, and give numbers."""
+def check_widths(path: str | os.PathLike[str], detector: Detector, classes: int) -> tuple[Tensor, Tensor]:
+    """Send a tiny black image through the network: every layer must take what the one before it gives; gives the maps."""
     try:
         with torch.no_grad():
             coverage, bbox = detector(torch.zeros(1, detector.channels, 32, 32))
@@ -267,7 +267,12 @@ def check_widths(path: str | os.PathLike[str], detector: Detector, classes: int)
         ) from error
     if coverage.shape[1] != classes or bbox.shape[1] != 4 * classes:
         raise ModelError(f"{path} is damaged: its heads are not those of {classes} classes")
-    if not (coverage.isfinite().all() and bbox.isfinite().all()):
+    return coverage, bbox
+
+
+def _check_runs(path: str | os.PathLike[str], detector: Detector, classes: int) -> None:
+    """Refuse a network whose layers do not fit together, or that gives what is no number."""
+    if not all(bool(maps.isfinite().all()) for maps in check_widths(path, detector, classes)):
         raise ModelError(f"{path}: its maps of a black image are not finite: take another checkpoint")
 
 

@@ -128,8 +128,8 @@ def test_what_is_printed_is_what_is_in_the_files(run, learnt, place, monkeypatch
     assert f"Pruning ratio (pruned model / original model): {ratio:.6f}; removed: {1 - ratio:.2%}" in out
     assert "at 96x64" in out and "threshold 0.95" in error
     assert out.endswith(
-        "wrote out/small.safetensors, and out/small_retrain.txt: the spec with pretrained_model_file and load_graph set,"
-        f" and taught by {learnt}, which has to stay where it is\n"
+        "wrote out/small.safetensors, and out/small_retrain.txt: the spec with pretrained_model_file and load_graph set, for 4"
+        f" epochs in the place of 2, and taught by {learnt}, which has to stay where it is\n"
         "next: detectkit train -e out/small_retrain.txt -r DIR\n"
     )
     assert files(place / "out") == ["small.safetensors", "small_retrain.txt"]
@@ -307,14 +307,14 @@ def test_the_rate_of_the_retraining_hangs_on_what_is_left(quick, tiny, learnt, p
     for name, threshold in (("whole", 0.1), ("little", 0.98)):
         assert quick("-m", learnt, "-o", name, "-pth", threshold)[0] == 0
         training = spec.load_experiment(f"{name}_retrain.txt").training_config
-        assert training.num_epochs == tiny.training_config.num_epochs
+        assert training.num_epochs == {"whole": 1, "little": 2}[name] * tiny.training_config.num_epochs
         found[name] = training.learning_rate.soft_start_annealing_schedule
         assert found[name].soft_start == pytest.approx(0.05) and before.soft_start == pytest.approx(0.1)
         assert found[name].annealing == before.annealing
         assert found[name].min_learning_rate == before.min_learning_rate
     assert before.max_learning_rate == pytest.approx(1e-3)
     assert found["whole"].max_learning_rate == pytest.approx(5e-4)
-    assert found["little"].max_learning_rate == pytest.approx(1e-3)
+    assert found["little"].max_learning_rate == pytest.approx(2e-3)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Batch normalisation after channels went: half way to the statistics that are found anew."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,13 +25,18 @@ def network():
         return build(config, ["square", "bar"], 3).eval()
 
 
+def found(precision):
+    """What an evaluation tells of its mAP."""
+    return SimpleNamespace(mean_average_precision=precision)
+
+
 @pytest.fixture
 def precisions(monkeypatch):
     """Gives the network the precisions that are named, first by its old statistics, then by the new ones."""
 
     def make(*values):
         left = list(values)
-        monkeypatch.setattr(statistics, "precision", lambda *_, **__: left.pop(0))
+        monkeypatch.setattr(statistics, "measured", lambda *_, **__: found(left.pop(0)))
 
     return make
 
@@ -83,9 +89,9 @@ def test_it_is_training_images_that_they_are_compared_on(network, tiny, monkeypa
 
     def look(network, experiment, images, *, label):
         seen.append((len(images), images.total, experiment.evaluation_config.protocol))
-        return 0.5
+        return found(0.5)
 
-    monkeypatch.setattr(statistics, "precision", look)
+    monkeypatch.setattr(statistics, "measured", look)
     renewed(network, tiny)
     assert seen == [(16, 18, EvaluationConfig.VOC)] * 2
 

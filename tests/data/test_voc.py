@@ -257,9 +257,8 @@ def test_an_image_of_a_format_that_is_not_read_is_not_said_to_be_missing(root, p
     summary = convert(settings(root, image_extension="png"), prefix)
     assert sum(fold.frames for fold in summary.folds) == 10  # what is in a file counts, and these are JPEG
     Image.new("RGB", (64, 48)).save(root / "JPEGImages" / "000002.gif")
-    reject, *others = convert(settings(root), prefix).rejected
+    [reject] = convert(settings(root), prefix).rejected
     assert reject.file.endswith("000002.gif") and "no image of the formats BMP, JPEG" in reject.reason
-    assert [other.reason[:36] for other in others] == ["the name is that of another file but"]
 
 
 def test_lists_name_images_in_sub_folders_only(tmp_path, prefix):
