@@ -123,9 +123,10 @@ def draw_example(folder: Path, stem: str, generator: np.random.Generator) -> Non
 
 
 @pytest.fixture(autouse=True)
-def log_as_it_was() -> Iterator[None]:
-    """A command in a test sends log lines to a stream that is closed afterwards: the next test gets the log as it was."""
+def log_of_its_own() -> Iterator[None]:
+    """A command in a test sends log lines to a stream that is closed afterwards: every test gets a log that none has set up."""
     before = list(log.handlers), log.propagate
+    log.handlers[:], log.propagate = [], True
     yield
     log.handlers[:], log.propagate = before
 
