@@ -1,6 +1,6 @@
 """One recipe on every data set: float, pruned to a quarter and to a tenth, in 8 bits; mean and spread over seeds in one table.
 
-    python bench/datasets.py -r DIR                               # everything: about nine hours on two cores
+    python bench/datasets.py -r DIR                               # everything: about twelve hours on two cores
     python bench/datasets.py -r DIR boards raccoon --seeds 42     # some of it
     python bench/datasets.py -r DIR --table                       # what DIR holds so far, nothing is run
 
