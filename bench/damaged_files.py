@@ -37,11 +37,10 @@ from detectkit.deploy.calibrate import calibrate
 from detectkit.deploy.onnx import to_model
 from detectkit.deploy.scales import dump_table, load_table
 from detectkit.errors import DetectkitError
-from detectkit.heads import GridHead
 from detectkit.model import checkpoint
 from detectkit.model.detector import build
 from detectkit.model.header import UNSEALED, seal
-from detectkit.predict import Predictor
+from detectkit.predict import load_model
 from detectkit.runtimes.onnx import add_header, load_onnx
 from detectkit.train import state as states
 from detectkit.train.loop import train
@@ -326,9 +325,7 @@ def _of_metadata(path: Path, change: Callable[[dict[str, Any], random.Random], d
         model = checkpoint.load(damaged)
         size = model.spec.augmentation_config.preprocessing
         if size.output_image_height * size.output_image_width < 2**20:
-            head = GridHead(model.spec, stride=model.detector.stride)
-            predictor = Predictor(model.detector, head, augmentation=model.spec.augmentation_config)
-            predictor.predict([Image.new("RGB", (WIDTH, HEIGHT))])
+            load_model(damaged, CPU).predict([Image.new("RGB", (WIDTH, HEIGHT))])
         return _network(model)
 
     return Kind(damage, read, None, is_guarded=False)
