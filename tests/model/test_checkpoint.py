@@ -404,10 +404,6 @@ def test_a_class_name_that_a_terminal_would_obey_is_refused(tmp_path: Path, char
             "must be in [16, 16384], got 1000000",
         ),
         ("augmentation_config { preprocessing { output_image_width: 33 } }", "must be a multiple of 16"),
-        (
-            "augmentation_config { preprocessing { output_image_width: 64 } }",
-            "output_image_height: must be set",
-        ),
         ("augmentation_config { preprocessing { output_image_channel: 4 } }", "must be one of 1, 3, got 4"),
         (f"postprocessing_config {{ {CAR} dbscan_eps: -1 }} }} }} }}", "dbscan_eps: must be"),
         (
