@@ -244,7 +244,9 @@ class TestFrames:
         require_separate(*read(both), both)
         assert counts == [dataset_module.PIECE] * 2
 
-    def test_images_that_only_look_alike_are_not_in_both_folds(self, tmp_path: Path) -> None:
+    def test_images_that_only_look_alike_are_not_in_both_folds(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """Two sets whose frames have the same ids, beside and in the records."""
         for name, content in (("one", b"pixels"), ("two", b"others")):
             images = [record("a", image=content, image_format="png"), record("b")]
@@ -252,7 +254,12 @@ class TestFrames:
         picture(40, 30, seed=49).save(tmp_path / "two" / "b.png")
         paths = f'tfrecords_path: "{tmp_path}/two/records/t" image_directory_path: "{tmp_path}/two"'
         both = config(tmp_path / "one", f"validation_data_source {{ {paths} }}")
-        require_separate(*read(both), both)
+        training, validation = read(both)
+        assert [frame.frame_id for frame in training.frames] == [
+            frame.frame_id for frame in validation.frames
+        ]
+        require_separate(training, validation, both)
+        assert not caplog.messages
 
     def test_measuring_on_what_is_trained_on_may_be_meant(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture

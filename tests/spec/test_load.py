@@ -325,7 +325,8 @@ def test_names_that_a_terminal_would_obey_are_refused(kitti_train, character):
 
 def test_notes_may_have_lines(kitti_train):
     notes = 'training_config {\n  visualizer { wandb_config { enabled: true notes: "two\\nlines" } }'
-    spec.loads(kitti_train.replace("training_config {", notes, 1))
+    loaded = spec.loads(kitti_train.replace("training_config {", notes, 1))
+    assert loaded.training_config.visualizer.wandb_config.notes == "two\nlines"
 
 
 def test_line_of_a_map_entry(kitti_train):
