@@ -19,7 +19,7 @@ from detectkit.data.augment import Prepared
 from detectkit.data.dataset import Batch, collate, has_crop, sample_from_image
 from detectkit.data.images import STRETCHED, TURNED
 from detectkit.errors import ModelError
-from detectkit.heads import ClassClustering, GridHead
+from detectkit.heads.grid import ClassClustering, GridHead
 from detectkit.ops.boxes import area, clip, transform
 from detectkit.ops.cluster import Detections
 from detectkit.runtimes import Forward, Network, load

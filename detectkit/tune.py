@@ -11,7 +11,7 @@ from torch import Tensor
 
 from detectkit.console import ProgressBar
 from detectkit.evaluation import Evaluation, Truth, image_truths, new_scores, placements
-from detectkit.heads import GridHead, clustering_arguments, spec_clustering
+from detectkit.heads.grid import GridHead, clustering_arguments, spec_clustering
 from detectkit.ops.cluster import Detections, cluster
 from detectkit.predict import Predicted
 from detectkit.spec import ClusteringConfig, EvaluationConfig, Experiment, PostProcessingConfig, class_names

@@ -22,7 +22,7 @@ from detectkit.data.augment import prepare
 from detectkit.data.convert import convert
 from detectkit.data.dataset import loader, training_frames, validation_frames
 from detectkit.deploy.onnx import to_model
-from detectkit.heads import GridHead
+from detectkit.heads.grid import GridHead
 from detectkit.model import checkpoint, tlt
 from detectkit.model.detector import Detector, build
 from detectkit.runtimes.onnx import add_header

@@ -11,7 +11,7 @@ from detectkit.console import log
 from detectkit.data.augment import Labels, Prepared
 from detectkit.data.dataset import image_files, loader, validation_frames
 from detectkit.errors import DataError, ModelError
-from detectkit.heads import GridHead
+from detectkit.heads.grid import GridHead
 from detectkit.model import checkpoint
 from detectkit.predict import Predictor, load_model
 

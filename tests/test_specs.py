@@ -12,7 +12,7 @@ import torch
 from detectkit import spec
 from detectkit.data import sources
 from detectkit.data.augment import Labels, Prepared
-from detectkit.heads import GridHead
+from detectkit.heads.grid import GridHead
 from detectkit.model.detector import build
 from detectkit.spec.networks import NETWORKS
 

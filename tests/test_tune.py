@@ -6,7 +6,7 @@ import torch
 from detectkit import spec, tune
 from detectkit.data.augment import Labels, Prepared
 from detectkit.evaluation import evaluate
-from detectkit.heads import GridHead
+from detectkit.heads.grid import GridHead
 from detectkit.predict import Latency, Predicted
 from detectkit.tune import GRID, tune_clustering
 

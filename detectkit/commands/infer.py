@@ -191,7 +191,7 @@ def _predictor(
     args: argparse.Namespace, given: spec.Inference | spec.Experiment | None
 ) -> tuple[Predictor, spec.Inference | spec.Experiment]:
     """What detects, and the spec that says how: the one that was given, or the model's own."""
-    from detectkit.heads import ClassClustering
+    from detectkit.heads.grid import ClassClustering
     from detectkit.predict import make_predictor
     from detectkit.runtimes import load
 

@@ -65,7 +65,7 @@ def _pictures(experiment: spec.Experiment, count: int) -> Iterator[tuple[str, Im
     from detectkit import draw
     from detectkit.data.augment import prepare
     from detectkit.data.dataset import loader, training_frames, training_order
-    from detectkit.heads import GridHead
+    from detectkit.heads.grid import GridHead
 
     augmentation, seed = experiment.augmentation_config, experiment.random_seed
     head = GridHead(experiment)

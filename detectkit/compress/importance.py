@@ -18,7 +18,7 @@ from detectkit.console import progress
 from detectkit.data import augment
 from detectkit.data.dataset import Batch, loader, training_frames, training_order
 from detectkit.errors import ModelError
-from detectkit.heads import GridHead
+from detectkit.heads.grid import GridHead
 from detectkit.model.base import Tracer
 from detectkit.model.detector import Detector
 from detectkit.spec import PruningConfig

@@ -17,7 +17,7 @@ from detectkit import spec
 from detectkit.console import visible
 from detectkit.data.dataset import has_crop
 from detectkit.files import atomic_write
-from detectkit.heads import ClassClustering, spec_clustering
+from detectkit.heads.grid import ClassClustering, spec_clustering
 from detectkit.model.header import OUTPUTS
 from detectkit.spec.check import short
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from detectkit.errors import UsageError
-from detectkit.heads import GridHead
+from detectkit.heads.grid import GridHead
 from detectkit.model.header import OUTPUTS
 from detectkit.spec import Experiment
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from detectkit.heads.outline import Level, Outline, Output
 from detectkit.model.backbones import make_backbone
 from detectkit.model.base import Backbone, Tracer
 from detectkit.spec.model_pb2 import ModelConfig
@@ -87,6 +88,18 @@ class Detector(nn.Module):
         for head, bias in ((self.output_cov, log_odds), (self.output_bbox, 0.0)):
             nn.init.xavier_uniform_(head.weight)
             nn.init.constant_(_bias(head), bias)
+
+    @property
+    def outline(self) -> Outline:
+        """What the network gives. The outputs have TLT's names, which its DeepStream parsers ask for."""
+        return Outline(
+            outputs=(
+                Output("output_cov/Sigmoid", "output_cov", 0, 1, known=(0.0, 1.0)),
+                Output("output_bbox/BiasAdd", "output_bbox", 0, 4),
+            ),
+            levels=(Level("backbone", self.stride, self.backbone.out_channels),),
+            multiple=self.stride,
+        )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Run the network.

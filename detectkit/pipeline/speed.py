@@ -16,7 +16,7 @@ from detectkit.data.dataset import Batch, sample_from_image, training_frames, va
 from detectkit.data.formats import is_image
 from detectkit.errors import DataError
 from detectkit.files import files_below
-from detectkit.heads import GridHead
+from detectkit.heads.grid import GridHead
 from detectkit.model import checkpoint
 from detectkit.model.detector import Detector, build, parameters
 from detectkit.predict import default_device

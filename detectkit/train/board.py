@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detectkit import spec
 from detectkit.data.augment import Prepared
-from detectkit.heads import OBJECTIVES, GridHead
+from detectkit.heads.grid import OBJECTIVES, GridHead
 from detectkit.ops.rasterize import Targets
 from detectkit.trackers import Tracker, training_trackers
 from detectkit.train.pictures import pictures

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from detectkit import draw
 from detectkit.data.augment import Prepared
-from detectkit.heads import OBJECTIVES, GridHead, by_class
+from detectkit.heads.grid import OBJECTIVES, GridHead, by_class
 from detectkit.ops.rasterize import Targets
 
 LONGEST_SIDE = 800  # pixels; event files grow by every picture

@@ -25,7 +25,7 @@ from detectkit.data.dataset import (
 from detectkit.data.warn import beside, left_out, misnamed, require_seen, warnings
 from detectkit.errors import DataError, ModelError, UsageError
 from detectkit.files import atomic_write, clear_left_behind, make_directory
-from detectkit.heads import GridHead
+from detectkit.heads.grid import GridHead
 from detectkit.model import checkpoint, pretrained
 from detectkit.model.detector import Detector, build, summary
 from detectkit.model.quantization import Ranges

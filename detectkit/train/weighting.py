@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detectkit.heads import OBJECTIVES, GridHead
+from detectkit.heads.grid import OBJECTIVES, GridHead
 from detectkit.predict import Predicted
 from detectkit.spec import CostFunctionConfig
 

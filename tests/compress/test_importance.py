@@ -12,7 +12,7 @@ from detectkit.compress.prune import Pruner
 from detectkit.data.augment import prepare
 from detectkit.data.dataset import loader, training_frames, training_order
 from detectkit.errors import ModelError
-from detectkit.heads import GridHead
+from detectkit.heads.grid import GridHead
 from detectkit.model.detector import build
 from detectkit.spec import Experiment, ModelConfig, PruningConfig, class_names
 

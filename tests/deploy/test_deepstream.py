@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from detectkit import spec
 from detectkit.deploy import deepstream
 from detectkit.deploy.deepstream import Files, cluster_mode, engine_name, labels_text, nvinfer_config
-from detectkit.heads import GridHead, spec_clustering
+from detectkit.heads.grid import GridHead, spec_clustering
 from detectkit.ops.boxes import iou
 from detectkit.ops.cluster import cluster
 

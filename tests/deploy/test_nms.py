@@ -18,7 +18,7 @@ from detectkit.deploy.half import half
 from detectkit.deploy.nms import add_nms
 from detectkit.deploy.onnx import to_model
 from detectkit.errors import UsageError
-from detectkit.heads import GridHead
+from detectkit.heads.grid import GridHead
 from detectkit.model import checkpoint
 from detectkit.model.header import INPUT, OUTPUTS
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from detectkit.heads import GridHead
+from detectkit.heads.grid import GridHead
 from detectkit.model.detector import build
 from detectkit.ops.rasterize import Targets
 from detectkit.train import optim

@@ -4,7 +4,7 @@ import torch
 from detectkit import spec
 from detectkit.data.augment import prepare
 from detectkit.data.dataset import loader, training_frames
-from detectkit.heads import GridHead
+from detectkit.heads.grid import GridHead
 from detectkit.ops.rasterize import Targets
 from detectkit.spec import CostFunctionConfig
 from detectkit.train.weighting import ObjectiveWeights

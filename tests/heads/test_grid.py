@@ -9,7 +9,7 @@ from detectkit.cli import main
 from detectkit.data.augment import Labels, Prepared
 from detectkit.data.dataset import BACKGROUND, DONTCARE
 from detectkit.data.kitti import read_detections
-from detectkit.heads import ClassClustering, GridHead, by_class, clustering_arguments
+from detectkit.heads.grid import ClassClustering, GridHead, by_class, clustering_arguments
 
 
 def labels(boxes, classes, images, names=None):

@@ -1,0 +1,1 @@
+"""The heads: what the maps of a network mean, and which maps it has."""
