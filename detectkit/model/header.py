@@ -13,14 +13,15 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from google.protobuf import text_format
-
+from detectkit import __version__
 from detectkit.console import visible
 from detectkit.errors import ModelError
 from detectkit.spec.check import check, control_character
 from detectkit.spec.experiment_pb2 import Experiment
+from detectkit.spec.stored import WRITER, other_writer, read_stored, unknown_entries, warn_of_unknown
 
-FORMAT = 1
+FORMAT = 1  # of a file that older versions must not read, because what they do not know of it matters, it is one more
+ENTRIES = ("format", "checksum", "classes", "channels", "spec")
 HEADER = "detectkit"  # one metadata key, so that equal models are equal files
 UNSEALED = "0" * 64  # in the place of the checksum, while it is made; and in files that have none
 # As JSON in an ONNX file, as JSON in JSON in a safetensors file.
@@ -50,8 +51,8 @@ def dumps(spec_text: str, classes: Sequence[str], channels: int) -> str:
         classes: in the order of the network's outputs.
         channels: of the images, 1 or 3.
     """
-    header = {"format": FORMAT, "checksum": UNSEALED, "classes": list(classes), "channels": channels}
-    return json.dumps(header | {"spec": spec_text})
+    header = {"format": FORMAT, WRITER: __version__, "checksum": UNSEALED, "classes": list(classes)}
+    return json.dumps(header | {"channels": channels, "spec": spec_text})
 
 
 def seal(content: bytes) -> bytes:
@@ -87,7 +88,7 @@ def _checksum(content: bytes | mmap.mmap, place: re.Match[bytes]) -> str:
 
 
 def loads(text: str | None, path: str | os.PathLike[str]) -> Header:
-    """Read what `dumps` wrote.
+    """Read what `dumps` wrote, in this version or in another; warns of what this one does not know.
 
     Args:
         text: None where the file has none.
@@ -99,7 +100,7 @@ def loads(text: str | None, path: str | os.PathLike[str]) -> Header:
     """
     try:
         header = json.loads(text or "")
-        version = int(header["format"])
+        version, writer = int(header["format"]), header.get(WRITER)
     except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise ModelError(
             f"{path} is not a detectkit model: it holds weights without a spec and class names;"
@@ -108,15 +109,19 @@ def loads(text: str | None, path: str | os.PathLike[str]) -> Header:
     if version > FORMAT:
         raise ModelError(
             f"{path} was written by a newer detectkit (model format {version}; this one reads up to {FORMAT}): upgrade"
+            f"{other_writer(writer)}"
         )
     try:
-        experiment = text_format.Parse(str(header["spec"]), Experiment())
-        found = Header(experiment, [str(name) for name in header["classes"]], int(header["channels"]))
-    except (KeyError, OverflowError, TypeError, ValueError, text_format.ParseError) as error:
-        raise ModelError(f"{path} is damaged: its description cannot be read ({error})") from error
+        stored = read_stored(str(header["spec"]))
+        found = Header(stored.spec, [str(name) for name in header["classes"]], int(header["channels"]))
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{path} is damaged: its description cannot be read ({error}){other_writer(writer)}"
+        ) from error
     if not found.classes or found.channels not in (1, 3):
         raise ModelError(f"{path} is damaged: {len(found.classes)} classes, {found.channels} image channels")
     _judge(found, path)
+    warn_of_unknown(path, writer, [*unknown_entries(header, ENTRIES), *stored.unknown])
     return found
 
 

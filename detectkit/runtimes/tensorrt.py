@@ -21,6 +21,7 @@ from detectkit.files import atomic_write
 from detectkit.model import header
 from detectkit.model.header import INPUT, OUTPUTS
 from detectkit.runtimes import Network
+from detectkit.spec.stored import WRITER, unknown_entries, warn_of_unknown
 
 TENSORRT, RTX = "tensorrt", "tensorrt_rtx"
 # Their Python modules. The parts of TensorRT for RTX that pip installs without its front package have a third name.
@@ -157,11 +158,14 @@ def load_sidecar(engine: str | os.PathLike[str]) -> Sidecar:
     """
     path = sidecar_path(engine)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = Sidecar(**content)
+        content = dict(json.loads(path.read_text(encoding="utf-8")))
+        unknown = unknown_entries(content, Sidecar._fields)
+        found = Sidecar(**{name: value for name, value in content.items() if name in Sidecar._fields})
         low, best, high = (int(size) for size in found.batch)
         if found.builder not in MODULES or not 1 <= low <= best <= high:
             raise ValueError(f"builder {found.builder}, batch {found.batch}")
+        if not isinstance(found.header, dict):
+            raise ValueError("its header is none")
         found = found._replace(batch=(low, best, high), height=int(found.height), width=int(found.width))
     except FileNotFoundError as error:
         raise ModelError(
@@ -172,6 +176,7 @@ def load_sidecar(engine: str | os.PathLike[str]) -> Sidecar:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
     except (TypeError, ValueError) as error:
         raise ModelError(f"{path} is damaged ({error}): run detectkit engine again") from error
+    warn_of_unknown(path, found.header.get(WRITER), unknown)
     return found
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from google.protobuf import text_format
 from torch import Tensor
 
 from detectkit import spec
@@ -29,6 +28,7 @@ from detectkit.heads.grid import GridHead
 from detectkit.model import checkpoint, pretrained
 from detectkit.model.detector import Detector, build, summary
 from detectkit.model.quantization import Ranges
+from detectkit.spec.stored import WRITER, other_writer, read_stored, unknown_entries, warn_of_unknown
 from detectkit.trackers import without_key
 from detectkit.train import optim, state as states
 from detectkit.train.average import WeightAverage
@@ -190,15 +190,17 @@ def _saved_state(experiment: spec.Experiment, results: Path) -> dict[str, Any] |
         return None
     saved = states.read(path)
     try:
-        trained_with = _trained_with(saved)
-    except text_format.ParseError as error:
-        raise states.damaged(path, "its spec cannot be used") from error
-    _check_same_run(trained_with, experiment, results)
+        stored = read_stored(saved["spec"])
+    except ValueError as error:
+        raise states.damaged(path, f"its spec cannot be used{other_writer(saved.get(WRITER))}") from error
+    unknown = unknown_entries(saved, ("format", *states.PARTS))
+    warn_of_unknown(path, saved.get(WRITER), [*unknown, *stored.unknown])
+    _check_same_run(stored.spec, experiment, results)
     return saved
 
 
 def _trained_with(saved: dict[str, Any]) -> spec.Experiment:
-    return text_format.Parse(saved["spec"], spec.Experiment())
+    return read_stored(saved["spec"]).spec
 
 
 def _open_data(experiment: spec.Experiment) -> tuple[Dataset, Dataset | None]:

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from detectkit import __version__
 from detectkit.errors import ModelError
 from detectkit.files import atomic_write
 from detectkit.model.detector import Detector
 from detectkit.model.pretrained import UNREADABLE
 from detectkit.ops.schedule import Plateau
+from detectkit.spec.stored import WRITER, other_writer
 from detectkit.train.average import WeightAverage
 from detectkit.train.precision import CostScale
 from detectkit.train.teacher import Teacher
@@ -28,7 +30,7 @@ FORMAT = 4
 UNSEALED = 3  # the format that differs by having no checksum
 DIGEST = hashlib.sha256  # of what torch has written, behind it
 PLOTTED = {"cost", "learning_rate"}  # of each epoch
-# What a state of this format has, and of which types.
+# What a state of this format has besides its number and its writer, and of which types.
 PARTS: dict[str, type | tuple[type, ...]] = {
     "spec": str,
     "detector": dict,
@@ -98,6 +100,7 @@ def save(path: Path, state: State, spec_text: str) -> None:
     """
     content = {
         "format": FORMAT,
+        WRITER: __version__,
         "spec": spec_text,
         "detector": state.detector.state_dict(),
         "frozen": sorted(state.detector.frozen),
@@ -141,9 +144,10 @@ def read(path: Path) -> dict[str, Any]:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
     except UNREADABLE as error:
         raise damaged(path) from error
+    writer = content.get(WRITER)
     if found not in (UNSEALED, FORMAT):
         raise ModelError(
-            f"{path} has format {found}, this version reads {FORMAT}: use the version that wrote it"
+            f"{path} has format {found}, this version reads {FORMAT}: use the version that wrote it{other_writer(writer)}"
         )
     size = DIGEST().digest_size
     if found != UNSEALED and DIGEST(data[:-size]).digest() != data[-size:]:
@@ -151,7 +155,7 @@ def read(path: Path) -> dict[str, Any]:
     unusable = [name for name, kind in PARTS.items() if not isinstance(content.get(name, ...), kind)]
     unusable = unusable or [name for name, is_sound in _judged(content) if not is_sound]
     if unusable:
-        raise damaged(path, f"its {', '.join(unusable)} cannot be used")
+        raise damaged(path, f"its {', '.join(unusable)} cannot be used{other_writer(writer)}")
     return content
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectkit import spec
+from detectkit import __version__, spec
 from detectkit.console import visible
 from detectkit.errors import ModelError
 from detectkit.model import header
@@ -71,6 +71,41 @@ def test_a_spec_that_has_lost_its_classes():
 def test_of_a_newer_detectkit():
     content = json.loads(header.dumps(TEXT, ["a"], 3)) | {"format": 2}
     with pytest.raises(ModelError, match="m was written by a newer .*model format 2; .* up to 1.*: upgrade"):
+        header.loads(json.dumps(content), "m")
+
+
+def test_fields_that_a_newer_detectkit_has_are_named_once_and_passed_over(caplog):
+    text = """model_config { arch: "resnet" num_layers: 10 vision: 3 objective_set { bbox { far { near: 1 } } } }
+        neck { size: 1 } neck { size: 2 }
+        postprocessing_config { target_class_config { key: "a" value { clustering_config { soft: 1 } } } }"""
+    content = json.loads(header.dumps(text, ["a"], 3)) | {"written_by": "0.9.1", "teacher": "b"}
+    found = header.loads(json.dumps(content), "m.onnx")
+    assert found.spec.model_config.num_layers == 10 and found.classes == ["a"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"m.onnx was written by detectkit 0.9.1 (this is {__version__}): teacher, model_config.vision,"
+        " model_config.objective_set.bbox.far, neck,"
+        " postprocessing_config.target_class_config.value.clustering_config.soft do not count here"
+    ]
+
+
+def test_what_this_version_wrote_is_read_without_a_word(tiny, caplog):
+    header.loads(header.dumps(spec.dumps(tiny), ["a"], 3), "m")
+    assert not caplog.records
+
+
+def test_a_file_from_before_the_writer_was_named(caplog):
+    content = json.loads(header.dumps(TEXT, ["a"], 3))
+    assert content.pop("written_by") == __version__
+    assert header.loads(json.dumps(content), "m").channels == 3
+    assert not caplog.records
+
+
+def test_what_cannot_be_read_says_who_wrote_it():
+    text = TEXT.replace("}", "layout: HEXAGONS }")
+    content = json.loads(header.dumps(text, ["a"], 3)) | {"written_by": "0.9.1"}
+    with pytest.raises(
+        ModelError, match=r"^m is damaged: .*HEXAGONS.*; it was written by detectkit 0.9.1 \(this is "
+    ):
         header.loads(json.dumps(content), "m")
 
 

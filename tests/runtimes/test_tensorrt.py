@@ -126,6 +126,15 @@ def test_the_file_beside_an_engine_says_what_was_written(tmp_path):
         save_sidecar(tmp_path / "model.engine.json" / "x.engine", SIDECAR)
 
 
+def test_what_a_newer_detectkit_writes_beside_an_engine_is_named_and_passed_over(tmp_path, caplog):
+    engine = tmp_path / "model.engine"
+    content = SIDECAR._asdict() | {"header": {"written_by": "0.9.1"}, "profile": 3}
+    sidecar_path(engine).write_text(json.dumps(content))
+    assert load_sidecar(engine)._replace(header={}) == SIDECAR
+    assert "model.engine.json was written by detectkit 0.9.1" in caplog.text
+    assert "profile do not count here" in caplog.text
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "{}", "7", json.dumps(SIDECAR._asdict() | {"batch": [4, 2, 1]}), '{"header": {}, "more": 1}']

@@ -10,6 +10,7 @@ import pytest
 import torch
 from google.protobuf import text_format
 
+from detectkit import __version__
 from detectkit.errors import Interrupted, ModelError, UsageError
 from detectkit.model import checkpoint
 from detectkit.train import loop, state as states
@@ -187,6 +188,27 @@ def test_a_state_of_another_version_is_told(finished):
     rewrite(path, lambda content: content.update(format=2))
     with pytest.raises(ModelError, match="has format 2, this version reads 4"):
         states.read(path)
+
+
+def test_a_state_of_a_newer_version_goes_on_and_what_is_not_known_is_named(finished, caplog):
+    results, experiment = finished
+
+    def newer(content):
+        text = content["spec"].replace("training_config {", "training_config { momentum_of_means: 1", 1)
+        content.update(written_by="0.9.1", compass=[1, 2], spec=text)
+
+    rewrite(results / "resume.pt", newer)
+    assert set_up(experiment, results, name="model", device=torch.device("cpu")).state.epoch == 1
+    told = [line for line in caplog.messages if "do not count here" in line]
+    start = f"{results / 'resume.pt'} was written by detectkit 0.9.1 (this is {__version__}): "
+    assert told == [f"{start}compass, training_config.momentum_of_means do not count here"]
+
+
+def test_a_state_whose_spec_cannot_be_read_says_who_wrote_it(finished):
+    results, experiment = finished
+    rewrite(results / "resume.pt", lambda content: content.update(written_by="0.9.1", spec="a {"))
+    with pytest.raises(ModelError, match="its spec cannot be used; it was written by detectkit 0.9.1"):
+        set_up(experiment, results, name="model", device=torch.device("cpu"))
 
 
 def test_a_state_from_before_there_was_a_checksum_goes_on_and_gets_one(finished):
