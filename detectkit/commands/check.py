@@ -163,14 +163,10 @@ def _check_data(experiment: spec.Experiment, problems: Problems) -> None:
 
     Unreadable data, a class without a training box, and no box at all that the network sees are problems.
     """
-    from detectkit.data.dataset import (
-        capped,
-        require_images,
-        require_separate,
-        training_frames,
-        validation_frames,
-    )
+    from detectkit.data.dataset import capped, require_images
     from detectkit.data.images import TURNED
+    from detectkit.data.overlap import require_separate
+    from detectkit.data.records import training_frames, validation_frames
     from detectkit.evaluation import require_package
 
     with problems.gathered():

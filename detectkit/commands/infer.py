@@ -21,7 +21,8 @@ from detectkit.files import atomic_write
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from detectkit.data.dataset import Batch, Frame
+    from detectkit.data.batch import Batch
+    from detectkit.data.dataset import Frame
     from detectkit.ops.cluster import Detections
     from detectkit.predict import Predicted, Predictor
     from detectkit.runtimes import Network
@@ -80,8 +81,9 @@ def run(args: argparse.Namespace) -> None:
             f"{args.experiment_spec} is a conversion spec: infer takes an inference or a training spec"
         )
 
-    from detectkit.data.dataset import image_files, loader
+    from detectkit.data.dataset import image_files
     from detectkit.data.images import LARGE, TURNED
+    from detectkit.data.workers import loader
 
     predictor, message = _predictor(args, given)
     output = _output(message, predictor.class_names)

@@ -282,7 +282,7 @@ def _config(args: argparse.Namespace, experiment: spec.Experiment) -> PruningCon
 
 def _choose_criterion(args: argparse.Namespace, experiment: spec.Experiment, config: PruningConfig) -> None:
     """Put what AUTO stands for here in its place, and say what it is."""
-    from detectkit.data.dataset import training_frames
+    from detectkit.data.records import training_frames
 
     if config.criterion != PruningConfig.AUTO:
         return

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from detectkit import spec
 from detectkit.console import log
-from detectkit.data.dataset import Dataset, validation_frames
+from detectkit.data.dataset import Dataset
+from detectkit.data.records import validation_frames
 from detectkit.errors import DataError, DetectkitError
 from detectkit.evaluation import Evaluation, evaluate, require_package
 from detectkit.evaluation.images import predictions

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from detectkit import spec
-from detectkit.data.dataset import training_frames
 from detectkit.data.inputs import inputs, spread
+from detectkit.data.records import training_frames
 from detectkit.deploy.half import half
 from detectkit.deploy.nms import add_nms
 from detectkit.deploy.onnx import OPSET, check_against, to_model

@@ -19,9 +19,9 @@ from detectkit import spec
 from detectkit.cli import main
 from detectkit.data import sources, tfrecord
 from detectkit.data.convert import convert, modify
-from detectkit.data.dataset import training_frames
 from detectkit.data.example_pb2 import Example
 from detectkit.data.frames import LONGEST, Frame, Label
+from detectkit.data.records import training_frames
 from detectkit.data.sample import make_sample_data
 from detectkit.errors import DataError, OutputError, UsageError
 from detectkit.spec import DatasetExportConfig
