@@ -13,7 +13,7 @@ ROOMS = [
     {"heads"},
     {"runtimes"},
     {"predict"},
-    {"evaluation"},
+    {"evaluation", "detect"},
     {"tune", "train"},
     {"compress", "deploy"},
     {"pipeline"},
