@@ -326,7 +326,7 @@ def place(
         patch.chdir(folder)
         patch.setitem(make_sample_data.__kwdefaults__, "frames", 20)
         patch.setitem(latencies.__kwdefaults__, "rounds", 1)  # times are not what is tested here
-        patch.setattr("detectkit.commands.prune.ROUNDS", 1)
+        patch.setattr("detectkit.deploy.stopwatch.ROUNDS", 1)
         patch.setattr(
             "detectkit.commands.run._report", lambda folder: None
         )  # `detectkit report` is on a page itself
