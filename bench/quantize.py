@@ -34,7 +34,7 @@ from detectkit.data.workers import loader
 from detectkit.deploy.calibrate import calibrate
 from detectkit.deploy.latency import latencies, onnx_run
 from detectkit.deploy.scales import METHODS
-from detectkit.evaluation.images import predictions
+from detectkit.evaluation.predictions import predictions
 from detectkit.model import checkpoint
 from detectkit.model.graph import folded, measured, tensor_name
 from detectkit.model.header import INPUT, OUTPUTS

@@ -24,7 +24,7 @@ from detectkit import spec
 from detectkit.cli import main
 from detectkit.commands.completion import _actions
 from detectkit.commands.tree import ALIASES, COMMANDS, parse, whole
-from detectkit.data.sample import make_sample_data
+from detectkit.data.digits import make_sample_data
 from detectkit.deploy.latency import latencies
 from detectkit.model.detector import build
 from detectkit.ops.decode import decode

@@ -43,12 +43,12 @@ def run(args: argparse.Namespace) -> None:
     from detectkit.data.dataset import image_files
     from detectkit.data.images import LARGE, TURNED
     from detectkit.detect.folder import detect_images
-    from detectkit.detect.predictor import batch_size, load_predictor
-    from detectkit.detect.results import result_folders, result_format
+    from detectkit.detect.predictor import images_at_once, load_predictor
+    from detectkit.detect.write import result_folders, result_format
 
     predictor, message = load_predictor(given, args.model_path, choose_device(args))
     form = result_format(message, predictor.class_names)
-    at_once = batch_size(message) if args.batch_size is None else args.batch_size
+    at_once = images_at_once(message) if args.batch_size is None else args.batch_size
     if at_once < 1:
         raise UsageError(f"-b must be at least 1, got {at_once}")
     own = [args.results_dir / name for name in ("images_annotated", "wandb")]  # of an earlier call

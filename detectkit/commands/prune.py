@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     output = _output(args)
     given = spec.load_experiment(args.experiment_spec) if args.experiment_spec else None
 
-    from detectkit.compress.job import measure, measure_left, prune_model, save, warn_of_size
+    from detectkit.compress.job import measure_figures, measure_left, prune_model, save_results, warn_of_size
     from detectkit.compress.prune import widths
 
     job = _job(args, given, output)
@@ -73,10 +73,12 @@ def run(args: argparse.Namespace) -> None:
     with status.failures():
         model = prune_model(job, args.results_dir)
         left = measure_left(job, model.detector)
-        save(job, model, left)  # before the times are measured: a cut there costs no more than the table
+        save_results(
+            job, model, left
+        )  # before the times are measured: a cut there costs no more than the table
         layers = widths(job.model.detector, model.detector)
         table(("layer", "filters", "kept"), layers, title="convolutions")
-        figures = measure(job, model.detector, left)
+        figures = measure_figures(job, model.detector, left)
         _show(job, figures)
         warn_of_size(job.config, figures)
     status.write("Pruning complete.", status="SUCCESS", kpi=figures.kpi())

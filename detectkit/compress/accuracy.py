@@ -10,7 +10,7 @@ from detectkit.data.dataset import Dataset
 from detectkit.data.records import validation_frames
 from detectkit.errors import DataError, DetectkitError
 from detectkit.evaluation import Evaluation, evaluate, require_package
-from detectkit.evaluation.images import predictions
+from detectkit.evaluation.predictions import predictions
 from detectkit.heads import GridHead
 from detectkit.model.detector import Detector
 from detectkit.predict import Predictor

@@ -121,7 +121,7 @@ def _advice(job: PruningJob) -> str:
     return f"{less}, or set iterations: 3 in pruning_config, which trains in between"
 
 
-def save(job: PruningJob, model: Model, left: Left | None) -> None:
+def save_results(job: PruningJob, model: Model, left: Left | None) -> None:
     """Write the pruned model, and the spec for retraining it where the spec trains and has not done so in between.
 
     Raises:
@@ -139,7 +139,7 @@ def _retraining_text(job: PruningJob, left: Left | None) -> str:
     return spec.dumps(again)
 
 
-def measure(job: PruningJob, pruned: Detector, left: Left | None) -> PruningFigures:
+def measure_figures(job: PruningJob, pruned: Detector, left: Left | None) -> PruningFigures:
     """What a pruning has changed, of networks whose files are written."""
     networks = job.model.detector, pruned
     seconds = job.yardstick.seconds(*networks)

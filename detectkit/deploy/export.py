@@ -22,7 +22,7 @@ from detectkit.deploy.qdq import Runtime, quantize
 from detectkit.deploy.scales import ScaleTable, dump_table
 from detectkit.errors import ModelError, SpecError
 from detectkit.evaluation import evaluate
-from detectkit.evaluation.images import predictions
+from detectkit.evaluation.predictions import predictions
 from detectkit.model.detector import Detector
 from detectkit.model.header import seal
 from detectkit.predict import load_model, make_predictor

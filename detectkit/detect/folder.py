@@ -9,7 +9,7 @@ from detectkit.console import log
 from detectkit.data.batch import Batch
 from detectkit.data.dataset import Dataset, Frame
 from detectkit.data.workers import loader
-from detectkit.detect.results import ImageResult, ResultFormat, write_results
+from detectkit.detect.write import ImageResult, ResultFormat, write_results
 from detectkit.errors import DataError
 from detectkit.predict import Predictor
 

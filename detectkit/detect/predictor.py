@@ -82,8 +82,8 @@ def _resized(network: Network, config: spec.InferencerConfig) -> spec.Experiment
     return resized
 
 
-def batch_size(message: Asked) -> int:
-    """Images that go through the network at once."""
+def images_at_once(message: Asked) -> int:
+    """Images of a batch."""
     if isinstance(message, spec.Experiment):
         return spec.batch_size(message)
     return message.inferencer_config.batch_size

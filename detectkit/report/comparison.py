@@ -14,7 +14,7 @@ from detectkit.deploy.export import image_size
 from detectkit.deploy.latency import deployed, latencies
 from detectkit.evaluation import Evaluation, evaluate
 from detectkit.evaluation.agreement import Agreement, agreement
-from detectkit.evaluation.images import predictions
+from detectkit.evaluation.predictions import predictions
 from detectkit.ops.cluster import Detections
 from detectkit.predict import Predicted, Predictor, make_predictor
 

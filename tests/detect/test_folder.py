@@ -9,7 +9,7 @@ from detectkit.data import kitti
 from detectkit.data.dataset import image_files
 from detectkit.detect.folder import detect_images
 from detectkit.detect.predictor import load_predictor
-from detectkit.detect.results import ClassStyle, ResultFormat, result_folders, result_format
+from detectkit.detect.write import ClassStyle, ResultFormat, result_folders, result_format
 from detectkit.errors import DataError, SpecError, UsageError
 
 

@@ -29,7 +29,7 @@ from detectkit.evaluation.details import (
     read_image,
     save,
 )
-from detectkit.evaluation.images import measured_images, predictions
+from detectkit.evaluation.predictions import measured_images, predictions
 from detectkit.evaluation.voc import Found, Labelled
 from detectkit.predict import load_model
 
