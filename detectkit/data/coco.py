@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detectkit.console import progress
-from detectkit.data import outline, readers
+from detectkit.data import readers, segmentation
 from detectkit.data.formats import IMAGE_EXTENSIONS
 from detectkit.data.readers import LARGEST, Label, LabelledImage, Reject, Source, box_text
 from detectkit.errors import DataError
@@ -261,7 +261,7 @@ def _label(entry: dict[str, Json], categories: Mapping[Id, str], crowd_label: st
     is_crowd = _unquoted(entry.get("iscrowd")) == 1
     name = crowd_label if is_crowd and crowd_label else categories[category]
     bbox = entry.get("bbox")
-    box = outline.box(entry.get("segmentation")) if bbox in NO_BOX else _box(bbox)
+    box = segmentation.box(entry.get("segmentation")) if bbox in NO_BOX else _box(bbox)
     return Label(name, truncation=0.0, occlusion=0, alpha=0.0, box=box)
 
 

@@ -23,6 +23,12 @@ from detectkit.stores import is_remote
 PART = re.compile(r"(.*)-shard-\d{5}-of-(\d{5})")
 
 
+class _SourceShard(NamedTuple):
+    source: DataSource
+    number: int  # of the source
+    path: str
+
+
 def training_frames(
     config: DatasetConfig,
     class_names: Sequence[str],
@@ -159,12 +165,6 @@ class _Reader:
             length=len(record.image or b""),
             checksums=(0, 0) if record.image is None else checksums(record.image),
         )
-
-
-class _SourceShard(NamedTuple):
-    source: DataSource
-    number: int  # of the source
-    path: str
 
 
 def _shards(sources: Iterable[DataSource]) -> list[_SourceShard]:

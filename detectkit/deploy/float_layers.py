@@ -39,7 +39,7 @@ def choose_float_layers(
 
     Raises:
         DataError: the spec has no validation images, or no class has a labelled box in them.
-        ModelError: no choice of layers keeps the accuracy.
+        ModelError: the accuracy is not kept even with all of them in float.
     """
     target = target._replace(batch=None)
     model = float_model(source, target)
