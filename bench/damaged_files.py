@@ -31,7 +31,8 @@ from PIL import Image
 from detectkit import spec
 from detectkit.compress.prune import prune
 from detectkit.data.convert import convert
-from detectkit.data.dataset import Dataset, sample_from_image, training_frames, validation_frames
+from detectkit.data.dataset import Dataset, sample_from_image
+from detectkit.data.records import training_frames, validation_frames
 from detectkit.deploy.cache import read_cache, write_cache
 from detectkit.deploy.calibrate import calibrate
 from detectkit.deploy.onnx import to_model

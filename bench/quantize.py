@@ -27,12 +27,14 @@ from torch import fx
 from detectkit import spec
 from detectkit.console import table
 from detectkit.data import augment
-from detectkit.data.dataset import Batch, loader, training_frames
+from detectkit.data.batch import Batch
 from detectkit.data.inputs import inputs, spread
+from detectkit.data.records import training_frames
+from detectkit.data.workers import loader
 from detectkit.deploy.calibrate import calibrate
 from detectkit.deploy.latency import latencies, onnx_run
 from detectkit.deploy.scales import METHODS
-from detectkit.evaluation.images import predictions
+from detectkit.evaluation.predictions import predictions
 from detectkit.model import checkpoint
 from detectkit.model.graph import folded, measured, tensor_name
 from detectkit.model.header import INPUT, OUTPUTS

@@ -16,7 +16,8 @@ from torch import Tensor
 from detectkit.console import log
 from detectkit.data import augment
 from detectkit.data.augment import Prepared
-from detectkit.data.dataset import Batch, collate, has_crop, sample_from_image
+from detectkit.data.batch import Batch, collate, has_crop
+from detectkit.data.dataset import sample_from_image
 from detectkit.data.images import STRETCHED, TURNED
 from detectkit.errors import ModelError
 from detectkit.heads.grid import ClassClustering, GridHead

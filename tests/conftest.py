@@ -20,7 +20,8 @@ from detectkit import spec
 from detectkit.console import log
 from detectkit.data.augment import prepare
 from detectkit.data.convert import convert
-from detectkit.data.dataset import loader, training_frames, validation_frames
+from detectkit.data.records import training_frames, validation_frames
+from detectkit.data.workers import loader
 from detectkit.deploy.onnx import to_model
 from detectkit.heads.grid import GridHead
 from detectkit.model import checkpoint, tlt

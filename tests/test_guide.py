@@ -24,7 +24,7 @@ from detectkit import spec
 from detectkit.cli import main
 from detectkit.commands.completion import _actions
 from detectkit.commands.tree import ALIASES, COMMANDS, parse, whole
-from detectkit.data.sample import make_sample_data
+from detectkit.data.digits import make_sample_data
 from detectkit.deploy.latency import latencies
 from detectkit.model.detector import build
 from detectkit.ops.decode import decode
@@ -326,7 +326,7 @@ def place(
         patch.chdir(folder)
         patch.setitem(make_sample_data.__kwdefaults__, "frames", 20)
         patch.setitem(latencies.__kwdefaults__, "rounds", 1)  # times are not what is tested here
-        patch.setattr("detectkit.commands.prune.ROUNDS", 1)
+        patch.setattr("detectkit.deploy.stopwatch.ROUNDS", 1)
         patch.setattr(
             "detectkit.commands.run._report", lambda folder: None
         )  # `detectkit report` is on a page itself

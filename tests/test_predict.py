@@ -9,7 +9,9 @@ import detectkit
 from detectkit import spec
 from detectkit.console import log
 from detectkit.data.augment import Labels, Prepared
-from detectkit.data.dataset import image_files, loader, validation_frames
+from detectkit.data.dataset import image_files
+from detectkit.data.records import validation_frames
+from detectkit.data.workers import loader
 from detectkit.errors import DataError, ModelError
 from detectkit.heads.grid import GridHead
 from detectkit.model import checkpoint

@@ -229,8 +229,8 @@ def _batches(args: argparse.Namespace, job: _Job) -> tuple[int, Iterator[Tensor]
 
 def _training(job: _Job) -> tuple[int, Iterator[Tensor]]:
     """Training images of the spec in full batches, without augmentation."""
-    from detectkit.data.dataset import training_frames
     from detectkit.data.inputs import inputs, spread
+    from detectkit.data.records import training_frames
 
     config, settings = job.experiment, job.settings
     images = training_frames(config.dataset_config, spec.class_names(config))

@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     experiment = spec.load_experiment(args.experiment_spec)
 
-    from detectkit.data.dataset import training_frames, validation_frames
     from detectkit.data.inputs import inputs
+    from detectkit.data.records import training_frames, validation_frames
     from detectkit.deploy.tensorfile import write_tensorfile
 
     read = validation_frames if args.use_validation_set else training_frames

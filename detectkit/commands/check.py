@@ -163,14 +163,10 @@ def _check_data(experiment: spec.Experiment, problems: Problems) -> None:
 
     Unreadable data, a class without a training box, and no box at all that the network sees are problems.
     """
-    from detectkit.data.dataset import (
-        capped,
-        require_images,
-        require_separate,
-        training_frames,
-        validation_frames,
-    )
+    from detectkit.data.dataset import capped, require_images
     from detectkit.data.images import TURNED
+    from detectkit.data.overlap import require_separate
+    from detectkit.data.records import training_frames, validation_frames
     from detectkit.evaluation import require_package
 
     with problems.gathered():
@@ -344,7 +340,7 @@ def _check_folders(config: spec.DatasetExportConfig, problems: Problems) -> None
 
 def _roots(config: spec.DatasetExportConfig, root: str, folders: Sequence[str]) -> tuple[Path, Path]:
     """Where labels and where images start."""
-    from detectkit.data.frames import find_image_root
+    from detectkit.data.readers import find_image_root
 
     path = Path(root).expanduser()
     return path, find_image_root(config.image_directory_path, path, folders)
@@ -363,7 +359,7 @@ def _require_folder(field: str, folder: Path) -> None:
 
 
 def _count_files(field: str, folder: Path, suffix: str) -> None:
-    from detectkit.data.frames import find_files
+    from detectkit.data.readers import find_files
 
     _require_folder(field, folder)
     found = find_files(folder, suffix, field=field, what=f"{suffix} files")
@@ -371,7 +367,7 @@ def _count_files(field: str, folder: Path, suffix: str) -> None:
 
 
 def _count_images(field: str, folder: Path, suffix: str) -> None:
-    from detectkit.data.frames import find_images
+    from detectkit.data.readers import find_images
 
     _require_folder(field, folder)
     files = [file for same in find_images(folder, suffix, field=field).values() for file in same]

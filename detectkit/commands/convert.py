@@ -20,7 +20,7 @@ from detectkit.spec.check import quoted
 REASONS = 5  # told on the terminal
 
 if TYPE_CHECKING:
-    from detectkit.data.convert import Fold, Summary
+    from detectkit.data.convert import ConversionSummary, Fold
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,11 +125,11 @@ def _of_experiment(
     ]
 
 
-def _convert(conversion: Conversion) -> Summary:
+def _convert(conversion: Conversion) -> ConversionSummary:
     """Write one set of records, and print what it holds."""
     from detectkit.data.convert import convert
-    from detectkit.data.frames import place, reasons
     from detectkit.data.images import TURNED
+    from detectkit.data.readers import place, reasons
 
     prefix = conversion.prefix
     summary = convert(conversion.config, prefix, validation_fold=conversion.validation_fold)
@@ -168,7 +168,7 @@ def _with_total(counts: list[int]) -> list[int]:
     return [*counts, sum(counts)]
 
 
-def _print_next(summary: Summary, prefix: str, *, validation_fold: int) -> None:
+def _print_next(summary: ConversionSummary, prefix: str, *, validation_fold: int) -> None:
     """Print what a training spec needs to read these records."""
     names = [shard.name for fold in summary.folds for shard in fold.shards]
     part = next(

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from detectkit.console import say
-from detectkit.doctor import CHECKS, Line, examine
+from detectkit.doctor import CHECKS, Diagnosis, examine
 from detectkit.errors import DetectkitError
 
 
@@ -40,5 +40,5 @@ def run(args: argparse.Namespace) -> None:
     say("\ntraining works on this machine")
 
 
-def _print(title: str, line: Line) -> None:
+def _print(title: str, line: Diagnosis) -> None:
     say(f"{title:<14}  {line.grade:<5}  {line.text}")

@@ -125,7 +125,7 @@ def _evaluate_model(args: argparse.Namespace, given: spec.Experiment | None) -> 
     from detectkit import runtimes
     from detectkit.evaluation import advice, evaluate, require_package
     from detectkit.evaluation.collect import Collector
-    from detectkit.evaluation.images import measured_images, predictions
+    from detectkit.evaluation.predictions import measured_images, predictions
     from detectkit.predict import make_predictor
     from detectkit.train.weighting import ObjectiveWeights, validation_cost
     from detectkit.tune import tune_clustering

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from detectkit.data.sample import CLASSES, FRAMES, HEIGHT, WIDTH, make_sample_data
+    from detectkit.data.digits import CLASSES, FRAMES, HEIGHT, WIDTH, make_sample_data
 
     folder = args.output_dir
     if make_sample_data(folder):

@@ -64,7 +64,8 @@ def _pictures(experiment: spec.Experiment, count: int) -> Iterator[tuple[str, Im
 
     from detectkit import draw
     from detectkit.data.augment import prepare
-    from detectkit.data.dataset import loader, training_frames, training_order
+    from detectkit.data.records import training_frames
+    from detectkit.data.workers import loader, training_order
     from detectkit.heads.grid import GridHead
 
     augmentation, seed = experiment.augmentation_config, experiment.random_seed

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 from detectkit import spec
 from detectkit.console import log
-from detectkit.data.dataset import Dataset, validation_frames
+from detectkit.data.dataset import Dataset
+from detectkit.data.records import validation_frames
 from detectkit.errors import DataError, DetectkitError
 from detectkit.evaluation import Evaluation, evaluate, require_package
-from detectkit.evaluation.images import predictions
+from detectkit.evaluation.predictions import predictions
 from detectkit.heads.grid import GridHead
 from detectkit.model.detector import Detector
 from detectkit.predict import Predictor

@@ -16,7 +16,9 @@ from detectkit import spec
 from detectkit.compress.graph import Group
 from detectkit.console import progress
 from detectkit.data import augment
-from detectkit.data.dataset import Batch, loader, training_frames, training_order
+from detectkit.data.batch import Batch
+from detectkit.data.records import training_frames
+from detectkit.data.workers import loader, training_order
 from detectkit.errors import ModelError
 from detectkit.heads.grid import GridHead
 from detectkit.model.base import Tracer

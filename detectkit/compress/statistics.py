@@ -11,7 +11,7 @@ from detectkit import spec
 from detectkit.compress.accuracy import measured
 from detectkit.compress.importance import training_batches
 from detectkit.data import augment
-from detectkit.data.dataset import training_frames
+from detectkit.data.records import training_frames
 from detectkit.model.detector import Detector
 
 # Enough that what a batch happens to show averages out; and a batch large enough for statistics of its own.

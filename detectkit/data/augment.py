@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detectkit.data.dataset import Batch, has_crop
+from detectkit.data.batch import Batch, has_crop
 from detectkit.ops import boxes as box_ops
 from detectkit.spec import AugmentationConfig
 
@@ -30,7 +30,7 @@ class Labels(NamedTuple):
     """Labelled boxes of a batch, inside the image, never empty."""
 
     boxes: Tensor  # float32 [N, 4] x1 y1 x2 y2 in network pixels
-    classes: Tensor  # int64 [N], see `detectkit.data.dataset.Objects`
+    classes: Tensor  # int64 [N], see `detectkit.data.labels.Objects`
     image_index: Tensor  # int64 [N], which of the B images a box is in
     names: list[str]  # N names as in the records
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detectkit.console import progress
-from detectkit.data import frames, outline
-from detectkit.data.frames import LARGEST, Frame, Label, Reject, Source, box_text
+from detectkit.data import readers, segmentation
 from detectkit.data.formats import IMAGE_EXTENSIONS
+from detectkit.data.readers import LARGEST, Label, LabelledImage, Reject, Source, box_text
 from detectkit.errors import DataError
 from detectkit.spec import DatasetExportConfig, label_name
 
@@ -51,7 +51,7 @@ def read_folders(config: DatasetExportConfig) -> Source:
     """
     source = config.coco_config
     root = Path(source.root_directory_path).expanduser()
-    image_root = frames.find_image_root(config.image_directory_path, root, source.img_dir_names)
+    image_root = readers.find_image_root(config.image_directory_path, root, source.img_dir_names)
     files = [_load(root / file) for file in source.annotation_files]
     _require_same_categories(files)
     rejected: list[Reject] = []
@@ -60,7 +60,7 @@ def read_folders(config: DatasetExportConfig) -> Source:
         for file, folder in zip(files, source.img_dir_names)
     ]
     folds = [_of_different_names(fold, rejected) for fold in folds]
-    frames.require_disjoint(folds)
+    readers.require_disjoint(folds)
     extensions = Counter(frame.image.suffix.removeprefix(".") for fold in folds for frame in fold)
     is_one = len(extensions) == 1 or not config.embed_images
     shards = list(source.num_shards) or [0]
@@ -77,7 +77,7 @@ def read_folders(config: DatasetExportConfig) -> Source:
 
 
 def _load(path: Path) -> Annotations:
-    content = frames.read_json(path, "annotation_files")
+    content = readers.read_json(path, "annotation_files")
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise DataError(f'{path} is not a COCO annotation file for detection: it has no list "{key}"')
@@ -93,7 +93,7 @@ def _categories(entries: list[Json], path: Path) -> dict[Id, str]:
         if identity is None or not original:
             raise DataError(f"{path}: categories[{number}] needs an id and a name")
         try:
-            frames.require_visible(original)
+            readers.require_visible(original)
         except ValueError as error:
             raise DataError(f"{path}: categories[{number}]: {error}; rename it") from error
         other = found.setdefault(identity, original)
@@ -130,7 +130,7 @@ def _text(entry: Json, key: str) -> str:
 def _unquoted(value: Json) -> Json:
     """The number that a text is; anything else as it is."""
     try:
-        return frames.number("", value) if isinstance(value, str) else value
+        return readers.number("", value) if isinstance(value, str) else value
     except ValueError:
         return value
 
@@ -140,7 +140,7 @@ def _unquoted(value: Json) -> Json:
 
 def _read_fold(
     file: Annotations, image_root: Path, folder: str, *, crowd_label: str, rejected: list[Reject]
-) -> list[Frame]:
+) -> list[LabelledImage]:
     """Read the images of one annotation file in its order; adds what is left out to `rejected`."""
     if not (image_root / folder).is_dir():
         raise DataError(f"there is no folder {image_root / folder}; img_dir_names has {folder}")
@@ -152,14 +152,14 @@ def _read_fold(
         name = files.find(image.file_name)
         path = image_root / folder / name
         try:
-            size = frames.image_size(path)
-            frames.require_size(size, image.size)
+            size = readers.image_size(path)
+            readers.require_size(size, image.size)
         except ValueError as error:
             rejected.append(Reject(str(path), None, str(error)))
         else:
-            frame_id = frames.frame_id(folder, name)
+            frame_id = readers.frame_id(folder, name)
             own = tuple(labels.get(image.identity, ()))
-            found.append(Frame(frame_id, path, *size[:2], own, size.turned))
+            found.append(LabelledImage(frame_id, path, *size[:2], own, size.turned))
     return found
 
 
@@ -180,9 +180,9 @@ class _Files:
         name = file_name.replace("\\", "/")
         if name != file_name and os.path.lexists(self.folder / name):
             return name
-        for tail in frames.tails(name, self.folder.name):
+        for tail in readers.tails(name, self.folder.name):
             stem, end = os.path.splitext(tail)
-            same = [file for file in self._by_name.get(frames.composed(stem), ()) if file not in self.stated]
+            same = [file for file in self._by_name.get(readers.composed(stem), ()) if file not in self.stated]
             if same:
                 return min(
                     same, key=lambda file: (not file.endswith(end), not file.lower().endswith(end.lower()))
@@ -191,7 +191,7 @@ class _Files:
 
     @functools.cached_property
     def _by_name(self) -> dict[str, list[str]]:
-        return frames.by_name(frames.list_files(self.folder, "img_dir_names"), "", IMAGE_EXTENSIONS)
+        return readers.by_name(readers.list_files(self.folder, "img_dir_names"), "", IMAGE_EXTENSIONS)
 
 
 def _images(file: Annotations, rejected: list[Reject]) -> list[Listed]:
@@ -215,9 +215,9 @@ def _images(file: Annotations, rejected: list[Reject]) -> list[Listed]:
     return list(listed.values())
 
 
-def _of_different_names(fold: Sequence[Frame], rejected: list[Reject]) -> list[Frame]:
+def _of_different_names(fold: Sequence[LabelledImage], rejected: list[Reject]) -> list[LabelledImage]:
     """Leave out an image whose name, without extension, is that of an earlier one: records could not tell them apart."""
-    found: dict[str, Frame] = {}
+    found: dict[str, LabelledImage] = {}
     for frame in fold:
         first = found.setdefault(frame.frame_id, frame)
         if first is not frame:
@@ -261,7 +261,7 @@ def _label(entry: dict[str, Json], categories: Mapping[Id, str], crowd_label: st
     is_crowd = _unquoted(entry.get("iscrowd")) == 1
     name = crowd_label if is_crowd and crowd_label else categories[category]
     bbox = entry.get("bbox")
-    box = outline.box(entry.get("segmentation")) if bbox in NO_BOX else _box(bbox)
+    box = segmentation.box(entry.get("segmentation")) if bbox in NO_BOX else _box(bbox)
     return Label(name, truncation=0.0, occlusion=0, alpha=0.0, box=box)
 
 

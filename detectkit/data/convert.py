@@ -15,8 +15,8 @@ import numpy
 
 from detectkit.console import log, progress
 from detectkit.data import coco, kitti, sources, tfrecord, voc
-from detectkit.data.frames import Frame, Reject, Source, reasons
-from detectkit.data.sample import make_sample_data
+from detectkit.data.digits import make_sample_data
+from detectkit.data.readers import LabelledImage, Reject, Source, reasons
 from detectkit.errors import DataError, OutputError, UsageError
 from detectkit.files import in_turn, staging_folder
 from detectkit.spec import DatasetExportConfig, label_name
@@ -34,7 +34,7 @@ class Fold(NamedTuple):
     shards: list[Path]
 
 
-class Summary(NamedTuple):
+class ConversionSummary(NamedTuple):
     """What a conversion wrote."""
 
     folds: list[Fold]
@@ -48,7 +48,7 @@ class Summary(NamedTuple):
 
 def convert(
     config: DatasetExportConfig, output_prefix: str, *, validation_fold: int | None = None
-) -> Summary:
+) -> ConversionSummary:
     """Write `<prefix>[-fold-FFF-of-PPP][-shard-SSSSS-of-NNNNN]` and, if anything was left out, `<prefix>_warning.json`.
 
     Class names are lower-cased and lose white space, as in TLT, then renamed by `target_class_mapping`; labels that
@@ -99,7 +99,7 @@ def _read(config: DatasetExportConfig, generator: random.Random) -> Source:
             return kitti.read_folder(config, generator)
 
 
-def _with_extension(fold: Sequence[Frame], rejected: list[Reject]) -> list[Frame]:
+def _with_extension(fold: Sequence[LabelledImage], rejected: list[Reject]) -> list[LabelledImage]:
     """Leave out the images whose names have no extension, without which records do not find them."""
     reason = "the name has no extension, which training would look for; rename it, or set embed_images"
     rejected.extend(Reject(str(frame.image), None, reason) for frame in fold if not frame.image.suffix)
@@ -176,7 +176,7 @@ def _mapping(names: Mapping[str, str]) -> dict[str, str]:
     return {label_name(source): label_name(target) for source, target in names.items()}
 
 
-def _renamed(frame: Frame, mapping: Mapping[str, str]) -> Frame:
+def _renamed(frame: LabelledImage, mapping: Mapping[str, str]) -> LabelledImage:
     """Give a frame with class names as the records have them."""
     names = [label_name(label.name) for label in frame.labels]
     labels = [label._replace(name=mapping.get(name, name)) for label, name in zip(frame.labels, names)]
@@ -187,10 +187,10 @@ def _renamed(frame: Frame, mapping: Mapping[str, str]) -> Frame:
 
 
 def _modified(
-    folds: list[list[Frame]],
+    folds: list[list[LabelledImage]],
     modifier: DatasetExportConfig.SampleModifierConfig,
     validation_fold: int | None,
-) -> list[list[Frame]]:
+) -> list[list[LabelledImage]]:
     """Apply the sample modifier to the folds that are trained on."""
     training = [number for number, fold in enumerate(folds) if fold and number != validation_fold]
     changed = {number: modify(folds[number], modifier, num_folds=len(training)) for number in training}
@@ -202,8 +202,8 @@ def _modified(
 
 
 def modify(
-    frames: Sequence[Frame], modifier: DatasetExportConfig.SampleModifierConfig, *, num_folds: int
-) -> list[Frame]:
+    frames: Sequence[LabelledImage], modifier: DatasetExportConfig.SampleModifierConfig, *, num_folds: int
+) -> list[LabelledImage]:
     """Drop, repeat and cap the frames of one training fold as the sample modifier says.
 
     Classes are compared after `source_to_target_class_mapping`, in lower case. A frame goes when all its boxes are of one
@@ -213,7 +213,7 @@ def modify(
     """
     left_out = set(map(label_name, modifier.filter_samples_containing_only))
     mapping = _mapping(modifier.source_to_target_class_mapping)
-    kept: list[Frame] = []
+    kept: list[LabelledImage] = []
     for frame in frames:
         names = Counter(mapping.get(label.name, label.name) for label in frame.labels)
         if len(names) == 1 and set(names) <= left_out:
@@ -238,7 +238,9 @@ def _is_rare(names: Counter[str], modifier: DatasetExportConfig.SampleModifierCo
 # Writing
 
 
-def _write(config: DatasetExportConfig, source: Source, folds: list[list[Frame]], *, prefix: Path) -> Summary:
+def _write(
+    config: DatasetExportConfig, source: Source, folds: list[list[LabelledImage]], *, prefix: Path
+) -> ConversionSummary:
     """Write everything to a temporary folder beside the prefix and move it into place at the end."""
     summaries = []
     with _staging(prefix) as staging:
@@ -264,7 +266,7 @@ def _write(config: DatasetExportConfig, source: Source, folds: list[list[Frame]]
             (staging / f"{prefix.name}_warning.json").write_text(lines + "\n", encoding="utf-8")
     warning_file = prefix.with_name(f"{prefix.name}_warning.json") if source.rejected else None
     kept = [] if config.embed_images else [frame for fold in source.folds for frame in fold]
-    return Summary(
+    return ConversionSummary(
         summaries,
         source.rejected,
         warning_file,
@@ -275,7 +277,7 @@ def _write(config: DatasetExportConfig, source: Source, folds: list[list[Frame]]
     )
 
 
-def _shards(fold: list[Frame], num_shards: int) -> dict[str, list[Frame]]:
+def _shards(fold: list[LabelledImage], num_shards: int) -> dict[str, list[LabelledImage]]:
     """Cut a fold into shards of nearly the same length, by the name's last part; no shard is empty."""
     if not fold or not num_shards:
         return {"": fold} if fold else {}
@@ -284,11 +286,11 @@ def _shards(fold: list[Frame], num_shards: int) -> dict[str, list[Frame]]:
     return {f"-shard-{i:05}-of-{count:05}": fold[bounds[i] : bounds[i + 1]] for i in range(count)}
 
 
-def _extension(frame: Frame) -> str:
+def _extension(frame: LabelledImage) -> str:
     return frame.image.suffix.removeprefix(".")
 
 
-def _record(frame: Frame, *, embed: bool, extension: str) -> bytes:
+def _record(frame: LabelledImage, *, embed: bool, extension: str) -> bytes:
     """Serialise a frame; its image's extension is told where it is not the one of the whole set."""
     labels = frame.labels
     record = tfrecord.Record(

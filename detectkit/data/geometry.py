@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detectkit.data.augment import preprocessing_matrices
-from detectkit.data.dataset import NO_OBJECTS, Dataset, has_crop
+from detectkit.data.batch import has_crop
+from detectkit.data.dataset import Dataset
+from detectkit.data.labels import NO_OBJECTS
 from detectkit.ops.boxes import area, clip, transform
 from detectkit.spec import AugmentationConfig
 

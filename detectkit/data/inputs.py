@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from detectkit.data.augment import prepare
-from detectkit.data.dataset import Dataset, loader
+from detectkit.data.dataset import Dataset
+from detectkit.data.workers import loader
 from detectkit.spec import Experiment
 
 

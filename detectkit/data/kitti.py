@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from detectkit.data import frames
-from detectkit.data.frames import Frame, LabelFile, Source, box_text
-from detectkit.data.frames import Label as Label  # what a line of a label file is
+from detectkit.data import readers
+from detectkit.data.readers import Label as Label  # what a line of a label file is
+from detectkit.data.readers import LabelFile, LabelledImage, Source, box_text
 from detectkit.errors import DataError
 from detectkit.files import atomic_write
 from detectkit.spec import DatasetExportConfig, KITTIConfig
@@ -24,14 +24,14 @@ YOLO = "a line of YOLO, with the number of the class and a box or outline in sha
 FULL_TURN = 2 * math.pi + 0.01  # radians
 
 
-class Reject(NamedTuple):
+class RejectedLine(NamedTuple):
     """A line that is not a usable label. Lines count from 1."""
 
     line: int
     reason: str
 
 
-def read_labels(path: str | Path, *, strict: bool = False) -> tuple[list[Label], list[Reject]]:
+def read_labels(path: str | Path, *, strict: bool = False) -> tuple[list[Label], list[RejectedLine]]:
     """Read the labels of one image and the lines that `parse_labels` rejects.
 
     Raises:
@@ -43,7 +43,7 @@ def read_labels(path: str | Path, *, strict: bool = False) -> tuple[list[Label],
     return labels, rejected
 
 
-def parse_labels(content: bytes) -> tuple[list[Label], list[Reject]]:
+def parse_labels(content: bytes) -> tuple[list[Label], list[RejectedLine]]:
     """Parse the content of a label file; blank lines are ignored, boxes are neither clipped nor rounded.
 
     A line is rejected when it has not 15 or 16 columns, a column is not the number it should be or out of its range (as
@@ -51,13 +51,13 @@ def parse_labels(content: bytes) -> tuple[list[Label], list[Reject]]:
     content is an image without objects.
     """
     labels: list[Label] = []
-    rejected: list[Reject] = []
+    rejected: list[RejectedLine] = []
     for number, line in _lines(content):
         try:
             label = _parse(line)
             _require_area(label)
         except ValueError as error:
-            rejected.append(Reject(number, str(error)))
+            rejected.append(RejectedLine(number, str(error)))
         else:
             labels.append(label)
     return labels, rejected
@@ -112,26 +112,26 @@ def read_folder(config: DatasetExportConfig, generator: random.Random) -> Source
     """
     source = config.kitti_config
     pairs = _pairs(config)
-    rejected: list[frames.Reject] = []
+    rejected: list[readers.Reject] = []
     if source.partition_mode == "sequence":
         sequences = _sequences(source, pairs)
         found = pairs.read(sorted(name for names in sequences.values() for name in names), rejected)
         folds = _deal(sequences, found, num_folds=max(source.num_partitions, 1))
     else:
         found = pairs.read_all(rejected)
-        folds = frames.split(list(found.values()), source.val_split, generator)
+        folds = readers.split(list(found.values()), source.val_split, generator)
     shards = [source.num_shards] * len(folds)
     extension = pairs.extension(found.values())
     return Source(folds, rejected, pairs.image_root, extension, shards, source.num_partitions > 0)
 
 
-def _pairs(config: DatasetExportConfig) -> frames.Pairs:
+def _pairs(config: DatasetExportConfig) -> readers.FilePairs:
     source = config.kitti_config
     root = Path(source.root_directory_path).expanduser()
-    image_root = frames.find_image_root(config.image_directory_path, root, [source.image_dir_name])
-    return frames.find_pairs(
-        frames.ImageFolder(image_root, source.image_dir_name, source.image_extension),
-        frames.LabelFolder(root / source.label_dir_name, ".txt", "label_dir_name"),
+    image_root = readers.find_image_root(config.image_directory_path, root, [source.image_dir_name])
+    return readers.find_pairs(
+        readers.ImageFolder(image_root, source.image_dir_name, source.image_extension),
+        readers.LabelFolder(root / source.label_dir_name, ".txt", "label_dir_name"),
         _label_file,
     )
 
@@ -141,10 +141,10 @@ def _label_file(path: Path) -> LabelFile:
     return LabelFile(labels, [(line, reason) for line, reason in rejected])
 
 
-def _sequences(source: KITTIConfig, pairs: frames.Pairs) -> dict[str, list[str]]:
+def _sequences(source: KITTIConfig, pairs: readers.FilePairs) -> dict[str, list[str]]:
     """Read the JSON file of sequence name -> frame names; a frame may be in one sequence only."""
     path = Path(source.root_directory_path).expanduser() / source.kitti_sequence_to_frames_file
-    sequences = frames.read_json(path, "kitti_sequence_to_frames_file")
+    sequences = readers.read_json(path, "kitti_sequence_to_frames_file")
     if not isinstance(sequences, dict) or not all(isinstance(names, list) for names in sequences.values()):
         raise DataError(f"{path}: expected one JSON object of sequence name to list of frame names")
     sequences = {
@@ -158,11 +158,11 @@ def _sequences(source: KITTIConfig, pairs: frames.Pairs) -> dict[str, list[str]]
 
 
 def _deal(
-    sequences: Mapping[str, list[str]], found: Mapping[str, Frame], *, num_folds: int
-) -> list[list[Frame]]:
+    sequences: Mapping[str, list[str]], found: Mapping[str, LabelledImage], *, num_folds: int
+) -> list[list[LabelledImage]]:
     """Deal sequences, longest first, to the folds in turn, and count the folds from the last, as TLT does."""
     ordered = sorted(sequences, key=lambda sequence: (-len(sequences[sequence]), sequence))
-    folds: list[list[Frame]] = [[] for _ in range(num_folds)]
+    folds: list[list[LabelledImage]] = [[] for _ in range(num_folds)]
     for turn, sequence in enumerate(ordered):
         folds[turn % num_folds].extend(found[name] for name in sequences[sequence] if name in found)
     return folds[::-1]
@@ -197,11 +197,11 @@ def _parse(line: bytes) -> Label:
         raise ValueError(f"{count}, but a label has 15, or 16 with a score{hint}")
     if len(columns) == 16 and not _is_number(columns[1]):
         raise ValueError(f"truncation is {columns[1]!r}, not a number: {_blank(columns)}")
-    values = list(map(frames.number, COLUMNS[1:], columns[1:]))
+    values = list(map(readers.number, COLUMNS[1:], columns[1:]))
     truncation, occlusion, alpha, x1, y1, x2, y2, *rest = values
     _require_ranges(truncation, occlusion, alpha, columns=columns)
     _require_in_place(values[1:], columns)
-    frames.require_visible(columns[0])
+    readers.require_visible(columns[0])
     if x2 < x1 or y2 < y1:
         needed = "it needs x1 < x2 and y1 < y2, not x, y, width and height"
         raise ValueError(f"the box {box_text(x1, y1, x2, y2)} is reversed: {needed}")
@@ -296,7 +296,7 @@ def _is_yolo(columns: list[str]) -> bool:
 
 def _is_number(text: str) -> bool:
     try:
-        frames.number("", text)
+        readers.number("", text)
     except ValueError:
         return False
     return True

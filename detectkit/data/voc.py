@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
-from detectkit.data import frames
-from detectkit.data.frames import Label, LabelFile, Source, box_text
+from detectkit.data import readers
+from detectkit.data.readers import Label, LabelFile, Source, box_text
 from detectkit.errors import DataError
 from detectkit.spec import DatasetExportConfig
 
@@ -27,20 +27,20 @@ def read_folder(config: DatasetExportConfig, generator: random.Random) -> Source
     """
     source = config.voc_config
     root = Path(source.root_directory_path).expanduser()
-    image_root = frames.find_image_root(config.image_directory_path, root, [source.image_dir_name])
-    pairs = frames.find_pairs(
-        frames.ImageFolder(image_root, source.image_dir_name, source.image_extension),
-        frames.LabelFolder(root / source.annotation_dir_name, ".xml", "annotation_dir_name"),
+    image_root = readers.find_image_root(config.image_directory_path, root, [source.image_dir_name])
+    pairs = readers.find_pairs(
+        readers.ImageFolder(image_root, source.image_dir_name, source.image_extension),
+        readers.LabelFolder(root / source.annotation_dir_name, ".xml", "annotation_dir_name"),
         partial(read_labels, difficult_label=source.difficult_label),
     )
-    rejected: list[frames.Reject] = []
+    rejected: list[readers.Reject] = []
     if source.image_set_files:
         sets = [_read_list(root / file) for file in source.image_set_files]
         listed = [list(dict.fromkeys(map(pairs.listed, names))) for names in sets]
         folds = [list(pairs.read(names, rejected).values()) for names in listed]
-        frames.require_disjoint(folds)
+        readers.require_disjoint(folds)
     else:
-        folds = frames.split(list(pairs.read_all(rejected).values()), source.val_split, generator)
+        folds = readers.split(list(pairs.read_all(rejected).values()), source.val_split, generator)
     shards = [source.num_shards] * len(folds)
     extension = pairs.extension(frame for fold in folds for frame in fold)
     return Source(folds, rejected, image_root, extension, shards)
@@ -106,7 +106,7 @@ def _parse(content: bytes) -> ElementTree.Element:
 def _size(tree: ElementTree.Element) -> tuple[float, float]:
     """Give width and height of the image as the file states them; 0 where it does not."""
     width, height = (_number(tree, f"size/{side}") for side in ("width", "height"))
-    return (frames.number("width", width or "0"), frames.number("height", height or "0"))
+    return (readers.number("width", width or "0"), readers.number("height", height or "0"))
 
 
 def _label(element: ElementTree.Element, difficult_label: str) -> Label:
@@ -114,7 +114,7 @@ def _label(element: ElementTree.Element, difficult_label: str) -> Label:
     name = element.findtext("name", "").strip()
     if not name:
         raise ValueError("it has no name")
-    frames.require_visible(name)
+    readers.require_visible(name)
     if element.find(".//object") is not None:
         raise ValueError("another object is inside it")
     is_renamed = bool(difficult_label) and _is_set(element, "difficult")
@@ -137,7 +137,7 @@ def _box(element: ElementTree.Element) -> tuple[float, float, float, float]:
     bounds, polygon = element.find("bndbox"), element.find("polygon")
     if bounds is not None:
         sides = ("xmin", "ymin", "xmax", "ymax")
-        xmin, ymin, xmax, ymax = (frames.number(side, _number(bounds, side)) for side in sides)
+        xmin, ymin, xmax, ymax = (readers.number(side, _number(bounds, side)) for side in sides)
     elif polygon is not None:
         xmin, ymin, xmax, ymax = _around(polygon)
     else:
@@ -154,7 +154,7 @@ def _around(polygon: ElementTree.Element) -> tuple[float, float, float, float]:
     for corner in polygon.iter():
         axis = corner.tag[:1]
         if axis in values and not corner.tag[1:].strip("0123456789"):
-            values[axis].append(frames.number(f"{corner.tag} of its polygon", _number(corner, ".")))
+            values[axis].append(readers.number(f"{corner.tag} of its polygon", _number(corner, ".")))
     if len(values["x"]) < 2 or len(values["x"]) != len(values["y"]):
         raise ValueError("it has no bndbox, and its polygon has no points of x and y")
     return min(values["x"]), min(values["y"]), max(values["x"]), max(values["y"])

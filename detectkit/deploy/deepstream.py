@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from detectkit import spec
 from detectkit.console import visible
-from detectkit.data.dataset import has_crop
+from detectkit.data.batch import has_crop
 from detectkit.files import atomic_write
 from detectkit.heads.grid import ClassClustering, spec_clustering
 from detectkit.model.header import OUTPUTS

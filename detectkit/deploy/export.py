@@ -12,19 +12,20 @@ import onnx
 import torch
 from torch import Tensor
 
-from detectkit import spec
-from detectkit.data.dataset import training_frames
+from detectkit import runtimes, spec
 from detectkit.data.inputs import inputs, spread
+from detectkit.data.records import training_frames
 from detectkit.deploy.half import half
 from detectkit.deploy.nms import add_nms
 from detectkit.deploy.onnx import OPSET, check_against, to_model
 from detectkit.deploy.qdq import Runtime, quantize
 from detectkit.deploy.scales import ScaleTable, dump_table
+from detectkit.errors import ModelError, SpecError
 from detectkit.evaluation import evaluate
-from detectkit.evaluation.images import predictions
+from detectkit.evaluation.predictions import predictions
 from detectkit.model.detector import Detector
 from detectkit.model.header import seal
-from detectkit.predict import load_model
+from detectkit.predict import load_model, make_predictor
 from detectkit.runtimes.onnx import add_header
 from detectkit.spec import Experiment
 from detectkit.trackers import without_key
@@ -35,7 +36,7 @@ TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "int8": math.inf}
 LEAST_SQNR = {"fp32": -math.inf, "fp16": -math.inf, "int8": 3.0}
 
 
-class Source(NamedTuple):
+class ExportSource(NamedTuple):
     """A model, and the spec that goes into its file: the size of its images, and how to cluster."""
 
     detector: Detector
@@ -61,7 +62,32 @@ class Exported(NamedTuple):
     difference: float  # the greatest from PyTorch's maps on random images, see `check_against`
 
 
-def float_model(source: Source, target: Target) -> onnx.ModelProto:
+def load_source(path: Path, given: Experiment | None) -> ExportSource:
+    """A model file, and the spec that is given, or else its own.
+
+    Args:
+        path: of a .safetensors model, or with a spec of an .hdf5 of TLT.
+
+    Raises:
+        ModelError: the file is exported already, is not a usable model, or not one for the spec.
+        SpecError: the images of the spec do not fit the network's stride.
+    """
+    if runtimes.kind(path) != "model":
+        raise ModelError(f"{path} is exported already: give the .safetensors model that it was made from")
+    network = runtimes.load(path, "cpu", experiment=given)
+    detector, experiment = network.forward, spec.spec_to_use(given, network.spec, network.file)
+    assert isinstance(detector, Detector)
+    make_predictor(network, experiment, "cpu")  # it refuses a spec of another model
+    if any(side % detector.stride for side in image_size(experiment)):
+        height, width = image_size(experiment)
+        raise SpecError(
+            f"output_image_width and output_image_height must be multiples of {detector.stride} for this network,"
+            f" got {width}x{height}"
+        )
+    return ExportSource(detector, experiment, network.class_names)
+
+
+def float_model(source: ExportSource, target: Target) -> onnx.ModelProto:
     """The network in 32 bits; where 8 are to be made of it, it has been found to compute what PyTorch does.
 
     Raises:
@@ -97,7 +123,7 @@ def int8_model(
 
 
 def finish(
-    model: onnx.ModelProto, source: Source, target: Target, ranges: ScaleTable | None = None
+    model: onnx.ModelProto, source: ExportSource, target: Target, ranges: ScaleTable | None = None
 ) -> Exported:
     """Make a file of the model of `float_model`, or for int8 of `int8_model`: all that evaluate and infer need is inside.
 
@@ -122,7 +148,7 @@ def finish(
     return Exported(content, difference)
 
 
-def check_ranges(model: onnx.ModelProto, source: Source, ranges: ScaleTable) -> None:
+def check_ranges(model: onnx.ModelProto, source: ExportSource, ranges: ScaleTable) -> None:
     """Refuse ranges by which nothing but noise would be left of a model, where another program quantises it.
 
     Args:
@@ -135,7 +161,9 @@ def check_ranges(model: onnx.ModelProto, source: Source, ranges: ScaleTable) -> 
     check_against(source.detector, quantised, tolerance=TOLERANCES["int8"], least_sqnr=LEAST_SQNR["int8"])
 
 
-def accuracy(model: onnx.ModelProto, source: Source, target: Target, device: str | torch.device) -> float:
+def accuracy(
+    model: onnx.ModelProto, source: ExportSource, target: Target, device: str | torch.device
+) -> float:
     """mAP of a model on the validation images of its spec, in ONNX Runtime, in points.
 
     Raises:
@@ -153,14 +181,16 @@ def accuracy(model: onnx.ModelProto, source: Source, target: Target, device: str
     return 100 * found.required_mean()
 
 
-def sample_images(source: Source, count: int) -> Tensor:
+def sample_images(source: ExportSource, count: int) -> Tensor:
     """Training images [N, c, H, W], at most `count` of them, evenly spread."""
     images = training_frames(source.experiment.dataset_config, source.class_names)
     order = spread(min(count, len(images)), len(images))
     return torch.cat(list(inputs(images, source.experiment, order=order, batch_size=len(order))))
 
 
-def _describe(model: onnx.ModelProto, source: Source, target: Target, ranges: ScaleTable | None) -> None:
+def _describe(
+    model: onnx.ModelProto, source: ExportSource, target: Target, ranges: ScaleTable | None
+) -> None:
     add_header(
         model,
         spec_text=spec.dumps(without_key(source.experiment)),

@@ -14,6 +14,7 @@ from detectkit.deploy.onnx import random_images
 from detectkit.deploy.qdq import table_from_cache
 from detectkit.deploy.scales import LARGEST, Range, ScaleTable, check_table, load_table
 from detectkit.errors import ModelError
+from detectkit.files import atomic_write
 from detectkit.runtimes.onnx import make_session
 
 NOTHING = 1e-6  # values up to it are 0 but for rounding
@@ -47,6 +48,17 @@ def read_ranges(path: str | os.PathLike[str], model: onnx.ModelProto) -> ScaleTa
     check_table(table._replace(tensors=everything), model, path)
     _check_zeros(table, model, path)
     return table
+
+
+def write_tlt_ranges(path: Path, table: ScaleTable) -> None:
+    """The ranges as TLT's JSON (tensor_scales), which `read_ranges` reads.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    content = {"tensor_scales": {name: item.amax for name, item in table.tensors.items()}}
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _check_zeros(table: ScaleTable, model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from detectkit.doctor import machine, packages, runtimes
-from detectkit.doctor.lines import Line as Line
+from detectkit.doctor.lines import Diagnosis as Diagnosis
 from detectkit.doctor.lines import first_line
 
 
@@ -16,19 +16,19 @@ class Check(NamedTuple):
     """Something to look at; `find` gives a line for each thing that there is to say."""
 
     title: str
-    find: Callable[[Path], Iterator[Line]]  # from the folder of the results
+    find: Callable[[Path], Iterator[Diagnosis]]  # from the folder of the results
     fix: str  # where `find` itself fails
     for_training: bool = False  # such a failure is then a fault, else a note
 
 
-def examine(check: Check, folder: Path) -> Iterator[Line]:
+def examine(check: Check, folder: Path) -> Iterator[Diagnosis]:
     """What a check finds, as it finds it; an exception, whatever it is, becomes a line."""
     try:
         with warnings.catch_warnings(action="ignore"):  # of packages on each other
             yield from check.find(folder)
     except Exception as error:
         grade = "fault" if check.for_training else "note"
-        yield Line(grade, f"{check.title}: {type(error).__name__}: {first_line(error)}", check.fix)
+        yield Diagnosis(grade, f"{check.title}: {type(error).__name__}: {first_line(error)}", check.fix)
 
 
 INSTALL_AGAIN = "install detectkit again, as its README says"

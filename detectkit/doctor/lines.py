@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Line(NamedTuple):
+class Diagnosis(NamedTuple):
     """What a check has found."""
 
     # "ok"; "note": a training works, something else does not, or is slow; "fault": no training works

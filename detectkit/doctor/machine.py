@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from detectkit.doctor.lines import Line
+from detectkit.doctor.lines import Diagnosis
 from detectkit.versions import processor
 
 CGROUP = Path("/sys/fs/cgroup")  # limits of a container
@@ -27,7 +27,7 @@ DECODE_SECONDS = 0.5
 PICTURE = (640, 480)
 
 
-def cpu(folder: Path) -> Iterator[Line]:
+def cpu(folder: Path) -> Iterator[Diagnosis]:
     import torch
 
     from detectkit import spec
@@ -37,10 +37,10 @@ def cpu(folder: Path) -> Iterator[Line]:
     able = number_format(half, torch.device("cpu")) == torch.bfloat16
     cores, threads = _cores(), torch.get_num_threads()
     units = "bfloat16 units" if able else "no bfloat16 units: backend_floatx: FLOAT16 gives nothing here"
-    yield Line("ok", f"{processor()}, {cores:g} cores for us, {threads} threads, {units}")
+    yield Diagnosis("ok", f"{processor()}, {cores:g} cores for us, {threads} threads, {units}")
     if threads > max(cores, 1):
         text = f"{threads} threads on {cores:g} cores wait for each other"
-        yield Line("note", text, f"export OMP_NUM_THREADS={max(int(cores), 1)}")
+        yield Diagnosis("note", text, f"export OMP_NUM_THREADS={max(int(cores), 1)}")
 
 
 def _cores() -> float:
@@ -58,22 +58,22 @@ def _limit(name: str) -> str:
         return ""
 
 
-def memory(folder: Path) -> Iterator[Line]:
+def memory(folder: Path) -> Iterator[Diagnosis]:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _limit("memory.max")
     usable = min(total, int(limit)) if limit.isdigit() else total
     of_container = " (the limit of the container)" if usable < total else ""
     text = f"{usable / GIBIBYTE:.1f} GiB{of_container}"
     if usable >= LEAST_MEMORY:
-        yield Line("ok", text)
+        yield Diagnosis("ok", text)
     else:
         fix = (
             "use another machine or raise the limit, or lower training_config.batch_size_per_gpu and workers"
         )
-        yield Line("note", f"{text} of memory is little", fix)
+        yield Diagnosis("note", f"{text} of memory is little", fix)
 
 
-def gpus(folder: Path) -> Iterator[Line]:
+def gpus(folder: Path) -> Iterator[Diagnosis]:
     import torch
 
     with warnings.catch_warnings(record=True, action="always") as said:  # an old driver is only a warning
@@ -82,20 +82,20 @@ def gpus(folder: Path) -> Iterator[Line]:
     for number in range(count):
         gpu = torch.cuda.get_device_properties(number)
         size = f"{gpu.total_memory / GIBIBYTE:.1f} GiB, compute capability {gpu.major}.{gpu.minor}"
-        yield Line("ok", f"{number}: {gpu.name}, {size}, driver {driver or 'unknown'}")
+        yield Diagnosis("ok", f"{number}: {gpu.name}, {size}, driver {driver or 'unknown'}")
     if count:
         return
     if not driver:
-        yield Line("ok", "none: training runs on the CPU")
+        yield Diagnosis("ok", "none: training runs on the CPU")
     elif torch.version.cuda is None:
         text = f"there is NVIDIA's driver {driver}, but torch {torch.__version__} is built without CUDA"
-        yield Line(
+        yield Diagnosis(
             "note", text, "pip install --force-reinstall torch torchvision, from pytorch.org's CUDA index"
         )
     else:
         reason = str(said[0].message).partition("(")[0].strip() if said else "it finds none"
         text = f"NVIDIA's driver {driver} is here, but torch with CUDA {torch.version.cuda} uses no GPU: {reason}"
-        yield Line("note", text, "a newer driver; in a container, start it with --gpus all")
+        yield Diagnosis("note", text, "a newer driver; in a container, start it with --gpus all")
 
 
 def _driver() -> str:
@@ -110,34 +110,34 @@ def _driver() -> str:
     return version[1] if version else ""
 
 
-def shared_memory(folder: Path) -> Iterator[Line]:
+def shared_memory(folder: Path) -> Iterator[Diagnosis]:
     if not SHARED_MEMORY.is_dir():
         return  # no Linux: torch has other ways there
     size = shutil.disk_usage(SHARED_MEMORY).total
     text = f"{SHARED_MEMORY} has {size / MEBIBYTE:.0f} MiB"
     if size >= LEAST_SHARED:
-        yield Line("ok", f"{text}, for the images on their way from the loader processes")
+        yield Diagnosis("ok", f"{text}, for the images on their way from the loader processes")
     else:
         fix = (
             "start the container with --shm-size=2g (compose: shm_size), or set training_config.workers to 0"
         )
-        yield Line("note", f"{text}, too little for loader processes: they may die of it", fix)
+        yield Diagnosis("note", f"{text}, too little for loader processes: they may die of it", fix)
 
 
-def disk(folder: Path) -> Iterator[Line]:
+def disk(folder: Path) -> Iterator[Diagnosis]:
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
         written, read = _disk_speeds(place)
         space = shutil.disk_usage(place).free
     except OSError as error:
         text = f"cannot write to {folder}: {error.strerror or error}"
-        yield Line("fault", text, "make room or set its permissions, or name another folder with -r")
+        yield Diagnosis("fault", text, "make room or set its permissions, or name another folder with -r")
         return
     text = f"{place}: writes {written:.0f} MiB/s, reads {read:.0f} MiB/s, {space / GIBIBYTE:.1f} GiB free"
     if space >= LEAST_SPACE:
-        yield Line("ok", text)
+        yield Diagnosis("ok", text)
     else:
-        yield Line(
+        yield Diagnosis(
             "note", f"{text}, which is little for records and models", "make room, or use another disk"
         )
 
@@ -160,16 +160,18 @@ def _disk_speeds(folder: Path) -> tuple[float, float]:
         return written, size / MEBIBYTE / (time.perf_counter() - start)
 
 
-def decoder(folder: Path) -> Iterator[Line]:
+def decoder(folder: Path) -> Iterator[Diagnosis]:
     import PIL
     from PIL import features
 
     speeds = [f"{_decode_speed(kind):.0f} {kind}" for kind in ("JPEG", "PNG")]
     size = "x".join(map(str, PICTURE))
-    yield Line("ok", f"{' and '.join(speeds)} images/s of {size} on one core, Pillow {PIL.__version__}")
+    yield Diagnosis("ok", f"{' and '.join(speeds)} images/s of {size} on one core, Pillow {PIL.__version__}")
     if not features.check_feature("libjpeg_turbo"):
         fix = "pip install --force-reinstall --only-binary :all: pillow"
-        yield Line("note", "this Pillow is built without libjpeg-turbo: JPEG takes several times longer", fix)
+        yield Diagnosis(
+            "note", "this Pillow is built without libjpeg-turbo: JPEG takes several times longer", fix
+        )
 
 
 def _decode_speed(kind: str) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import detectkit
-from detectkit.doctor.lines import Line, first_line
+from detectkit.doctor.lines import Diagnosis, first_line
 from detectkit.errors import DetectkitError
 from detectkit.versions import MISSING, versions
 
@@ -36,31 +36,33 @@ EXTRAS = {
 GENERATE = f"in {SOURCE}: python -c 'import setup; setup.generate()'"
 
 
-def packages(folder: Path) -> Iterator[Line]:
+def packages(folder: Path) -> Iterator[Diagnosis]:
     needed = requirements()[""]
     found = {name: _missing(name, bounds) or _broken(name) for name, bounds in needed}
     wrong = {name: problem for name, problem in found.items() if problem}
     named = versions()
     shown = ", ".join(f"{name} {named[name]}" for name in ("Python", "torch", "torchvision"))
-    yield Line("ok", f"detectkit {named['detectkit']}, {shown}, on {named['platform']}")
+    yield Diagnosis("ok", f"detectkit {named['detectkit']}, {shown}, on {named['platform']}")
     if not wrong:
-        yield Line("ok", f"all {len(needed)} packages that detectkit needs are here and load")
+        yield Diagnosis("ok", f"all {len(needed)} packages that detectkit needs are here and load")
     for name, problem in wrong.items():
         grade = "note" if name in FOR_OTHER_COMMANDS else "fault"
-        yield Line(grade, problem, install(dict(needed), name))
+        yield Diagnosis(grade, problem, install(dict(needed), name))
 
 
-def extras(folder: Path) -> Iterator[Line]:
+def extras(folder: Path) -> Iterator[Diagnosis]:
     bounds_by_extra = requirements()
     for extra, purpose in EXTRAS.items():
         needed = bounds_by_extra.get(extra, [])
         wrong = [problem for name, bounds in needed if (problem := _missing(name, bounds))]
         if extra == "tensorrt" and versions()["TensorRT"] != MISSING:
-            yield Line("ok", f"{extra}: {versions()['TensorRT']}")  # NVIDIA's own packages serve as well
+            yield Diagnosis("ok", f"{extra}: {versions()['TensorRT']}")  # NVIDIA's own packages serve as well
         elif wrong:
-            yield Line("note", f"{extra}, {purpose}: {'; '.join(wrong)}", install(dict(needed), extra=extra))
+            yield Diagnosis(
+                "note", f"{extra}, {purpose}: {'; '.join(wrong)}", install(dict(needed), extra=extra)
+            )
         else:
-            yield Line("ok", f"{extra}, {purpose}: {', '.join(name for name, _ in needed)}")
+            yield Diagnosis("ok", f"{extra}, {purpose}: {', '.join(name for name, _ in needed)}")
 
 
 def requirements() -> dict[str, list[tuple[str, str]]]:
@@ -122,18 +124,20 @@ def install(needed: dict[str, str], name: str | None = None, *, extra: str = "")
     return "pip install " + " ".join(shlex.quote(item + needed[item]) for item in wanted)
 
 
-def generated_code(folder: Path) -> Iterator[Line]:
+def generated_code(folder: Path) -> Iterator[Diagnosis]:
     """The message classes load, and in a checkout they are those of proto/."""
     importlib.import_module("detectkit.spec")
     proto = SOURCE / "proto"
     if not proto.is_dir():
-        yield Line("ok", "the spec's message classes load")
+        yield Diagnosis("ok", "the spec's message classes load")
     elif importlib.util.find_spec("grpc_tools") is None:
-        yield Line("ok", "the spec's message classes load (grpcio-tools would tell whether they are current)")
+        yield Diagnosis(
+            "ok", "the spec's message classes load (grpcio-tools would tell whether they are current)"
+        )
     elif _own_files(_compiled(proto)) == _own_files((SOURCE / "detectkit/spec/schema.binpb").read_bytes()):
-        yield Line("ok", "the spec's message classes are those of proto/")
+        yield Diagnosis("ok", "the spec's message classes are those of proto/")
     else:
-        yield Line("fault", "the spec's message classes are older than proto/", GENERATE)
+        yield Diagnosis("fault", "the spec's message classes are older than proto/", GENERATE)
 
 
 def _compiled(proto: Path) -> bytes:

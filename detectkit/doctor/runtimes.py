@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detectkit.doctor.lines import Line, first_line
+from detectkit.doctor.lines import Diagnosis, first_line
 from detectkit.doctor.packages import install, requirements
 from detectkit.errors import ModelError
 from detectkit.versions import MISSING, versions
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 REINSTALL_RUNTIME = "pip install --force-reinstall onnxruntime (onnxruntime-gpu for a GPU)"
 
 
-def training(folder: Path) -> Iterator[Line]:
+def training(folder: Path) -> Iterator[Diagnosis]:
     """One step of a small network on each kind of device, with all that a training imports."""
     import torch
 
@@ -31,10 +31,10 @@ def training(folder: Path) -> Iterator[Line]:
         except (RuntimeError, AssertionError) as error:
             text = f"a step on the GPU fails: {first_line(error)}"
             fix = "install a torch that is built for this GPU (pytorch.org), or give --gpus 0 to each command"
-            yield Line("fault", text, fix)
+            yield Diagnosis("fault", text, fix)
 
 
-def _step(device: str) -> Line:
+def _step(device: str) -> Diagnosis:
     import torch
 
     from detectkit import spec
@@ -57,8 +57,8 @@ def _step(device: str) -> Line:
         costs.append(cost.item())
     if not costs[1] < costs[0]:
         fix = "install torch again: pip install --force-reinstall torch torchvision"
-        return Line("fault", f"a step of a ResNet10 on {device} learns nothing: cost {costs}", fix)
-    return Line("ok", f"two steps of a ResNet10 on {device} in {time.monotonic() - start:.1f} s")
+        return Diagnosis("fault", f"a step of a ResNet10 on {device} learns nothing: cost {costs}", fix)
+    return Diagnosis("ok", f"two steps of a ResNet10 on {device} in {time.monotonic() - start:.1f} s")
 
 
 def _one_layer() -> onnx.ModelProto:
@@ -83,7 +83,7 @@ def _one_layer() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[opset], ir_version=version)
 
 
-def onnx_runtime(folder: Path) -> Iterator[Line]:
+def onnx_runtime(folder: Path) -> Iterator[Diagnosis]:
     import numpy as np
     import onnxruntime
     import torch
@@ -102,19 +102,19 @@ def onnx_runtime(folder: Path) -> Iterator[Line]:
         (found,) = session.run(None, {"images": np.ones((1, 3, 8, 8), np.float32)})
         right = abs(float(found[0, 0, 4, 4]) - 27) < 0.1
         if right and used == device.upper():
-            yield Line("ok", f"{onnxruntime.__version__} runs a layer on {used}; it has {names}")
+            yield Diagnosis("ok", f"{onnxruntime.__version__} runs a layer on {used}; it has {names}")
         else:
             result = "the right" if right else "a wrong"
             text = (
                 f"ONNX Runtime {onnxruntime.__version__} asked for {device} gives {result} result on {used}"
             )
-            yield Line("note", text, REINSTALL_RUNTIME)
+            yield Diagnosis("note", text, REINSTALL_RUNTIME)
     if torch.cuda.is_available() and CUDA not in onnxruntime.get_available_providers():
         text = "ONNX Runtime cannot use the GPU: ONNX models run on the CPU"
-        yield Line("note", text, "pip uninstall onnxruntime && pip install onnxruntime-gpu")
+        yield Diagnosis("note", text, "pip uninstall onnxruntime && pip install onnxruntime-gpu")
 
 
-def tensorrt(folder: Path) -> Iterator[Line]:
+def tensorrt(folder: Path) -> Iterator[Diagnosis]:
     import torch
 
     from detectkit.runtimes.tensorrt import library
@@ -127,11 +127,11 @@ def tensorrt(folder: Path) -> Iterator[Line]:
         text = (
             "not installed, so no engines" if tried == MISSING else str(error).partition(": pip install")[0]
         )
-        yield Line("note", f"TensorRT: {text}", install(needed, extra="tensorrt"))
+        yield Diagnosis("note", f"TensorRT: {text}", install(needed, extra="tensorrt"))
         return
     if not found.ahead_of_time and not torch.cuda.is_available():
         text = f"{found.title} loads; building and running engines needs a GPU, which is not here"
-        yield Line("ok", text)
+        yield Diagnosis("ok", text)
         return
 
     from detectkit.deploy.engine import build
@@ -140,12 +140,14 @@ def tensorrt(folder: Path) -> Iterator[Line]:
     plan = build(_one_layer(), path="a model of one layer", library=found).plan
     built = f"{found.title} builds an engine of one layer in {time.monotonic() - start:.1f} s"
     if not torch.cuda.is_available():
-        yield Line("ok", f"{built}; running it needs a GPU, which is not here")
+        yield Diagnosis("ok", f"{built}; running it needs a GPU, which is not here")
     elif abs(_run_engine(found, plan) - 27) < 0.1:
-        yield Line("ok", f"{built}, and runs it")
+        yield Diagnosis("ok", f"{built}, and runs it")
     else:
         reason = "; ".join(found.take_errors()) or "a wrong result"
-        yield Line("note", f"{built}, but cannot run it: {reason}", "a newer driver, or another TensorRT")
+        yield Diagnosis(
+            "note", f"{built}, but cannot run it: {reason}", "a newer driver, or another TensorRT"
+        )
 
 
 def _run_engine(library: Any, plan: bytes) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from detectkit.data.dataset import DONTCARE
+from detectkit.data.labels import DONTCARE
 from detectkit.errors import DetectkitError
 from detectkit.evaluation.results import ClassResult
 from detectkit.evaluation.voc import Found, Labelled, Scores

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detectkit.data.dataset import DONTCARE, Dataset, Frame
+from detectkit.data.dataset import Dataset, Frame
+from detectkit.data.labels import DONTCARE
 from detectkit.evaluation.details import MOST_DETECTIONS, MOST_POINTS, Curve, Details, Location
 from detectkit.evaluation.measure import Place, image_truths, new_scores
 from detectkit.evaluation.results import ClassResult, Evaluation, Truth

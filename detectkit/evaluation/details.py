@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detectkit.data import tfrecord
-from detectkit.data.dataset import DONTCARE, NO_OBJECTS, Dataset, Frame
+from detectkit.data.dataset import Dataset, Frame
+from detectkit.data.labels import DONTCARE, NO_OBJECTS
 from detectkit.errors import DataError
 from detectkit.evaluation.voc import Found, Labelled, judge
 from detectkit.files import atomic_write

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from detectkit.console import log
 from detectkit.data import kitti
-from detectkit.data.dataset import BACKGROUND, DONTCARE
-from detectkit.data.frames import by_name
+from detectkit.data.labels import BACKGROUND, DONTCARE
+from detectkit.data.readers import by_name
 from detectkit.errors import DataError
 from detectkit.evaluation.measure import new_scores
 from detectkit.evaluation.mistakes import mistakes

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from detectkit.data.dataset import DONTCARE
+from detectkit.data.labels import DONTCARE
 from detectkit.evaluation.results import ClassResult, Truth
 from detectkit.evaluation.voc import Found, Labelled, Scores
 from detectkit.ops import kitti

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 import torch
 
 from detectkit.data.augment import Prepared
-from detectkit.data.dataset import DONTCARE, Batch
+from detectkit.data.batch import Batch
+from detectkit.data.labels import DONTCARE
 from detectkit.evaluation.coco import CocoScores
 from detectkit.evaluation.kitti import KittiScores
 from detectkit.evaluation.mistakes import CoverageMeter, mistakes

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from detectkit.data.dataset import DONTCARE
+from detectkit.data.labels import DONTCARE
 from detectkit.evaluation.results import ClassMistakes, Coverage
 from detectkit.evaluation.voc import Found, Labelled, Scores, judge
 from detectkit.ops.metrics import best_overlaps, match, precision_recall

@@ -16,7 +16,7 @@ class Truth(NamedTuple):
     """The labels of an image on the CPU, in the pixels of the detections they are compared with. N boxes."""
 
     boxes: Tensor  # [N, 4]
-    classes: Tensor  # int64 [N], a target class, BACKGROUND or DONTCARE, see `detectkit.data.dataset`
+    classes: Tensor  # int64 [N], a target class, BACKGROUND or DONTCARE, see `detectkit.data.labels`
     # KITTI's difficulties need these, the other protocols none of them:
     names: tuple[str, ...] = ()  # N names in lower case
     truncation: Tensor | None = None  # float32 [N]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from detectkit.data.dataset import DONTCARE
+from detectkit.data.labels import DONTCARE
 from detectkit.evaluation.results import ClassResult, Truth
 from detectkit.ops.cluster import Detections
 from detectkit.ops.metrics import average_precision, best_f1, match, precision_recall, within

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from detectkit import spec
 from detectkit.data.augment import Labels, Prepared
-from detectkit.data.dataset import DONTCARE
+from detectkit.data.labels import DONTCARE
 from detectkit.ops.cluster import Detections, by_image_and_score, cluster
 from detectkit.ops.decode import decode
 from detectkit.ops.losses import bbox_cost, coverage_cost, giou_cost

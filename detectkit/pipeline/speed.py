@@ -12,8 +12,10 @@ import torch
 
 from detectkit import spec
 from detectkit.data import augment
-from detectkit.data.dataset import Batch, sample_from_image, training_frames, validation_frames
+from detectkit.data.batch import Batch
+from detectkit.data.dataset import sample_from_image
 from detectkit.data.formats import is_image
+from detectkit.data.records import training_frames, validation_frames
 from detectkit.errors import DataError
 from detectkit.files import files_below
 from detectkit.heads.grid import GridHead

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from detectkit import draw
-from detectkit.data.dataset import DONTCARE
+from detectkit.data.labels import DONTCARE
 from detectkit.errors import DataError
 from detectkit.evaluation.details import Details, errors, read_image
 from detectkit.evaluation.voc import Found

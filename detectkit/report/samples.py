@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectkit import draw, spec
-from detectkit.data.dataset import Dataset, has_crop, training_frames, validation_frames
+from detectkit.data.batch import has_crop
+from detectkit.data.dataset import Dataset
+from detectkit.data.records import training_frames, validation_frames
 from detectkit.errors import DataError
 from detectkit.page import Html, joined, picture, swatch
 from detectkit.report import charts

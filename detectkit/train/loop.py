@@ -21,8 +21,10 @@ from torch import Tensor
 from detectkit import evaluation, spec
 from detectkit.console import ProgressBar, log
 from detectkit.data import augment
-from detectkit.data.dataset import Batch, Dataset, loader, training_order
+from detectkit.data.batch import Batch
+from detectkit.data.dataset import Dataset
 from detectkit.data.inputs import spread
+from detectkit.data.workers import loader, training_order
 from detectkit.errors import DetectkitError, Interrupted
 from detectkit.evaluation import Evaluation
 from detectkit.model import checkpoint

@@ -13,14 +13,9 @@ from torch import Tensor
 
 from detectkit import spec
 from detectkit.console import StatusLog, log
-from detectkit.data.dataset import (
-    Dataset,
-    capped,
-    class_counts,
-    require_separate,
-    training_frames,
-    validation_frames,
-)
+from detectkit.data.dataset import Dataset, capped, class_counts
+from detectkit.data.overlap import require_separate
+from detectkit.data.records import training_frames, validation_frames
 from detectkit.data.warn import beside, left_out, misnamed, require_seen, warnings
 from detectkit.errors import DataError, ModelError, UsageError
 from detectkit.files import atomic_write, clear_left_behind, make_directory

@@ -115,8 +115,8 @@ def test_what_is_written_and_what_is_said(run, learnt, write_spec, tiny, place):
 
 def test_the_ranges_are_those_of_the_images_without_augmentation(run, learnt, tiny, write_spec, place):
     """All 18 training pictures, by minmax: compared with the network run on them in one batch."""
-    from detectkit.data.dataset import training_frames
     from detectkit.data.inputs import inputs
+    from detectkit.data.records import training_frames
 
     assert (
         run("-e", write_spec(tiny), "-m", learnt, "-o", ".", "--method", "minmax", "--batch_size", 6)[0] == 0

@@ -11,7 +11,7 @@ from PIL import Image
 
 from detectkit import cli, spec
 from detectkit.data import tfrecord
-from detectkit.data.dataset import training_frames, validation_frames
+from detectkit.data.records import training_frames, validation_frames
 
 DEMO = (Path(__file__).parents[2] / "specs" / "demo" / "train.txt").read_text()
 SPEC = """

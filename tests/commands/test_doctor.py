@@ -11,7 +11,7 @@ import pytest
 
 from detectkit.cli import main
 from detectkit.commands import doctor
-from detectkit.doctor import CHECKS, Check, Line, machine, packages
+from detectkit.doctor import CHECKS, Check, Diagnosis, machine, packages
 
 Capture = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
@@ -53,8 +53,8 @@ def test_a_folder_that_cannot_be_written(capsys: Capture, tmp_path: Path, quick:
 
 
 def test_a_check_that_fails_is_a_line(monkeypatch: Patch, capsys: Capture) -> None:
-    def fails(folder: Path) -> Iterator[Line]:
-        yield Line("ok", "so far")
+    def fails(folder: Path) -> Iterator[Diagnosis]:
+        yield Diagnosis("ok", "so far")
         raise OSError("libgomp.so.1: cannot open shared object file\nand more")
 
     monkeypatch.setattr(doctor, "CHECKS", (Check("first", fails, "mend it"),))

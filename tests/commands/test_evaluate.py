@@ -10,7 +10,7 @@ import pytest
 
 from detectkit import spec
 from detectkit.cli import main
-from detectkit.data.dataset import validation_frames
+from detectkit.data.records import validation_frames
 from detectkit.evaluation import details
 from detectkit.model import checkpoint
 from detectkit.model.detector import build

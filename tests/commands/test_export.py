@@ -11,10 +11,10 @@ import torch
 import detectkit
 from detectkit import spec
 from detectkit.cli import main
-from detectkit.deploy import export, sensitivity
+from detectkit.deploy import export, float_layers
 from detectkit.deploy.cache import write_cache
 from detectkit.deploy.calibrate import calibrate
-from detectkit.deploy.export import Source, sample_images
+from detectkit.deploy.export import ExportSource, sample_images
 from detectkit.deploy.placement import quantizable
 from detectkit.deploy.scales import load_table, parse_table, save_table
 from detectkit.deploy.sensitivity import Sensitivity
@@ -49,7 +49,7 @@ def place(tmp_path, monkeypatch):
 def images(learnt):
     """Training images, and the maps that the model makes of them."""
     model = checkpoint.load(learnt)
-    found = sample_images(Source(model.detector, model.spec, model.class_names), 12)
+    found = sample_images(ExportSource(model.detector, model.spec, model.class_names), 12)
     with torch.no_grad():
         return found, model.detector(found)
 
@@ -329,13 +329,15 @@ def ranked(monkeypatch):
     def rank(model, *_, **__):
         return [Sensitivity(layer, 20.0 + number) for number, layer in enumerate(quantizable(model))]
 
-    monkeypatch.setattr(sensitivity, "rank", rank)
+    monkeypatch.setattr(float_layers, "rank", rank)
 
 
 def test_the_fewest_layers_in_float(run, learnt, place, scales, ranked, monkeypatch):
     """What is measured is replaced: all that counts is whether one layer is in 8 bits."""
     worst = "backbone.layer1.0.conv1"
-    monkeypatch.setattr(export, "accuracy", lambda model, *_: 70.0 if worst in in_8_bits(model) else 80.0)
+    monkeypatch.setattr(
+        float_layers, "accuracy", lambda model, *_: 70.0 if worst in in_8_bits(model) else 80.0
+    )
     options = ("--data_type", "int8", "--calibration", scales, "--max-drop", 0.5, "--static_batch_size", 2)
     code, out, error = run("-m", learnt, "-o", "m", *options)
     assert code == 0, error
@@ -559,7 +561,7 @@ def test_the_spec_says_for_which_runtime(run, learnt, eight_bits, write_spec, pl
 def test_the_spec_says_how_much_accuracy_may_go(
     run, learnt, eight_bits, write_spec, place, scales, ranked, monkeypatch
 ):
-    monkeypatch.setattr(export, "accuracy", lambda *_: 80.0)
+    monkeypatch.setattr(float_layers, "accuracy", lambda *_: 80.0)
     eight_bits.export_config.max_drop = 0.0
     path = write_spec(eight_bits)
     for options, floor in (((), "80.00"), (("--max-drop", 0.5), "79.50")):

@@ -14,10 +14,9 @@ from torch import nn
 
 from detectkit import spec
 from detectkit.cli import main
-from detectkit.commands import prune
-from detectkit.compress import accuracy
-from detectkit.deploy import latency, onnx
-from detectkit.model import checkpoint, detector
+from detectkit.compress import accuracy, sweep
+from detectkit.deploy import stopwatch
+from detectkit.model import checkpoint
 from detectkit.model.detector import gmacs, parameters
 from detectkit.spec import PruningConfig
 
@@ -31,9 +30,9 @@ def figure(model):
 
 def count_for_time(monkeypatch):
     """A network takes as many seconds as it has parameters."""
-    monkeypatch.setattr(onnx, "to_onnx", lambda network, **_: str(parameters(network)).encode())
-    monkeypatch.setattr(latency, "onnx_run", lambda model, **_: model)
-    monkeypatch.setattr(latency, "latencies", lambda models, **_: [figure(model) for model in models])
+    monkeypatch.setattr(stopwatch, "to_onnx", lambda network, **_: str(parameters(network)).encode())
+    monkeypatch.setattr(stopwatch, "onnx_run", lambda model, **_: model)
+    monkeypatch.setattr(stopwatch, "latencies", lambda models, **_: [figure(model) for model in models])
 
 
 @pytest.fixture
@@ -107,7 +106,7 @@ def rounded(values, threshold, step=8, least=16):
 
 def test_what_is_printed_is_what_is_in_the_files(run, learnt, place, monkeypatch):
     """With real exports and times."""
-    monkeypatch.setattr(prune, "SECONDS", 0.0)  # five rounds are enough
+    monkeypatch.setattr(stopwatch, "SECONDS", 0.0)  # five rounds are enough
     code, out, error = run("-m", learnt, "-o", "out/small", "-pth", 0.95, "-r", "status")
     assert code == 0
     small = place / "out/small.safetensors"
@@ -333,7 +332,7 @@ def drifting(monkeypatch, place):
             return [before, after * (factor if (place / "out.safetensors").exists() else 1)]
 
         count_for_time(monkeypatch)
-        monkeypatch.setattr(latency, "latencies", measure)
+        monkeypatch.setattr(stopwatch, "latencies", measure)
         return measured
 
     return make
@@ -369,7 +368,7 @@ def swept(out):
 
 
 def test_a_sweep_writes_a_table_and_a_plot_and_no_model(quick, learnt, place, monkeypatch):
-    monkeypatch.setattr(prune, "SWEEP", (0.9, 0.4))
+    monkeypatch.setattr(sweep, "SHARES", (0.9, 0.4))
     code, out, _ = quick("-m", learnt, "-o", "look/out", "--sweep", "-r", "status")
     assert code == 0 and files(place) == ["look", "look/out.png"] and "wrote look/out.png" in out
     assert (place / "look/out.png").read_bytes().startswith(b"\x89PNG")
@@ -459,20 +458,9 @@ def test_a_cut_while_times_are_measured_leaves_all_that_retraining_needs(quick, 
     def cut(models, **_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(latency, "latencies", cut)
+    monkeypatch.setattr(stopwatch, "latencies", cut)
     assert quick("-m", learnt, "-o", "out")[0] == 130
     assert files(place) == ["out.safetensors", "out_retrain.txt"]
-
-
-def test_the_original_is_counted_once(tiny, learnt, monkeypatch):
-    network = checkpoint.load(learnt).detector
-    counted = []
-    monkeypatch.setattr(detector, "gmacs", lambda found, *size: counted.append((found, size)) or 2.0)
-    yardstick = prune.Yardstick(network, tiny)
-    others = [object(), object()]
-    assert [yardstick.macs(other) for other in others] == [1, 1]
-    assert sorted(map(id, (found for found, _ in counted))) == sorted(map(id, (network, *others)))
-    assert {size for _, size in counted} == {(64, 96)}
 
 
 @pytest.mark.parametrize("has_spec", [True, False])

@@ -3,12 +3,12 @@
 import pytest
 
 from detectkit import cli
-from detectkit.data import sample
+from detectkit.data import digits
 
 
 @pytest.fixture
 def few_frames(monkeypatch):
-    monkeypatch.setitem(sample.make_sample_data.__kwdefaults__, "frames", 3)
+    monkeypatch.setitem(digits.make_sample_data.__kwdefaults__, "frames", 3)
 
 
 def test_makes_the_data_and_says_what_is_next(few_frames, tmp_path, capsys):

@@ -10,7 +10,8 @@ from detectkit.compress.graph import Group, Member
 from detectkit.compress.importance import batch_norm_scales, importance, joint_slope, norms, taylor
 from detectkit.compress.prune import Pruner
 from detectkit.data.augment import prepare
-from detectkit.data.dataset import loader, training_frames, training_order
+from detectkit.data.records import training_frames
+from detectkit.data.workers import loader, training_order
 from detectkit.errors import ModelError
 from detectkit.heads.grid import GridHead
 from detectkit.model.detector import build

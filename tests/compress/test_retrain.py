@@ -14,9 +14,9 @@ from google.protobuf import text_format
 
 from detectkit import spec
 from detectkit.cli import main
-from detectkit.commands import prune as command
 from detectkit.compress import retrain
 from detectkit.compress.retrain import prune_and_retrain, save_pruned, turn_of
+from detectkit.deploy.stopwatch import Stopwatch
 from detectkit.errors import Interrupted, UsageError
 from detectkit.model import checkpoint
 from detectkit.model.detector import build, parameters
@@ -99,7 +99,7 @@ def prune_by(path, model, capsys):
 def quick(tmp_path, monkeypatch):
     """In an own folder, without measuring times."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command.Yardstick, "seconds", lambda self, *networks: [1.0 for _ in networks])
+    monkeypatch.setattr(Stopwatch, "seconds", lambda self, *networks: [1.0 for _ in networks])
 
 
 def test_prune_writes_the_retraining_into_the_spec(quick, tiny, learnt, write_spec, capsys):

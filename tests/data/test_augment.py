@@ -20,7 +20,8 @@ from detectkit.data.augment import (
     spatial_matrices,
     warp,
 )
-from detectkit.data.dataset import Batch, Objects, Sample, collate
+from detectkit.data.batch import Batch, Sample, collate
+from detectkit.data.labels import Objects
 from detectkit.spec import AugmentationConfig
 
 NO_SPATIAL = dict(hflip_probability=0.0, vflip_probability=0.0, zoom_min=1.0, zoom_max=1.0)

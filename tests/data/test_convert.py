@@ -19,10 +19,10 @@ from detectkit import spec
 from detectkit.cli import main
 from detectkit.data import sources, tfrecord
 from detectkit.data.convert import convert, modify
-from detectkit.data.dataset import training_frames
+from detectkit.data.digits import make_sample_data
 from detectkit.data.example_pb2 import Example
-from detectkit.data.frames import LONGEST, Frame, Label
-from detectkit.data.sample import make_sample_data
+from detectkit.data.readers import LONGEST, Label, LabelledImage
+from detectkit.data.records import training_frames
 from detectkit.errors import DataError, OutputError, UsageError
 from detectkit.spec import DatasetExportConfig
 
@@ -735,7 +735,7 @@ def test_the_mark_of_another_prefix_says_nothing(tmp_path, other):
 def frames(*names):
     """One frame for each string, with a box of the class of each letter."""
     return [
-        Frame(text, None, 10, 10, tuple(Label(letter, 0, 0, 0, (0, 0, 1, 1)) for letter in text))
+        LabelledImage(text, None, 10, 10, tuple(Label(letter, 0, 0, 0, (0, 0, 1, 1)) for letter in text))
         for text in names
     ]
 

@@ -5,7 +5,7 @@ import sys
 
 from PIL import Image
 
-from detectkit.data import frames, images
+from detectkit.data import images, readers
 from detectkit.data.formats import IMAGE_EXTENSIONS
 from detectkit.pipeline.estimate import _count_images
 from detectkit.pipeline.fingerprints import Fingerprints
@@ -26,7 +26,7 @@ def test_a_conversion_infer_and_run_see_the_same_images(tmp_path):
     expected = {*names, *(f"deep/link/{name[0]}{name[1:].upper()}" for name in names)}
     listed = images.list_images(folder)
     assert {path.relative_to(folder).as_posix() for path in listed.files} == expected
-    found = frames.find_images(folder, ".jpg", field="image_dir_name")
+    found = readers.find_images(folder, ".jpg", field="image_dir_name")
     assert {file for same in found.values() for file in same} == expected
     assert _count_images(folder) == len(expected)
 

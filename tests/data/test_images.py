@@ -16,8 +16,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from detectkit.data import images
-from detectkit.data.dataset import image_files, loader
-from detectkit.data.frames import image_size, require_size
+from detectkit.data.dataset import image_files
+from detectkit.data.readers import image_size, require_size
+from detectkit.data.workers import loader
 from detectkit.errors import DataError
 from detectkit.spec import AugmentationConfig
 

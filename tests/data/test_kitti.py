@@ -102,7 +102,7 @@ def test_box_outside_the_image_is_kept_as_written(tmp_path):
 )
 def test_bad_line_is_rejected_with_its_number_and_reason(tmp_path, line, reason):
     content = b"\n" + (line if isinstance(line, bytes) else line.encode())
-    assert reasons(tmp_path, content) == [kitti.Reject(2, reason)]
+    assert reasons(tmp_path, content) == [kitti.RejectedLine(2, reason)]
     with pytest.raises(DataError, match="000001.txt:2: ") as error:
         kitti.read_labels(tmp_path / "000001.txt", strict=True)
     assert reason in str(error.value)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from detectkit import spec
-from detectkit.data.dataset import BACKGROUND, Dataset, Frame, Objects
+from detectkit.data.dataset import Dataset, Frame
+from detectkit.data.labels import BACKGROUND, Objects
 from detectkit.data.warn import require_seen, warnings
 from detectkit.errors import DataError
 

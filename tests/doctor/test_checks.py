@@ -18,7 +18,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from detectkit.cli import main
 from detectkit.deploy import engine
-from detectkit.doctor import CHECKS, Line, examine, machine, packages, runtimes
+from detectkit.doctor import CHECKS, Diagnosis, examine, machine, packages, runtimes
 from detectkit.errors import ModelError
 from detectkit.runtimes import onnx as onnx_module
 from detectkit.runtimes import tensorrt as tensorrt_module
@@ -37,7 +37,7 @@ def quick(monkeypatch: Patch) -> None:
     monkeypatch.setattr(machine, "DECODE_SECONDS", 0.01)
 
 
-def found(title: str, folder: Path = Path(".")) -> list[Line]:
+def found(title: str, folder: Path = Path(".")) -> list[Diagnosis]:
     """What one check finds, exceptions included."""
     return list(examine(next(check for check in CHECKS if check.title == title), folder))
 
@@ -74,7 +74,7 @@ def test_the_requirements_are_those_of_setup_cfg(monkeypatch: Patch, tmp_path: P
     hide(monkeypatch, "faster-coco-eval")
     monkeypatch.setattr(packages, "EXTRAS", {"coco": "to count"})
     text = "coco, to count: faster-coco-eval is not installed"
-    assert found("extras") == [Line("note", text, "pip install 'faster-coco-eval>=1.6'")]
+    assert found("extras") == [Diagnosis("note", text, "pip install 'faster-coco-eval>=1.6'")]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_versions_and_their_bounds(version: str, bounds: str, fits: bool) -> Non
 def test_an_extra_that_is_missing(monkeypatch: Patch) -> None:
     hide(monkeypatch, "wandb")
     text = "wandb, to watch a training in Weights & Biases: wandb is not installed"
-    assert Line("note", text, f"in {ROOT}: pip install -e '.[wandb]'") in found("extras")
+    assert Diagnosis("note", text, f"in {ROOT}: pip install -e '.[wandb]'") in found("extras")
     assert [line.grade for line in found("extras")].count("note") == 1
 
 
@@ -114,7 +114,7 @@ def test_a_package_that_is_too_old_or_does_not_load(monkeypatch: Patch) -> None:
     assert runtime.grade == "note" and runtime.text.startswith(
         "onnxruntime does not load (ModuleNotFoundError"
     )
-    assert missing == Line("fault", "nosuch is not installed", "pip install 'nosuch>=1'")
+    assert missing == Diagnosis("fault", "nosuch is not installed", "pip install 'nosuch>=1'")
 
 
 def test_without_onnx_runtime_a_training_works(monkeypatch: Patch, capsys: Capture, quick: None) -> None:
@@ -146,9 +146,9 @@ def test_without_tensorrt(monkeypatch: Patch) -> None:
     monkeypatch.setattr(
         runtimes, "versions", lambda: {"TensorRT": "11.4"}
     )  # its package is here, its library is not
-    assert found("TensorRT") == [Line("note", text, fix)]
+    assert found("TensorRT") == [Diagnosis("note", text, fix)]
     monkeypatch.setattr(runtimes, "versions", lambda: {"TensorRT": "not installed"})
-    assert found("TensorRT") == [Line("note", "TensorRT: not installed, so no engines", fix)]
+    assert found("TensorRT") == [Diagnosis("note", "TensorRT: not installed, so no engines", fix)]
 
 
 @pytest.mark.skipif(not NO_GPU, reason="says what a machine without a GPU can do")
@@ -173,7 +173,7 @@ def test_tensorrt_without_a_gpu(monkeypatch: Patch) -> None:
 def test_a_driver_that_torch_cannot_use(monkeypatch: Patch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(machine, "_driver", lambda: "")
-    assert found("GPU") == [Line("ok", "none: training runs on the CPU")]
+    assert found("GPU") == [Diagnosis("ok", "none: training runs on the CPU")]
     monkeypatch.setattr(machine, "_driver", lambda: "470.10")
     monkeypatch.setattr(torch.version, "cuda", "13.2")
     [line] = found("GPU")
@@ -190,7 +190,7 @@ def test_gpus(monkeypatch: Patch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: gpu)
     monkeypatch.setattr(machine, "_driver", lambda: "580.95")
     expected = "0: NVIDIA A10, 24.0 GiB, compute capability 8.6, driver 580.95"
-    assert found("GPU") == [Line("ok", expected)]
+    assert found("GPU") == [Diagnosis("ok", expected)]
 
 
 def test_the_driver_of_a_machine_without_nvidia_smi(monkeypatch: Patch, tmp_path: Path) -> None:
@@ -209,7 +209,9 @@ def test_limits_of_a_container(monkeypatch: Patch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     first, second = found("CPU")
     assert ", 0.5 cores for us, 4 threads, " in first.text
-    assert second == Line("note", "4 threads on 0.5 cores wait for each other", "export OMP_NUM_THREADS=1")
+    assert second == Diagnosis(
+        "note", "4 threads on 0.5 cores wait for each other", "export OMP_NUM_THREADS=1"
+    )
     [line] = found("memory")
     assert line.text == "1.0 GiB (the limit of the container) of memory is little"
     (tmp_path / "cpu.max").write_text("max 100000\n")
@@ -264,7 +266,7 @@ def test_another_version_of_protobuf_compiles_the_same_schema(monkeypatch: Patch
     [theirs] = [file for file in schema.file if file.name.startswith("google/")]
     theirs.message_type.add(name="New")
     monkeypatch.setattr(packages, "_compiled", lambda proto: schema.SerializeToString())
-    assert found("generated code") == [Line("ok", "the spec's message classes are those of proto/")]
+    assert found("generated code") == [Diagnosis("ok", "the spec's message classes are those of proto/")]
 
 
 def test_a_step_that_learns_nothing(monkeypatch: Patch) -> None:

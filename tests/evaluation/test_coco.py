@@ -8,7 +8,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detectkit import spec
-from detectkit.data.dataset import BACKGROUND, DONTCARE
+from detectkit.data.labels import BACKGROUND, DONTCARE
 from detectkit.errors import DetectkitError
 from detectkit.evaluation import Evaluation, Truth, new_scores, require_package
 from detectkit.ops.cluster import Detections

@@ -13,7 +13,8 @@ from PIL import Image
 
 from detectkit import spec
 from detectkit.data.convert import convert
-from detectkit.data.dataset import DONTCARE, NO_OBJECTS, Frame
+from detectkit.data.dataset import Frame
+from detectkit.data.labels import DONTCARE, NO_OBJECTS
 from detectkit.errors import DataError, OutputError
 from detectkit.evaluation import evaluate
 from detectkit.evaluation.agreement import agreement
@@ -28,7 +29,7 @@ from detectkit.evaluation.details import (
     read_image,
     save,
 )
-from detectkit.evaluation.images import measured_images, predictions
+from detectkit.evaluation.predictions import measured_images, predictions
 from detectkit.evaluation.voc import Found, Labelled
 from detectkit.predict import load_model
 

@@ -5,7 +5,7 @@ import torch
 
 from detectkit import spec
 from detectkit.data import kitti
-from detectkit.data.dataset import BACKGROUND, DONTCARE
+from detectkit.data.labels import BACKGROUND, DONTCARE
 from detectkit.evaluation import Truth, evaluate_files, new_scores
 from detectkit.evaluation.kitti import DIFFICULTIES
 from detectkit.ops.cluster import Detections

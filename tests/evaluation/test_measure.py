@@ -6,7 +6,10 @@ import torch
 
 from detectkit import spec
 from detectkit.data import augment
-from detectkit.data.dataset import BACKGROUND, DONTCARE, Objects, Sample, collate, loader, validation_frames
+from detectkit.data.batch import Sample, collate
+from detectkit.data.labels import BACKGROUND, DONTCARE, Objects
+from detectkit.data.records import validation_frames
+from detectkit.data.workers import loader
 from detectkit.evaluation import evaluate
 from detectkit.ops.cluster import Detections
 from detectkit.predict import Latency, Predicted, load_model

@@ -6,7 +6,8 @@ import torch
 
 from detectkit import spec
 from detectkit.data import augment
-from detectkit.data.dataset import BACKGROUND, DONTCARE, Objects, Sample, collate
+from detectkit.data.batch import Sample, collate
+from detectkit.data.labels import BACKGROUND, DONTCARE, Objects
 from detectkit.evaluation import Truth, evaluate, new_scores
 from detectkit.evaluation.mistakes import CoverageMeter, mistakes
 from detectkit.ops.cluster import Detections

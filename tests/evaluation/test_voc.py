@@ -6,7 +6,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detectkit import spec
-from detectkit.data.dataset import BACKGROUND, DONTCARE
+from detectkit.data.labels import BACKGROUND, DONTCARE
 from detectkit.errors import DataError
 from detectkit.evaluation import Evaluation, Truth
 from detectkit.evaluation.voc import Scores

@@ -7,8 +7,8 @@ from google.protobuf import text_format
 from detectkit import spec
 from detectkit.cli import main
 from detectkit.data.augment import Labels, Prepared
-from detectkit.data.dataset import BACKGROUND, DONTCARE
 from detectkit.data.kitti import read_detections
+from detectkit.data.labels import BACKGROUND, DONTCARE
 from detectkit.heads.grid import ClassClustering, GridHead, by_class, clustering_arguments
 
 

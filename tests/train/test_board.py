@@ -11,7 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detectkit.data.augment import prepare
-from detectkit.data.dataset import loader
+from detectkit.data.workers import loader
 from detectkit.train.loop import train
 from detectkit.train.pictures import cell_costs
 from detectkit.train.run import set_up

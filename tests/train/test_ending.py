@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from detectkit.data import tfrecord
-from detectkit.data.dataset import Dataset, Frame, Objects
+from detectkit.data.dataset import Dataset, Frame
+from detectkit.data.labels import Objects
 from detectkit.evaluation import advice
 from detectkit.model import checkpoint
 from detectkit.train import loop

@@ -3,7 +3,8 @@ import torch
 
 from detectkit import spec
 from detectkit.data.augment import prepare
-from detectkit.data.dataset import loader, training_frames
+from detectkit.data.records import training_frames
+from detectkit.data.workers import loader
 from detectkit.heads.grid import GridHead
 from detectkit.ops.rasterize import Targets
 from detectkit.spec import CostFunctionConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from detectkit.data.frames import LARGEST, number
+from detectkit.data.readers import LARGEST, number
 
 Box = tuple[float, float, float, float]
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask
 
-from detectkit.data import outline
+from detectkit.data.segmentation import box
 
 NONE = "it has no bbox of x, y, width and height, and no segmentation"
 
@@ -21,12 +21,12 @@ def test_masks(seed, height, width, share):
     pixels[height // 2, width // 3] = True
     packed = mask.encode(numpy.asfortranarray(pixels.astype(numpy.uint8)))
     x, y, w, h = mask.toBbox(packed).tolist()
-    assert outline.box({"size": [height, width], "counts": packed["counts"].decode()}) == (x, y, x + w, y + h)
+    assert box({"size": [height, width], "counts": packed["counts"].decode()}) == (x, y, x + w, y + h)
     flat = pixels.ravel(order="F")
     changes = numpy.flatnonzero(numpy.diff(flat.astype(int))) + 1
     runs = numpy.diff([0, *changes, flat.size]).tolist()
     runs = [0, *runs] if flat[0] else runs
-    assert outline.box({"size": [height, width], "counts": runs}) == (x, y, x + w, y + h)
+    assert box({"size": [height, width], "counts": runs}) == (x, y, x + w, y + h)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_masks(seed, height, width, share):
     ],
 )
 def test_polygons(segmentation, expected):
-    assert outline.box(segmentation) == expected
+    assert box(segmentation) == expected
 
 
 @pytest.mark.parametrize(
@@ -69,13 +69,13 @@ def test_polygons(segmentation, expected):
 )
 def test_what_has_no_box(segmentation, reason):
     with pytest.raises(ValueError, match=reason):
-        outline.box(segmentation)
+        box(segmentation)
 
 
 @given(text=st.text(st.characters(min_codepoint=48, max_codepoint=111), max_size=30))
 def test_any_text_of_runs_gives_a_box_or_a_reason(text):
     try:
-        x1, y1, x2, y2 = outline.box({"size": [9, 7], "counts": text})
+        x1, y1, x2, y2 = box({"size": [9, 7], "counts": text})
     except ValueError as error:
         assert "it has no bbox" in str(error)
     else:

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from detectkit import spec
 from detectkit.console import progress
-from detectkit.data.dataset import Dataset, loader, training_frames, validation_frames
+from detectkit.data.dataset import Dataset
+from detectkit.data.records import training_frames, validation_frames
+from detectkit.data.workers import loader
 from detectkit.errors import DataError
 from detectkit.predict import Predicted, Predictor
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from detectkit.data import kitti
-from detectkit.data.sample import CLASSES, make_sample_data
+from detectkit.data.digits import CLASSES, make_sample_data
 from detectkit.errors import OutputError
 
 

@@ -45,7 +45,7 @@ class Label(NamedTuple):
     score: float | None = None
 
 
-class Frame(NamedTuple):
+class LabelledImage(NamedTuple):
     """A usable image and its labels."""
 
     frame_id: str  # path of the image below the image root, without extension
@@ -80,7 +80,7 @@ class Reject(_Reject):
 class Source(NamedTuple):
     """All that a conversion spec names, read; label names are those of the label files."""
 
-    folds: list[list[Frame]]
+    folds: list[list[LabelledImage]]
     rejected: list[Reject]
     image_root: Path  # where frame ids start
     extension: str  # of the images, without the dot, but for those whose records keep their own; empty: all of them do
@@ -268,7 +268,7 @@ def read_json(path: Path, field: str) -> Any:
 # Frames and folds
 
 
-class Pairs(NamedTuple):
+class FilePairs(NamedTuple):
     """A folder of images and one of label files of the same names, which are paths below them without extensions."""
 
     image_root: Path
@@ -293,7 +293,7 @@ class Pairs(NamedTuple):
         is_file = end.lower() in {self.image_extension.lower(), *IMAGE_EXTENSIONS}
         return stem if is_file and not self._has(name) and self._has(stem) else name
 
-    def read_all(self, rejected: list[Reject]) -> dict[str, Frame]:
+    def read_all(self, rejected: list[Reject]) -> dict[str, LabelledImage]:
         """Read every frame that has a label file; images without one are left out."""
         found = self.read(sorted(self.label_files), rejected)
         used = {frame.image for frame in found.values()} | {Path(reject.file) for reject in rejected}
@@ -302,7 +302,7 @@ class Pairs(NamedTuple):
                 self._read_frame(name, rejected)
         return found
 
-    def read(self, names: Collection[str], rejected: list[Reject]) -> dict[str, Frame]:
+    def read(self, names: Collection[str], rejected: list[Reject]) -> dict[str, LabelledImage]:
         """Read frames by name, in this order; adds what is left out to `rejected`."""
         tracked = progress(names, total=len(names), label="reading labels")
         found = {name: frame for name in tracked if (frame := self._read_frame(name, rejected))}
@@ -314,7 +314,7 @@ class Pairs(NamedTuple):
                 del found[name]
         return found
 
-    def extension(self, found: Iterable[Frame]) -> str:
+    def extension(self, found: Iterable[LabelledImage]) -> str:
         """What a training spec needs as image_extension; empty: every image has another one, which its record keeps."""
         is_used = any(frame.image.suffix == self.image_extension for frame in found)
         return self.image_extension.removeprefix(".") if is_used else ""
@@ -328,7 +328,7 @@ class Pairs(NamedTuple):
     def _label_path(self, name: str) -> Path:
         return self.labels / self.label_files.get(name, [name + self.label_extension])[0]
 
-    def _read_frame(self, name: str, rejected: list[Reject]) -> Frame | None:
+    def _read_frame(self, name: str, rejected: list[Reject]) -> LabelledImage | None:
         label_file = file = self._label_path(name)
         if not self._has(name):
             rejected.append(
@@ -353,7 +353,9 @@ class Pairs(NamedTuple):
             reason = "the name is that of another file but for the extension, and that one is taken"
             rejected.append(Reject(str(other), None, reason))
         labels = tuple(content.labels)
-        return Frame(frame_id(self.image_folder, image), self._path(image), *size[:2], labels, size.turned)
+        return LabelledImage(
+            frame_id(self.image_folder, image), self._path(image), *size[:2], labels, size.turned
+        )
 
     def _images_of(self, name: str, stated: str) -> list[str]:
         """The image files of a name, the one to take first: what the label file states, where that is there.
@@ -393,7 +395,7 @@ class LabelFolder(NamedTuple):
     field: str  # what the spec calls it
 
 
-def find_pairs(images: ImageFolder, labels: LabelFolder, parse: Callable[[Path], LabelFile]) -> Pairs:
+def find_pairs(images: ImageFolder, labels: LabelFolder, parse: Callable[[Path], LabelFile]) -> FilePairs:
     """List the images, of any known extension, and the label files of two folders and of those below them.
 
     Raises:
@@ -407,7 +409,7 @@ def find_pairs(images: ImageFolder, labels: LabelFolder, parse: Callable[[Path],
     others = {name: file for name, end, file in stems if end.lower() not in TEXTS and name not in pictures}
     what = f"{labels.extension} label files"
     label_files = find_files(labels.path, labels.extension, field=labels.field, what=what)
-    return Pairs(
+    return FilePairs(
         images.root,
         images.folder,
         extension,
@@ -425,7 +427,9 @@ def find_images(folder: Path, extension: str, *, field: str) -> dict[str, list[s
     return find_files(folder, extension, IMAGE_EXTENSIONS, field=field, what="images")
 
 
-def split(frames: Sequence[Frame], val_split: float, generator: random.Random) -> list[list[Frame]]:
+def split(
+    frames: Sequence[LabelledImage], val_split: float, generator: random.Random
+) -> list[list[LabelledImage]]:
     """Draw `val_split` percent of the frames into fold 0; the others are fold 1."""
     shuffled = generator.sample(frames, len(frames))
     count = int(val_split / 100 * len(frames))
@@ -434,7 +438,7 @@ def split(frames: Sequence[Frame], val_split: float, generator: random.Random) -
     return [shuffled[:count], shuffled[count:]]
 
 
-def require_disjoint(folds: Sequence[Sequence[Frame]]) -> None:
+def require_disjoint(folds: Sequence[Sequence[LabelledImage]]) -> None:
     """Raise DataError when an image is in two folds: what is trained on would be measured on."""
     fold_of: dict[str, int] = {}
     for number, fold in enumerate(folds):

@@ -1,0 +1,1 @@
+"""Detection in folders of images, and what is written of it."""
