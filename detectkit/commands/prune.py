@@ -14,7 +14,7 @@ from detectkit.console import StatusLog, log, progress, say, table
 from detectkit.errors import DataError, ModelError, SpecError, UsageError
 from detectkit.files import atomic_write, check_writable, locked, make_directory
 from detectkit.spec import PruningConfig
-from detectkit.spec.check import short
+from detectkit.spec.schema import short
 
 if TYPE_CHECKING:
     from detectkit.compress.accuracy import Left

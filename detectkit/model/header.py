@@ -17,8 +17,9 @@ from google.protobuf import text_format
 
 from detectkit.console import visible
 from detectkit.errors import ModelError
-from detectkit.spec.check import check, control_character
 from detectkit.spec.experiment_pb2 import Experiment
+from detectkit.spec.rules import check
+from detectkit.spec.schema import control_character
 
 FORMAT = 1
 HEADER = "detectkit"  # one metadata key, so that equal models are equal files

@@ -1,15 +1,38 @@
-"""Lists of class names in text files: TLT's labels.txt beside an export, DeepStream's label file."""
+"""Names of classes and labels, in specs and in text files: TLT's labels.txt beside an export, DeepStream's label file."""
 
 from __future__ import annotations
 
+import difflib
+import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectkit.errors import SpecError
-from detectkit.spec.check import class_names, quoted
 from detectkit.spec.dataset_export_pb2 import DatasetExportConfig
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.inference_pb2 import Inference
+from detectkit.spec.schema import quoted
+
+
+def class_names(experiment: Experiment) -> list[str]:
+    """The target classes in the order of the network's outputs."""
+    return [target.name for target in experiment.cost_function_config.target_classes]
+
+
+def label_name(text: str) -> str:
+    """Give a label name as the records have it: in lower case and without white space, as TLT's are.
+
+    Letters of every script stay; those that are a letter and an accent are composed.
+    """
+    return unicodedata.normalize("NFC", "".join(text.split()).lower())
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """The known name nearest to a name, letter case aside."""
+    lower = {other.lower(): other for other in known}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.75)
+    return lower[near[0]] if near else None
 
 
 def read_class_list(path: Path) -> list[str]:

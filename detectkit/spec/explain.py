@@ -14,11 +14,11 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 from google.protobuf.descriptor_pb2 import DescriptorProto, EnumDescriptorProto, FileDescriptorSet
 
 from detectkit.errors import UsageError
-from detectkit.spec.check import join, rule_of, schema_of, show
 from detectkit.spec.dataset_export_pb2 import DatasetExportConfig
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.inference_pb2 import Inference
 from detectkit.spec.networks import NETWORKS, Network
+from detectkit.spec.schema import join, rule_of, schema_of, show
 
 SCHEMA = Path(__file__).with_name("schema.binpb")
 EDITION = (12,)  # where protoc keeps the comment at the head of a file

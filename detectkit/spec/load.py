@@ -17,13 +17,14 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from detectkit.console import log
 from detectkit.errors import SpecError
 from detectkit.spec import text as source
-from detectkit.spec.check import check, present, schema_of
 from detectkit.spec.dataset_export_pb2 import DatasetExportConfig
 from detectkit.spec.dataset_pb2 import DataSource
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.inference_pb2 import Inference
 from detectkit.spec.others import is_yaml, network_in_yaml, other_network
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig
+from detectkit.spec.rules import check
+from detectkit.spec.schema import present, schema_of
 from detectkit.spec.warn import warnings
 from detectkit.stores import allow
 

@@ -8,16 +8,7 @@ from collections.abc import Iterable, Iterator
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from detectkit.spec.check import (
-    NAMED,
-    class_names,
-    class_sections,
-    nearest,
-    present,
-    quoted,
-    rule_of,
-    short,
-)
+from detectkit.spec.classes import class_names, nearest
 from detectkit.spec.dataset_export_pb2 import DatasetExportConfig
 from detectkit.spec.dataset_pb2 import DatasetConfig
 from detectkit.spec.evaluation_pb2 import EvaluationConfig
@@ -30,6 +21,8 @@ from detectkit.spec.networks import NETWORKS, Network
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig, PostProcessingConfig
 from detectkit.spec.pruning import chosen_criterion, has_target
 from detectkit.spec.pruning_pb2 import PruningConfig
+from detectkit.spec.rules import NAMED, class_sections
+from detectkit.spec.schema import present, quoted, rule_of, short
 
 
 def warnings(message: Experiment | Inference | DatasetExportConfig) -> list[str]:

@@ -5,8 +5,8 @@ What is ours, messages and fields from number 1000 up, is listed too, so that no
 
 import pytest
 
-from detectkit.spec.check import _value, rule_of
 from detectkit.spec.explain import TYPES, comments, messages, places, value_field
+from detectkit.spec.schema import _value, rule_of
 
 # TLT DetectNet_v2, all its messages. dbscan_min_samples is an int32 there; early specs write fractions.
 TLT = """

@@ -1,23 +1,17 @@
-"""The rules that a spec must keep: ranges from the schema, and those that tie fields together."""
+"""The rules that tie the fields of a spec together; those of single fields are in the schema."""
 
 from __future__ import annotations
 
-import difflib
-import json
 import math
 import re
-import struct
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterable, Iterator, Mapping
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from detectkit.console import CONTROL, visible
 from detectkit.spec.augmentation_pb2 import AugmentationConfig
 from detectkit.spec.calibration_pb2 import CalibrationConfig
+from detectkit.spec.classes import class_names, label_name, nearest
 from detectkit.spec.cost_function_pb2 import CostFunctionConfig
 from detectkit.spec.dataset_export_pb2 import COCOConfig, DatasetExportConfig, KITTIConfig
 from detectkit.spec.dataset_pb2 import DatasetConfig
@@ -29,8 +23,17 @@ from detectkit.spec.label_filter_pb2 import ObjectiveLabelFilter
 from detectkit.spec.model_pb2 import ModelConfig
 from detectkit.spec.networks import NETWORKS
 from detectkit.spec.pruning_pb2 import PruningConfig
-from detectkit.spec.rule_pb2 import Rule
-from detectkit.spec.rule_pb2 import rule as rule_option
+from detectkit.spec.schema import (
+    Violation,
+    join,
+    nearest_multiple,
+    quoted,
+    rule_of,
+    schema_of,
+    short,
+    show,
+    violations,
+)
 from detectkit.spec.training_pb2 import (
     EarlyStoppingAnnealingScheduleConfig,
     LearningRateConfig,
@@ -44,26 +47,13 @@ LABEL_LIMITS = (
     ("crop_left", "crop_right"),
     ("crop_top", "crop_bottom"),
 )
-VISIBLE = "must have no control character (it has {})"
 NAMED = 20  # names in one message, and classes that one section lacks
 TENSORRT_VERSION = re.compile(r"\d+(\.\d+){1,3}")
-INTERVAL = re.compile(r"([\[(])\s*([^,\s]+)\s*,\s*([^,\s]+)\s*([\])])$")
-
-
-class Violation(NamedTuple):
-    """A broken rule. `value` is what the spec holds, as text; empty where it holds nothing."""
-
-    path: str
-    rule: str
-    value: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.rule}" + (f", got {self.value}" if self.value else "")
 
 
 def check(message: Experiment | Inference | DatasetExportConfig) -> list[Violation]:
     """Every broken rule of a spec, empty if it is good. Looks at the message alone, not at files."""
-    found = list(_fields(message, ""))
+    found = list(violations(message))
     match message:
         case Experiment():
             found += _experiment(message)
@@ -74,166 +64,11 @@ def check(message: Experiment | Inference | DatasetExportConfig) -> list[Violati
     return found
 
 
-def class_names(experiment: Experiment) -> list[str]:
-    """The target classes in the order of the network's outputs."""
-    return [target.name for target in experiment.cost_function_config.target_classes]
-
-
 def has_batch_norm(model: ModelConfig) -> bool:
     """Whether the network has batch normalisation: some have a choice, the others always or never."""
     network = NETWORKS.get(model.arch)
     always = network.batch_norm if network else None
     return model.use_batch_norm if always is None else always
-
-
-# Walking over messages
-
-
-def rule_of(field: FieldDescriptor) -> Rule:
-    """The machine-readable rule of a field of the schema."""
-    option: Any = rule_option  # generated stubs give extensions another type than protobuf's own
-    found: Rule = field.GetOptions().Extensions[option]
-    return found
-
-
-def schema_of(message: Message | type[Message]) -> Descriptor:
-    """The descriptor of a message, under the one type that all of this package uses."""
-    return cast(Descriptor, message.DESCRIPTOR)
-
-
-def fields_of(message: Message) -> list[tuple[FieldDescriptor, Any]]:
-    """The fields that are set, with their values."""
-    return cast(list[tuple[FieldDescriptor, Any]], message.ListFields())
-
-
-def join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
-def present(message: Message, path: str) -> Iterator[tuple[str, FieldDescriptor, Any]]:
-    """Path, field and value of everything that is set in a message; one for each element of a list or map."""
-    for field, value in fields_of(message):
-        here = join(path, field.name)
-        if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            for key in sorted(value):
-                yield f"{here}[{quoted(key)}]", field, value[key]
-        elif field.is_repeated:
-            for index, element in enumerate(value):
-                yield f"{here}[{index}]", field, element
-        else:
-            yield here, field, value
-
-
-def _fields(message: Message, path: str) -> Iterator[Violation]:
-    """What a message breaks of the schema's own rules. Of a field that does nothing, nothing is asked."""
-    have = {field.name for field, _ in fields_of(message)}
-    for field in schema_of(message).fields:
-        if field.name not in have and rule_of(field).required:
-            yield Violation(join(path, field.name), _required(field), "")
-    for here, field, value in present(message, path):
-        rule = rule_of(field)
-        if rule.inert:
-            continue
-        if isinstance(value, Message):
-            yield from _fields(value, here)
-        else:
-            yield from _value(here, value, field, rule)
-    yield from _keys(message, path)
-
-
-def _keys(message: Message, path: str) -> Iterator[Violation]:
-    """Keys of maps are names of classes."""
-    for field, value in fields_of(message):
-        if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            for key in sorted(filter(control_character, map(str, value))):
-                yield Violation(join(path, field.name), VISIBLE.format(control_character(key)), quoted(key))
-
-
-def _required(field: FieldDescriptor) -> str:
-    if field.message_type is not None and not field.is_repeated:
-        return "this section is missing"
-    return "at least one is needed" if field.is_repeated else "must be set"
-
-
-def _value(path: str, value: Any, field: FieldDescriptor, rule: Rule) -> Iterator[Violation]:
-    """What a scalar breaks of its rule."""
-    shown = show(value, field)
-    if isinstance(value, float) and not math.isfinite(value):
-        yield Violation(path, "must be a finite number", shown)
-    elif isinstance(value, str) and (found := control_character(_in_lines(value, field))):
-        yield Violation(path, VISIBLE.format(found), shown)
-    elif field.enum_type is not None and value not in field.enum_type.values_by_number:
-        names = [f"{known.name} ({known.number})" for known in field.enum_type.values]
-        yield Violation(path, f"must be one of {', '.join(names)}", shown)
-    elif rule.choices and shown.strip('"') not in rule.choices:
-        near = difflib.get_close_matches(shown.strip('"').lower(), rule.choices, n=1)
-        hint = f" (did you mean {near[0]}?)" if near and isinstance(value, str) else ""
-        yield Violation(path, f"must be one of {', '.join(rule.choices)}{hint}", shown)
-    elif rule.range and not _in(value, rule.range):
-        yield Violation(path, f"must be in {rule.range}", shown)
-    elif rule.multiple_of and value % rule.multiple_of:
-        multiple = _nearest_multiple(value, rule.multiple_of)
-        yield Violation(path, f"must be a multiple of {rule.multiple_of} (for instance {multiple})", shown)
-    elif rule.required and value == "":
-        yield Violation(path, "must not be empty", '""')
-
-
-def _in_lines(value: str, field: FieldDescriptor) -> str:
-    """A text without the ends of its lines, where it may have several: notes are for people alone."""
-    return value.replace("\n", "").replace("\t", "") if field.name == "notes" else value
-
-
-def _nearest_multiple(value: int, step: int) -> int:
-    return max(round(value / step), 1) * step
-
-
-def _in(value: float, interval: str) -> bool:
-    """Whether a number lies in an interval such as `[0, 1)`."""
-    match = INTERVAL.match(interval)
-    assert match, interval  # the schema's own text
-    opening, low, high, closing = match.groups()
-    above = value >= float(low) if opening == "[" else value > float(low)
-    below = value <= float(high) if closing == "]" else value < float(high)
-    return above and below
-
-
-def show(value: Any, field: FieldDescriptor) -> str:
-    """A scalar as a spec writes it."""
-    if field.enum_type is not None:
-        known = field.enum_type.values_by_number.get(value)
-        return known.name if known else str(value)
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return quoted(value)
-    return short(value) if isinstance(value, float) else str(value)
-
-
-def short(value: float) -> str:
-    """The shortest text that reads as the same 32-bit number (0.1, not 0.100000001); 64-bit ones as they are."""
-    for digits in range(6, 10):
-        text = f"{value:.{digits}g}"
-        if math.isfinite(value) and struct.pack("f", float(text)) == struct.pack("f", value):
-            return text
-    return repr(value)
-
-
-def label_name(text: str) -> str:
-    """Give a label name as the records have it: in lower case and without white space, as TLT's are.
-
-    Letters of every script stay; those that are a letter and an accent are composed.
-    """
-    return unicodedata.normalize("NFC", "".join(text.split()).lower())
-
-
-def control_character(text: str) -> str | None:
-    """The first character that a terminal or a line of a file would obey, or not show, as `U+001B`; None: there is none."""
-    found = None if text.isprintable() else CONTROL.search(text)
-    return f"U+{ord(found[0]):04X}" if found else None
-
-
-def quoted(text: str) -> str:
-    return visible(json.dumps(text, ensure_ascii=False))
 
 
 # Training specs
@@ -329,7 +164,7 @@ def _stride(spec: Experiment) -> Iterator[Violation]:
         size = getattr(spec.augmentation_config.preprocessing, name)
         if network and size % 16 == 0 and size % network.stride:
             rule = f"must be a multiple of {network.stride}, the stride of {spec.model_config.arch}"
-            multiple = _nearest_multiple(size, network.stride)
+            multiple = nearest_multiple(size, network.stride)
             path = f"augmentation_config.preprocessing.{name}"
             yield Violation(path, f"{rule} (for instance {multiple})", str(size))
 
@@ -572,13 +407,6 @@ def _near(name: str, names: Iterable[str]) -> str:
     near = nearest(name, known)
     more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
     return ", ".join(map(quoted, known[:NAMED])) + more + (f" (is {quoted(near)} meant?)" if near else "")
-
-
-def nearest(name: str, known: Sequence[str]) -> str | None:
-    """The known name nearest to a name, letter case aside."""
-    lower = {other.lower(): other for other in known}
-    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.75)
-    return lower[near[0]] if near else None
 
 
 # Inference and conversion specs
