@@ -3,6 +3,7 @@
 from detectkit.spec.augmentation_pb2 import AugmentationConfig
 from detectkit.spec.bbox_rasterizer_pb2 import BboxRasterizerConfig
 from detectkit.spec.calibration_pb2 import CalibrationConfig
+from detectkit.spec.by_class import expanded, shared_entries
 from detectkit.spec.classes import class_names, compare_classes, label_name, read_class_list
 from detectkit.spec.cost_function_pb2 import CostFunctionConfig
 from detectkit.spec.dataset_export_pb2 import (
@@ -33,6 +34,7 @@ from detectkit.spec.load import (
     load_dataset_export,
     load_experiment,
     load_inference,
+    load_written,
     loads,
     reduced,
     resolved,
@@ -121,6 +123,7 @@ __all__ = [
     "control_character",
     "differences",
     "dumps",
+    "expanded",
     "explain",
     "field_changes",
     "has_target",
@@ -131,6 +134,7 @@ __all__ = [
     "load_dataset_export",
     "load_experiment",
     "load_inference",
+    "load_written",
     "loads",
     "markdown",
     "obstacles",
@@ -139,6 +143,7 @@ __all__ = [
     "reduced",
     "resolved",
     "retraining_spec",
+    "shared_entries",
     "spec_to_use",
     "teacher_files",
     "warnings",

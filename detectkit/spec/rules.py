@@ -9,22 +9,25 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from google.protobuf.message import Message
 
+from detectkit.errors import SpecError
 from detectkit.spec.augmentation_pb2 import AugmentationConfig
+from detectkit.spec.by_class import DEFAULT, LABELS, TARGETS, class_entries, entry_of, own_labels
 from detectkit.spec.calibration_pb2 import CalibrationConfig
-from detectkit.spec.classes import class_names, label_name, nearest
+from detectkit.spec.classes import class_names, label_name, lists_classes, nearest
 from detectkit.spec.cost_function_pb2 import CostFunctionConfig
 from detectkit.spec.dataset_export_pb2 import COCOConfig, DatasetExportConfig, KITTIConfig
-from detectkit.spec.dataset_pb2 import DatasetConfig
 from detectkit.spec.evaluation_pb2 import EvaluationConfig
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.export_pb2 import ExportConfig
 from detectkit.spec.inference_pb2 import Inference
 from detectkit.spec.label_filter_pb2 import ObjectiveLabelFilter
 from detectkit.spec.model_pb2 import ModelConfig
-from detectkit.spec.networks import NETWORKS
+from detectkit.spec.networks import NETWORKS, is_grid
 from detectkit.spec.pruning_pb2 import PruningConfig
 from detectkit.spec.schema import (
+    VISIBLE,
     Violation,
+    control_character,
     join,
     nearest_multiple,
     quoted,
@@ -47,13 +50,16 @@ LABEL_LIMITS = (
     ("crop_left", "crop_right"),
     ("crop_top", "crop_bottom"),
 )
+PICTURES = "training_config.visualizer.target_class_config"  # a class needs no entry there
+RESERVED = f"must not be {quoted(DEFAULT)}, which is the entry for the classes that have none of their own"
 NAMED = 20  # names in one message, and classes that one section lacks
 TENSORRT_VERSION = re.compile(r"\d+(\.\d+){1,3}")
 
 
 def check(message: Experiment | Inference | DatasetExportConfig) -> list[Violation]:
-    """Every broken rule of a spec, empty if it is good. Looks at the message alone, not at files."""
-    found = list(violations(message))
+    """Every broken rule of a spec, empty if it is good. Looks at the message, and at the class_file that it may name."""
+    is_of_grid = isinstance(message, Experiment) and is_grid(message.model_config)
+    found = list(violations(message, is_grid=is_of_grid))
     match message:
         case Experiment():
             found += _experiment(message)
@@ -85,11 +91,11 @@ def _experiment(spec: Experiment) -> Iterator[Violation]:
     elif not spec.model_config.pretrained_model_file:
         yield Violation("training_config", "this section is missing", "")
     if spec.HasField("cost_function_config"):
-        yield from _cost(spec.cost_function_config)
+        yield from _cost(spec.cost_function_config, is_of_grid=is_grid(spec.model_config))
     if spec.HasField("evaluation_config"):
         yield from _evaluation(spec.evaluation_config)
     if spec.HasField("dataset_config"):
-        yield from _mapping(spec.dataset_config)
+        yield from _mapping(spec)
     if spec.HasField("pruning_config"):
         yield from _pruning(spec)
     if spec.HasField("calibration_config"):
@@ -97,8 +103,14 @@ def _experiment(spec: Experiment) -> Iterator[Violation]:
     if spec.HasField("export_config"):
         yield from _export(spec)
     yield from _conversions(spec)
-    yield from _class_sets(spec)
-    yield from _loss_mask(spec.loss_mask_label_filter, class_names(spec))
+    try:
+        names = class_names(spec)
+    except SpecError as error:
+        yield Violation("cost_function_config.class_file", str(error), "")
+        return  # without names, nothing can be said of what each of them has
+    yield from _class_list(spec, names)
+    yield from _class_sets(spec, names)
+    yield from _loss_mask(spec.loss_mask_label_filter, names)
 
 
 def _ordered(path: str, message: Message, *names: str) -> Iterator[Violation]:
@@ -218,15 +230,17 @@ def _early_stopping(
         yield Violation(here, f"must be at most the epochs of its stage ({epochs})", str(patience))
 
 
-def _cost(config: CostFunctionConfig) -> Iterator[Violation]:
+def _cost(config: CostFunctionConfig, *, is_of_grid: bool) -> Iterator[Violation]:
     path = "cost_function_config"
+    if not (config.target_classes or config.class_names or config.class_file):
+        yield Violation(f"{path}.target_classes", "at least one is needed, or class_names, or class_file", "")
     counts = Counter(target.name for target in config.target_classes)
     for name, count in counts.items():
         if count > 1:
             yield Violation(
                 f"{path}.target_classes", f"class {quoted(name)} must stand once", f"{count} times"
             )
-    for index, target in enumerate(config.target_classes):
+    for index, target in enumerate(config.target_classes if is_of_grid else ()):
         yield from _objectives(
             f"{path}.target_classes[{index}].objectives", target, config.enable_autoweighting
         )
@@ -264,9 +278,12 @@ def _evaluation(config: EvaluationConfig) -> Iterator[Violation]:
         yield from _ordered(path, config.evaluation_box_config[name], *pairs)
 
 
-def _mapping(config: DatasetConfig) -> Iterator[Violation]:
+def _mapping(spec: Experiment) -> Iterator[Violation]:
     """Two spellings of one label must agree; no class is nameless."""
-    path, mapping = "dataset_config.target_class_mapping", config.target_class_mapping
+    config = spec.dataset_config
+    path, mapping = LABELS, config.target_class_mapping
+    if not mapping and not lists_classes(spec):
+        yield Violation(path, "at least one is needed", "")
     for label, target in mapping.items():
         if not target:
             yield Violation(f"{path}[{quoted(label)}]", "must name a target class", '""')
@@ -371,34 +388,69 @@ def _limits(path: str, label_filter: Message) -> Iterator[Violation]:
             yield from _ordered(path, label_filter, low, high)
 
 
-def _class_sets(spec: Experiment) -> Iterator[Violation]:
-    """Every target class needs a label that maps to it and an entry in every section that has one a class."""
-    names = dict.fromkeys(name for name in class_names(spec) if name)
-    targets = set(spec.dataset_config.target_class_mapping.values())
-    sections = [("dataset_config.target_class_mapping", targets), *class_sections(spec)]
-    for path, entries in sections:
-        what = "map a label to" if path.startswith("dataset_config") else "have an entry for"
-        missing = [name for name in names if entries and name not in entries]
-        for name in missing[:NAMED]:
-            rule = f"must {what} class {quoted(name)} of cost_function_config"
-            yield Violation(path, rule, _near(name, entries))
-        if len(missing) > NAMED:
-            rule = f"must {what} {len(missing) - NAMED} more classes of cost_function_config"
-            yield Violation(path, rule, "")
+def _class_list(spec: Experiment, names: list[str]) -> Iterator[Violation]:
+    """A list of classes has each once, and target_classes beside it no other; no class is called as the entry for the rest."""
+    config, is_list = spec.cost_function_config, lists_classes(spec)
+    field = "class_file" if config.class_file else "class_names"
+    path = f"cost_function_config.{field}"
+    if config.class_file and config.class_names:
+        yield Violation(
+            path, "must be left out with class_names: keep one of them", quoted(config.class_file)
+        )
+    for name, count in Counter(names if is_list else ()).items():
+        if count > 1:
+            yield Violation(path, f"class {quoted(name)} must stand once", f"{count} times")
+        if not name:
+            yield Violation(path, "must not be empty", '""')
+        if config.class_file and (found := control_character(name)):
+            yield Violation(path, VISIBLE.format(found), quoted(name))
+    if is_list and DEFAULT in names:
+        yield Violation(path, RESERVED, quoted(DEFAULT))
+    for index, target in enumerate(config.target_classes):
+        here = f"{TARGETS}[{index}].name"
+        if target.name == DEFAULT and not is_list:
+            yield Violation(here, f"{RESERVED}, of class_names or class_file", quoted(DEFAULT))
+        elif is_list and target.name not in (*names, DEFAULT):
+            yield Violation(
+                here, f"must be one of {field} ({_near(target.name, names)})", quoted(target.name)
+            )
 
 
-def class_sections(spec: Experiment) -> list[tuple[str, set[str]]]:
-    """The sections with an entry for each class. An absent or empty one is judged by the schema."""
-    evaluation = spec.evaluation_config
-    return [
-        ("bbox_rasterizer_config.target_class_config", set(spec.bbox_rasterizer_config.target_class_config)),
-        ("postprocessing_config.target_class_config", set(spec.postprocessing_config.target_class_config)),
-        (
-            "evaluation_config.minimum_detection_ground_truth_overlap",
-            set(evaluation.minimum_detection_ground_truth_overlap),
-        ),
-        ("evaluation_config.evaluation_box_config", set(evaluation.evaluation_box_config)),
-    ]
+def _class_sets(spec: Experiment, names: list[str]) -> Iterator[Violation]:
+    """Every target class needs a label that maps to it, and an entry, or the one for the rest, in every section that has one
+    a class."""
+    wanted = dict.fromkeys(name for name in names if name not in ("", DEFAULT))
+    labelled = {*spec.dataset_config.target_class_mapping.values(), *own_labels(spec)}
+    missing = [name for name in wanted if labelled and name not in labelled]
+    yield from _lacking(LABELS, "must map a label to", "", missing, labelled)
+    for path, entries in class_entries(spec).items():
+        if path == TARGETS and not entries and is_grid(spec.model_config):
+            yield Violation(path, f"must have an entry {quoted(DEFAULT)}, for the classes of the list", "")
+        elif path != PICTURES and entries:
+            missing = [name for name in wanted if entry_of(entries, name) is None]
+            instead = f", or {quoted(DEFAULT)}"
+            yield from _lacking(path, "must have an entry for", instead, missing, entries)
+        if DEFAULT in entries and path != TARGETS:
+            yield from _mistaken(path, sorted(entries - {*wanted, DEFAULT}), list(wanted))
+
+
+def _lacking(
+    path: str, what: str, instead: str, missing: list[str], entries: set[str]
+) -> Iterator[Violation]:
+    """The classes that a section says nothing of."""
+    for name in missing[:NAMED]:
+        rule = f"{what} class {quoted(name)} of cost_function_config{instead}"
+        yield Violation(path, rule, _near(name, entries))
+    if len(missing) > NAMED:
+        rule = f"{what} {len(missing) - NAMED} more classes of cost_function_config"
+        yield Violation(path, rule, "")
+
+
+def _mistaken(path: str, unknown: list[str], names: list[str]) -> Iterator[Violation]:
+    """Entries for no class, where a class whose name is misspelt would be served by `default` and nobody be told."""
+    for name in unknown[:NAMED] if names else ():
+        rule = f"must be a class of cost_function_config beside the entry {quoted(DEFAULT)} ({_near(name, names)})"
+        yield Violation(f"{path}[{quoted(name)}]", rule, quoted(name))
 
 
 def _near(name: str, names: Iterable[str]) -> str:
@@ -418,10 +470,9 @@ def _inference(spec: Inference) -> Iterator[Violation]:
     path = "bbox_handler_config.classwise_bbox_handler_config"
     targets = list(spec.inferencer_config.target_classes)
     for name in targets:
-        if entries and name not in entries and "default" not in entries:
-            yield Violation(
-                path, f'must have an entry for class {quoted(name)}, or "default"', _near(name, entries)
-            )
+        if entries and entry_of(entries, name) is None:
+            rule = f"must have an entry for class {quoted(name)}, or {quoted(DEFAULT)}"
+            yield Violation(path, rule, _near(name, entries))
     for index, name in enumerate(config.postproc_classes):
         if targets and name not in targets:
             rule = "must be one of inferencer_config.target_classes"

@@ -67,18 +67,23 @@ def present(message: Message, path: str) -> Iterator[tuple[str, FieldDescriptor,
             yield here, field, value
 
 
-def violations(message: Message, path: str = "") -> Iterator[Violation]:
-    """What a message breaks of the schema's own rules. Of a field that does nothing, nothing is asked."""
+def violations(message: Message, path: str = "", *, is_grid: bool = False) -> Iterator[Violation]:
+    """What a message breaks of the schema's own rules. Of a field that does nothing, nothing is asked.
+
+    Args:
+        is_grid: it is of a spec whose head is the grid, which asks for more.
+    """
     have = {field.name for field, _ in fields_of(message)}
     for field in schema_of(message).fields:
-        if field.name not in have and rule_of(field).required:
+        rule = rule_of(field)
+        if field.name not in have and (rule.required or (is_grid and rule.required_by_grid)):
             yield Violation(join(path, field.name), _required(field), "")
     for here, field, value in present(message, path):
         rule = rule_of(field)
         if rule.inert:
             continue
         if isinstance(value, Message):
-            yield from violations(value, here)
+            yield from violations(value, here, is_grid=is_grid)
         else:
             yield from _value(here, value, field, rule)
     yield from _keys(message, path)
