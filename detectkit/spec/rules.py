@@ -450,7 +450,7 @@ def _mistaken(path: str, unknown: list[str], names: list[str]) -> Iterator[Viola
     """Entries for no class, where a class whose name is misspelt would be served by `default` and nobody be told."""
     for name in unknown[:NAMED] if names else ():
         rule = f"must be a class of cost_function_config beside the entry {quoted(DEFAULT)} ({_near(name, names)})"
-        yield Violation(f"{path}[{quoted(name)}]", rule, quoted(name))
+        yield Violation(f"{path}[{quoted(name)}]", rule, "")
 
 
 def _near(name: str, names: Iterable[str]) -> str:

@@ -182,7 +182,7 @@ def test_an_entry_that_serves_no_class_has_no_effect(kitti_train):
             r'key: "car" value { cov',
             'key: "caar" value { cov',
             [f'{RASTER}["caar"]: must be a class of cost_function_config beside the entry "default" ("car", "cyclist", '
-             '"pedestrian" (is "car" meant?)), got "caar"'],
+             '"pedestrian" (is "car" meant?))'],
         ),
         (
             r'key: "default" value: 0.5',
