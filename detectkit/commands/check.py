@@ -72,9 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     path = args.experiment_spec or args.from_tlt
-    message = spec.load(path)
+    written = spec.load_written(path)
+    message = spec.expanded(written)
     kind = spec.kind_of(message)
     say(f"{path}: {kind.name}, no rule broken; for {kind.commands}")
+    for section, words in spec.shared_entries(written).items():
+        say(f"{section}: {words}")
     problems = Problems()
     if args.classes:
         with problems.gathered():

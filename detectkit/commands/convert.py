@@ -15,7 +15,7 @@ from detectkit import spec
 from detectkit.console import StatusLog, log, say, table
 from detectkit.errors import SpecError, UsageError
 from detectkit.files import make_directory
-from detectkit.spec.check import quoted
+from detectkit.spec.schema import quoted
 
 REASONS = 5  # told on the terminal
 

@@ -12,7 +12,7 @@ from detectkit.commands.prune_options import add_aims, add_choices, pruning_conf
 from detectkit.console import StatusLog, say, table
 from detectkit.errors import UsageError
 from detectkit.files import atomic_write, check_writable, make_directory
-from detectkit.spec.check import short
+from detectkit.spec.schema import short
 
 if TYPE_CHECKING:
     from detectkit.compress.job import PruningFigures, PruningJob

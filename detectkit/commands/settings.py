@@ -12,7 +12,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from detectkit.errors import UsageError
-from detectkit.spec.check import schema_of, short
+from detectkit.spec.schema import schema_of, short
 
 
 class Settings:

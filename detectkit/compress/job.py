@@ -15,7 +15,7 @@ from detectkit.files import atomic_write, locked
 from detectkit.model.checkpoint import Model
 from detectkit.model.detector import Detector, parameters
 from detectkit.spec import PruningConfig
-from detectkit.spec.check import short
+from detectkit.spec.schema import short
 from detectkit.trackers import without_key
 
 LITTLE = 0.4  # of mAP: with less, retraining was seen to fall short of it

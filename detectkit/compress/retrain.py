@@ -16,7 +16,7 @@ from detectkit.errors import UsageError
 from detectkit.model import checkpoint
 from detectkit.model.checkpoint import Model
 from detectkit.spec import PruningConfig
-from detectkit.spec.check import short
+from detectkit.spec.schema import short
 from detectkit.train.loop import train
 from detectkit.train.run import describe, set_up
 

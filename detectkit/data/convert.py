@@ -20,6 +20,7 @@ from detectkit.data.readers import LabelledImage, Reject, Source, reasons
 from detectkit.errors import DataError, OutputError, UsageError
 from detectkit.files import in_turn, staging_folder
 from detectkit.spec import DatasetExportConfig, label_name
+from detectkit.spec.by_class import DEFAULT
 
 NAMED = 12  # labels named that meet, and classes that no label has
 REASONS = 3  # named in an error
@@ -154,10 +155,10 @@ def _tell_of_labels(config: DatasetExportConfig, labels: Counter[str]) -> None:
     aliases = modifier.source_to_target_class_mapping
     _tell_of_absent("source_to_target_class_mapping", aliases, names)
     names |= {label_name(target) for target in aliases.values()}
-    for field in (
-        *("filter_samples_containing_only", "dominant_target_classes", "minimum_target_class_imbalance"),
-    ):
+    for field in ("filter_samples_containing_only", "dominant_target_classes"):
         _tell_of_absent(field, getattr(modifier, field), names)
+    imbalance = set(modifier.minimum_target_class_imbalance) - {DEFAULT}
+    _tell_of_absent("minimum_target_class_imbalance", imbalance, names)
 
 
 def _tell_of_absent(field: str, wanted: Iterable[str], names: Collection[str]) -> None:
@@ -208,8 +209,8 @@ def modify(
 
     Classes are compared after `source_to_target_class_mapping`, in lower case. A frame goes when all its boxes are of one
     class of `filter_samples_containing_only`. It is repeated `num_duplicates` times when it has more boxes of a class r
-    that is not dominant than of some dominant class d times minimum_target_class_imbalance[r] (default 1). Finally the
-    fold is cut to max_training_samples // num_folds.
+    that is not dominant than of some dominant class d times minimum_target_class_imbalance[r] (or its entry `default`, or 1).
+    Finally the fold is cut to max_training_samples // num_folds.
     """
     left_out = set(map(label_name, modifier.filter_samples_containing_only))
     mapping = _mapping(modifier.source_to_target_class_mapping)
@@ -227,9 +228,10 @@ def modify(
 
 def _is_rare(names: Counter[str], modifier: DatasetExportConfig.SampleModifierConfig) -> bool:
     imbalance = {label_name(name): factor for name, factor in modifier.minimum_target_class_imbalance.items()}
+    others = imbalance.get(DEFAULT, 1.0)
     dominant = set(map(label_name, modifier.dominant_target_classes))
     return any(
-        names[rare] > names[common] * imbalance.get(rare, 1.0)
+        names[rare] > names[common] * imbalance.get(rare, others)
         for rare in names.keys() - dominant
         for common in dominant
     )

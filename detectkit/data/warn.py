@@ -13,7 +13,7 @@ from detectkit.data.dataset import Dataset, Frame
 from detectkit.data.geometry import Geometry
 from detectkit.errors import DataError
 from detectkit.spec import AugmentationConfig, DatasetConfig, Experiment, label_name
-from detectkit.spec.check import nearest
+from detectkit.spec.classes import nearest
 
 FEW_IMAGES = 50  # the smallest set that was learnt well here had 119, with ImageNet's weights
 FEW_BOXES = 20  # of a class: 34 were enough for each of four boards, with ImageNet's weights

@@ -19,7 +19,7 @@ from detectkit.data.batch import has_crop
 from detectkit.files import atomic_write
 from detectkit.heads.grid import ClassClustering, spec_clustering
 from detectkit.model.header import OUTPUTS
-from detectkit.spec.check import short
+from detectkit.spec.schema import short
 
 LABELS, CONFIG = "labels.txt", "nvinfer_config.txt"  # TLT's names
 SCALE, OFFSET = 35.0, 0.5  # of the boxes, in nvinfer's own parser

@@ -21,7 +21,7 @@ from detectkit.model import header, tlt
 from detectkit.model.detector import Detector, Normalize, build
 from detectkit.model.header import HEADER
 from detectkit.model.quantization import Ranges
-from detectkit.spec.check import class_names as classes_of
+from detectkit.spec.classes import class_names as classes_of
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.model_pb2 import ModelConfig
 from detectkit.spec.networks import NETWORKS, is_keras

@@ -16,8 +16,9 @@ from typing import NamedTuple
 from detectkit import __version__
 from detectkit.console import visible
 from detectkit.errors import ModelError
-from detectkit.spec.check import check, control_character
 from detectkit.spec.experiment_pb2 import Experiment
+from detectkit.spec.rules import check
+from detectkit.spec.schema import control_character
 from detectkit.spec.stored import WRITER, other_writer, read_stored, unknown_entries, warn_of_unknown
 
 FORMAT = 1  # of a file that older versions must not read, because what they do not know of it matters, it is one more

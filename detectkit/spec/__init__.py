@@ -3,8 +3,8 @@
 from detectkit.spec.augmentation_pb2 import AugmentationConfig
 from detectkit.spec.bbox_rasterizer_pb2 import BboxRasterizerConfig
 from detectkit.spec.calibration_pb2 import CalibrationConfig
-from detectkit.spec.check import Violation, check, class_names, control_character, label_name
-from detectkit.spec.classes import compare_classes, read_class_list
+from detectkit.spec.by_class import expanded, shared_entries
+from detectkit.spec.classes import class_names, compare_classes, label_name, read_class_list
 from detectkit.spec.cost_function_pb2 import CostFunctionConfig
 from detectkit.spec.dataset_export_pb2 import (
     COCOConfig,
@@ -34,6 +34,7 @@ from detectkit.spec.load import (
     load_dataset_export,
     load_experiment,
     load_inference,
+    load_written,
     loads,
     reduced,
     resolved,
@@ -44,7 +45,9 @@ from detectkit.spec.postprocessing_pb2 import ClusteringConfig, ConfidenceConfig
 from detectkit.spec.pruning import chosen_criterion, has_target
 from detectkit.spec.pruning_pb2 import PruningConfig
 from detectkit.spec.retraining import has_teacher, qat_spec, retraining_spec, teacher_files
+from detectkit.spec.rules import check
 from detectkit.spec.runs import MEASURING, another_training, batch_size, changed_sections, field_changes
+from detectkit.spec.schema import Violation, control_character
 from detectkit.spec.training_pb2 import (
     AdamOptimizerConfig,
     AdamWOptimizerConfig,
@@ -120,6 +123,7 @@ __all__ = [
     "control_character",
     "differences",
     "dumps",
+    "expanded",
     "explain",
     "field_changes",
     "has_target",
@@ -130,6 +134,7 @@ __all__ = [
     "load_dataset_export",
     "load_experiment",
     "load_inference",
+    "load_written",
     "loads",
     "markdown",
     "obstacles",
@@ -138,6 +143,7 @@ __all__ = [
     "reduced",
     "resolved",
     "retraining_spec",
+    "shared_entries",
     "spec_to_use",
     "teacher_files",
     "warnings",

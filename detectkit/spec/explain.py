@@ -14,11 +14,12 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 from google.protobuf.descriptor_pb2 import DescriptorProto, EnumDescriptorProto, FileDescriptorSet
 
 from detectkit.errors import UsageError
-from detectkit.spec.check import join, rule_of, schema_of, show
 from detectkit.spec.dataset_export_pb2 import DatasetExportConfig
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.inference_pb2 import Inference
 from detectkit.spec.networks import NETWORKS, Network
+from detectkit.spec.rule_pb2 import Rule
+from detectkit.spec.schema import join, rule_of, schema_of, show
 
 SCHEMA = Path(__file__).with_name("schema.binpb")
 EDITION = (12,)  # where protoc keeps the comment at the head of a file
@@ -82,7 +83,7 @@ def markdown() -> str:
         "",
         "Generated from the comments of `proto/detectkit/spec/`; `detectkit explain PATH` prints the same.",
         "",
-        "A field is optional unless it is marked required. An unset field has its default.",
+        "A field is optional unless it is marked required: in every spec, or where the head is the grid (`objective_set`). An unset field has its default.",
     ]
     for name, descriptor in ROOTS.items():
         lines.append(f"- {name}: [{_name(descriptor)}](#{_name(descriptor).lower()})")
@@ -195,7 +196,7 @@ def _type(field: FieldDescriptor) -> str:
     """A field's type in words: `float`, `list of string`, `map of class to float`."""
     value = value_field(field)
     if value is not None:
-        return f"map from string to {_type(value)}"
+        return f"map from {'class' if rule_of(field).by_class else 'string'} to {_type(value)}"
     if field.message_type is not None:
         name = _name(field.message_type)
     elif field.enum_type is not None:
@@ -217,6 +218,10 @@ def _default(field: FieldDescriptor) -> str:
     return show(field.default_value, field)
 
 
+def _required(rule: Rule) -> str:
+    return "required" if rule.required else "required by the grid" if rule.required_by_grid else ""
+
+
 def _range(field: FieldDescriptor) -> str:
     rule = rule_of(field)
     parts = [f"in {rule.range}"] if rule.range else []
@@ -228,7 +233,7 @@ def _range(field: FieldDescriptor) -> str:
 def _facts(field: FieldDescriptor) -> list[str]:
     """Type, default, range and unit, as far as there are any."""
     rule = rule_of(field)
-    facts = [_type(field), "required" if rule.required else "", _range(field), rule.unit]
+    facts = [_type(field), _required(rule), _range(field), rule.unit]
     default = _default(field)
     if default:
         facts.insert(1, f"default {default}")
@@ -245,7 +250,9 @@ def _status(field: FieldDescriptor) -> str:
 
 
 def _comment(field: FieldDescriptor) -> str:
-    return comments().get(field.full_name, "")
+    """What the schema says of a field; for every map by class, that it takes an entry for the classes without one."""
+    by_class = "The entry `default` serves every class without one of its own." * rule_of(field).by_class
+    return " ".join(filter(None, (comments().get(field.full_name, ""), by_class)))
 
 
 # Text for the terminal
@@ -423,7 +430,7 @@ def _row(field: FieldDescriptor) -> str:
         if inner
         else _type(field)
     )
-    default = "required" if rule.required else f"`{_default(field)}`" if _default(field) else ""
+    default = _required(rule) or (f"`{_default(field)}`" if _default(field) else "")
     status = f"**{_status(field)}**" if _status(field) else ""
     limits = ", ".join(filter(None, [_range(field), rule.unit]))
     cells = [

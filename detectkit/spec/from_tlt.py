@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from detectkit.spec.augmentation_pb2 import AugmentationConfig
-from detectkit.spec.check import class_names, has_batch_norm, label_name
+from detectkit.spec.classes import class_names, label_name
 from detectkit.spec.dataset_export_pb2 import DatasetExportConfig
 from detectkit.spec.dataset_pb2 import DataSource
 from detectkit.spec.evaluation_pb2 import EvaluationConfig
@@ -18,6 +18,7 @@ from detectkit.spec.inference_pb2 import Inference
 from detectkit.spec.model_pb2 import ModelConfig
 from detectkit.spec.networks import has_tlt_layout, is_keras, is_of_tlt
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig
+from detectkit.spec.rules import has_batch_norm
 from detectkit.spec.training_pb2 import RegularizerConfig
 
 AnySpec = TypeVar("AnySpec")

@@ -17,13 +17,15 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from detectkit.console import log
 from detectkit.errors import SpecError
 from detectkit.spec import text as source
-from detectkit.spec.check import check, present, schema_of
+from detectkit.spec.by_class import expanded
 from detectkit.spec.dataset_export_pb2 import DatasetExportConfig
 from detectkit.spec.dataset_pb2 import DataSource
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.inference_pb2 import Inference
 from detectkit.spec.others import is_yaml, network_in_yaml, other_network
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig
+from detectkit.spec.rules import check
+from detectkit.spec.schema import present, schema_of
 from detectkit.spec.warn import warnings
 from detectkit.stores import allow
 
@@ -54,9 +56,15 @@ SHOWN = 40  # problems in one error message
 def load(path: str | Path) -> Spec:
     """Read and judge a spec of any kind: text or binary, recognised by its top-level fields.
 
-    The addresses of records in it may be opened from now on, see `detectkit.stores`. Warns about fields that do nothing here. Raises SpecError with one line for each problem,
-    `file:line:column: message` for text.
+    In a training spec each class has an entry of its own wherever one may be, see `by_class.expanded`. The addresses of
+    records in it may be opened from now on, see `detectkit.stores`. Warns about fields that do nothing here. Raises
+    SpecError with one line for each problem, `file:line:column: message` for text.
     """
+    return expanded(load_written(path))
+
+
+def load_written(path: str | Path) -> Spec:
+    """As `load`, but as it is written: with the list of classes and the entries `default` that it may have."""
     data = _read(Path(path))
     if _is_binary(data):
         message = _judged(str(path), _decode(data, str(path)), None)
@@ -68,7 +76,7 @@ def load(path: str | Path) -> Spec:
 
 def loads(text: str, name: str = "spec") -> Spec:
     """As `load`, from text; `name` stands for the file in messages."""
-    return _from_text(text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n"), name)
+    return expanded(_from_text(text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n"), name))
 
 
 def load_experiment(path: str | Path) -> Experiment:

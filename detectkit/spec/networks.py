@@ -72,7 +72,8 @@ def spec_to_use(
     needed = {
         "augmentation_config": pre.output_image_width and pre.output_image_height,
         "cost_function_config": stored.cost_function_config.target_classes,
-        "postprocessing_config": stored.postprocessing_config.target_class_config,
+        "postprocessing_config": stored.postprocessing_config.target_class_config
+        or not is_grid(stored.model_config),
     }
     missing = [section for section, content in needed.items() if not content]
     if missing:
@@ -80,6 +81,12 @@ def spec_to_use(
             f"{os.fspath(model_file)}: the spec in it lacks {', '.join(missing)}: give the spec that it was trained with, -e SPEC"
         )
     return stored
+
+
+def is_grid(config: ModelConfig) -> bool:
+    """Whether the head is the grid; a spec without a head, which is a mistake, is taken for one of the grid."""
+    chosen = "objective_set" if config.HasField("objective_set") else None
+    return chosen in (None, "objective_set")
 
 
 def has_tlt_layout(config: ModelConfig) -> bool:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from google.protobuf.message import Message
 
-from detectkit.spec.check import present, show
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.load import resolved
 from detectkit.spec.networks import has_tlt_layout
+from detectkit.spec.schema import present, show
 
 # What may change between two halves of a training; any other change makes it another one.
 MEASURING = ("evaluation_config", "postprocessing_config")

@@ -12,7 +12,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from detectkit import __version__
 from detectkit.console import log, visible
 from detectkit.spec import text as source
-from detectkit.spec.check import schema_of
+from detectkit.spec.schema import schema_of
 from detectkit.spec.experiment_pb2 import Experiment
 
 WRITER = "written_by"  # the entry that holds the version of the writer, in files of every kind

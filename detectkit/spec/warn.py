@@ -8,16 +8,8 @@ from collections.abc import Iterable, Iterator
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from detectkit.spec.check import (
-    NAMED,
-    class_names,
-    class_sections,
-    nearest,
-    present,
-    quoted,
-    rule_of,
-    short,
-)
+from detectkit.spec.by_class import DEFAULT, TARGETS, class_entries
+from detectkit.spec.classes import class_names, nearest
 from detectkit.spec.dataset_export_pb2 import DatasetExportConfig
 from detectkit.spec.dataset_pb2 import DatasetConfig
 from detectkit.spec.evaluation_pb2 import EvaluationConfig
@@ -30,6 +22,8 @@ from detectkit.spec.networks import NETWORKS, Network
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig, PostProcessingConfig
 from detectkit.spec.pruning import chosen_criterion, has_target
 from detectkit.spec.pruning_pb2 import PruningConfig
+from detectkit.spec.rules import NAMED
+from detectkit.spec.schema import present, quoted, rule_of, short
 
 
 def warnings(message: Experiment | Inference | DatasetExportConfig) -> list[str]:
@@ -74,8 +68,12 @@ def _effectless(message: Message, path: str) -> Iterator[tuple[str, FieldDescrip
 
 def _experiment(spec: Experiment) -> Iterator[str]:
     names = set(class_names(spec))
-    for path, entries in class_sections(spec):
-        yield from _unknown_classes(path, entries, names)
+    for path, entries in class_entries(spec).items():
+        if DEFAULT not in entries:
+            yield from _unknown_classes(path, entries, names)
+        elif names <= entries:
+            entry = f"{path}, the entry {DEFAULT}," if path == TARGETS else f"{path}[{quoted(DEFAULT)}]"
+            yield f"{entry} has no effect: every class has an entry of its own"
     yield from _dataset(spec.dataset_config, names)
     yield from _model(spec.model_config)
     yield from _evaluation(spec.evaluation_config)
@@ -203,7 +201,7 @@ def _inference(spec: Inference) -> Iterator[str]:
     path = "bbox_handler_config.classwise_bbox_handler_config"
     entries = spec.bbox_handler_config.classwise_bbox_handler_config
     if known:
-        yield from _unknown_classes(path, set(entries) - {"default"}, known)
+        yield from _unknown_classes(path, set(entries) - {DEFAULT}, known)
     for name in sorted(entries):
         handler = entries[name]
         is_mean = handler.confidence_model == "mean_cov"

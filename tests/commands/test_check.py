@@ -133,6 +133,22 @@ def test_spec_only_needs_no_data(capsys):
     assert capsys.readouterr().out.count("no rule broken") == 3
 
 
+def test_what_stands_for_several_classes_is_told(training_spec, tmp_path, capsys):
+    """The data are judged by the classes of the list, which is a file beside the spec."""
+    write_data(tmp_path / "data", NAMES)
+    text = training_spec.read_text()
+    (tmp_path / "names.txt").write_text("car\npedestrian\ncyclist\n")
+    cost = text.index("cost_function_config")
+    text = text[:cost] + text[cost:].replace('name: "car"', 'name: "default"')
+    start, stop = text.index('  target_classes {\n    name: "pedestrian"'), text.rindex("}")
+    text = f'{text[:start]}  class_file: "{tmp_path}/names.txt"\n{text[stop:]}'
+    training_spec.write_text(text)
+    assert cli.main(["check", "-e", str(training_spec)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert "cost_function_config.target_classes: the entry default serves all 3 classes" in told
+    assert ["cyclist", "1", "1"] in [line.split() for line in told]
+
+
 def test_missing_data_and_models_are_named(capsys, training_spec):
     assert cli.main(["check", "-e", str(SPECS / "kitti_train.txt")]) == 5
     assert "pretrained_model_file: there is no file /path/to/pretrained/model" in capsys.readouterr().err

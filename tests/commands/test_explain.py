@@ -1,7 +1,10 @@
 import subprocess
 import sys
+from pathlib import Path
 
 from detectkit import cli
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_explain_prints_a_field(capsys):
@@ -12,6 +15,16 @@ def test_explain_prints_a_field(capsys):
 def test_explain_without_a_path_lists_the_sections(capsys):
     assert cli.main(["explain"]) == 0
     assert "bbox_rasterizer_config" in capsys.readouterr().out
+
+
+def test_the_classes_that_an_entry_serves_in_a_spec(capsys):
+    section, path = "bbox_rasterizer_config.target_class_config", str(ROOT / "specs/coco/all_classes.txt")
+    assert cli.main(["explain", "-e", path, f'{section}["car"]']) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert "  map from class to BboxRasterizerConfig.TargetClassConfig · required" in told
+    assert told[-1] == f"{path}: {section}: the entry default serves all 80 classes but car"
+    assert cli.main(["explain", "-e", path, "class_names"]) == 0
+    assert path not in capsys.readouterr().out
 
 
 def test_unknown_path_is_a_usage_error(capsys):

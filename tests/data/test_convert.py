@@ -618,7 +618,7 @@ def test_names_in_the_spec_that_no_label_has(root, prefix, caplog):
     )
     config.sample_modifier_config.filter_samples_containing_only.extend(["thing", "bus"])
     config.sample_modifier_config.dominant_target_classes.append("trucks")
-    config.sample_modifier_config.minimum_target_class_imbalance["Pedestrians"] = 2
+    config.sample_modifier_config.minimum_target_class_imbalance.update({"Pedestrians": 2, "default": 3})
     convert(config, prefix)
     assert caplog.messages == [
         "target_class_mapping: no label is called 'hot dog'",
@@ -749,6 +749,10 @@ def frames(*names):
         ('dominant_target_classes: "c" num_duplicates: 2', ["cc", "p", "p", "p", "ccp", "ppc", "ppc", "ppc"]),
         (
             'dominant_target_classes: "c" num_duplicates: 1 minimum_target_class_imbalance { key: "p" value: 2 }',
+            ["cc", "p", "p", "ccp", "ppc"],
+        ),
+        (
+            'dominant_target_classes: "c" num_duplicates: 1 minimum_target_class_imbalance { key: "default" value: 2 }',
             ["cc", "p", "p", "ccp", "ppc"],
         ),
         ("max_training_samples: 3", ["cc", "p", "ccp"]),

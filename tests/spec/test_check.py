@@ -201,18 +201,22 @@ def test_what_a_spec_may_leave_out(experiment, path):
 
 
 @pytest.mark.parametrize(
-    ("path", "rule"),
+    ("path", "rule", "instead"),
     [
-        ("bbox_rasterizer_config.target_class_config", "must have an entry for"),
-        ("postprocessing_config.target_class_config", "must have an entry for"),
-        ("evaluation_config.minimum_detection_ground_truth_overlap", "must have an entry for"),
-        (MAPPING, "must map a label to"),
+        ("bbox_rasterizer_config.target_class_config", "must have an entry for", ', or "default"'),
+        ("postprocessing_config.target_class_config", "must have an entry for", ', or "default"'),
+        (
+            "evaluation_config.minimum_detection_ground_truth_overlap",
+            "must have an entry for",
+            ', or "default"',
+        ),
+        (MAPPING, "must map a label to", ""),
     ],
 )
-def test_a_class_missing_in_one_section(experiment, path, rule):
+def test_a_class_missing_in_one_section(experiment, path, rule, instead):
     section, name = path.split(".")
     del getattr(getattr(experiment, section), name)["cyclist"]
-    expected = f'{path}: {rule} class "cyclist" of cost_function_config, got "car", "pedestrian"'
+    expected = f'{path}: {rule} class "cyclist" of cost_function_config{instead}, got "car", "pedestrian"'
     assert violations(experiment) == [expected]
 
 
@@ -222,7 +226,7 @@ def test_a_class_missing_in_the_box_sizes(experiment):
     sizes["pedestrian"].maximum_height = 10
     path = "evaluation_config.evaluation_box_config"
     assert violations(experiment) == [
-        f'{path}: must have an entry for class "cyclist" of cost_function_config, got "car", "pedestrian"'
+        f'{path}: must have an entry for class "cyclist" of cost_function_config, or "default", got "car", "pedestrian"'
     ]
     sizes["cyclist"].minimum_width, sizes["cyclist"].maximum_width = 30, 20
     assert violations(experiment) == [
@@ -235,6 +239,32 @@ def test_a_misspelt_class_is_suggested(experiment):
     found = violations(experiment)
     assert len(found) == 4
     assert all('got "car", "cyclist", "pedestrian" (is "car" meant?)' in text for text in found)
+
+
+def test_what_the_grid_alone_needs(experiment, monkeypatch):
+    """Another head does without its sections, and may have costs of other names."""
+    experiment.ClearField("bbox_rasterizer_config")
+    experiment.postprocessing_config.target_class_config["car"].ClearField("clustering_config")
+    experiment.cost_function_config.target_classes[0].ClearField("objectives")
+    assert [violation.path for violation in spec.check(experiment)] == [
+        "bbox_rasterizer_config",
+        'postprocessing_config.target_class_config["car"].clustering_config',
+        "cost_function_config.target_classes[0].objectives",
+    ]
+    monkeypatch.setattr("detectkit.spec.rules.is_grid", lambda model: False)
+    assert violations(experiment) == []
+    experiment.ClearField("postprocessing_config")
+    assert violations(experiment) == []
+    experiment.cost_function_config.class_names.extend(["car", "bus"])
+    del experiment.cost_function_config.target_classes[:]
+    experiment.evaluation_config.ClearField("minimum_detection_ground_truth_overlap")
+    experiment.evaluation_config.protocol = spec.EvaluationConfig.COCO
+    assert violations(experiment) == []
+    weights = [
+        (target.name, target.class_weight)
+        for target in spec.expanded(experiment).cost_function_config.target_classes
+    ]
+    assert weights == [("car", 1), ("bus", 1)]
 
 
 def test_objectives(experiment):

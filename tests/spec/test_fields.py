@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from detectkit import spec
-from detectkit.spec.check import join, rule_of
 from detectkit.spec.explain import ROOTS, inner_message, places, value_field
+from detectkit.spec.schema import join, rule_of
 
 TESTS = Path(__file__).parents[1]
 MESSAGES = {"Training spec": spec.Experiment, "Inference spec": spec.Inference}

@@ -5,8 +5,8 @@ What is ours, messages and fields from number 1000 up, is listed too, so that no
 
 import pytest
 
-from detectkit.spec.check import _value, rule_of
 from detectkit.spec.explain import TYPES, comments, messages, places, value_field
+from detectkit.spec.schema import _value, rule_of
 
 # TLT DetectNet_v2, all its messages. dbscan_min_samples is an int32 there; early specs write fractions.
 TLT = """
@@ -68,7 +68,7 @@ CalibratorConfig: calibration_cache=1 string, calibration_tensorfile=2 string, n
 LINES = dict(line.split(": ", 1) for line in TLT.strip().splitlines())
 OWN_FIELDS = """
 BboxObjective.loss_ratios CalibratorConfig.batch_size COCOConfig.crowd_label ClasswiseBboxHandlerConfig.confidence_threshold
-CostFunctionConfig.coverage_focal_gamma CovObjective.prior
+CostFunctionConfig.class_file CostFunctionConfig.class_names CostFunctionConfig.coverage_focal_gamma CovObjective.prior
 DatasetConfig.dontcare_labels DatasetExportConfig.embed_images DatasetExportConfig.output_filename
 DatasetExportConfig.random_seed DatasetExportConfig.sample_config DatasetExportConfig.voc_config EvaluationConfig.protocol
 Experiment.calibration_config Experiment.export_config Experiment.pruning_config ModelConfig.layout OptimizerConfig.adamw

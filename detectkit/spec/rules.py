@@ -1,36 +1,42 @@
-"""The rules that a spec must keep: ranges from the schema, and those that tie fields together."""
+"""The rules that tie the fields of a spec together; those of single fields are in the schema."""
 
 from __future__ import annotations
 
-import difflib
-import json
 import math
 import re
-import struct
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterable, Iterator, Mapping
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from detectkit.console import CONTROL, visible
+from detectkit.errors import SpecError
 from detectkit.spec.augmentation_pb2 import AugmentationConfig
+from detectkit.spec.by_class import DEFAULT, LABELS, TARGETS, class_entries, entry_of, own_labels
 from detectkit.spec.calibration_pb2 import CalibrationConfig
+from detectkit.spec.classes import class_names, label_name, lists_classes, nearest
 from detectkit.spec.cost_function_pb2 import CostFunctionConfig
 from detectkit.spec.dataset_export_pb2 import COCOConfig, DatasetExportConfig, KITTIConfig
-from detectkit.spec.dataset_pb2 import DatasetConfig
 from detectkit.spec.evaluation_pb2 import EvaluationConfig
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.export_pb2 import ExportConfig
 from detectkit.spec.inference_pb2 import Inference
 from detectkit.spec.label_filter_pb2 import ObjectiveLabelFilter
 from detectkit.spec.model_pb2 import ModelConfig
-from detectkit.spec.networks import NETWORKS
+from detectkit.spec.networks import NETWORKS, is_grid
 from detectkit.spec.pruning_pb2 import PruningConfig
-from detectkit.spec.rule_pb2 import Rule
-from detectkit.spec.rule_pb2 import rule as rule_option
+from detectkit.spec.schema import (
+    VISIBLE,
+    Violation,
+    control_character,
+    join,
+    nearest_multiple,
+    quoted,
+    rule_of,
+    schema_of,
+    short,
+    show,
+    violations,
+)
 from detectkit.spec.training_pb2 import (
     EarlyStoppingAnnealingScheduleConfig,
     LearningRateConfig,
@@ -44,26 +50,16 @@ LABEL_LIMITS = (
     ("crop_left", "crop_right"),
     ("crop_top", "crop_bottom"),
 )
-VISIBLE = "must have no control character (it has {})"
+PICTURES = "training_config.visualizer.target_class_config"  # a class needs no entry there
+RESERVED = f"must not be {quoted(DEFAULT)}, which is the entry for the classes that have none of their own"
 NAMED = 20  # names in one message, and classes that one section lacks
 TENSORRT_VERSION = re.compile(r"\d+(\.\d+){1,3}")
-INTERVAL = re.compile(r"([\[(])\s*([^,\s]+)\s*,\s*([^,\s]+)\s*([\])])$")
-
-
-class Violation(NamedTuple):
-    """A broken rule. `value` is what the spec holds, as text; empty where it holds nothing."""
-
-    path: str
-    rule: str
-    value: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.rule}" + (f", got {self.value}" if self.value else "")
 
 
 def check(message: Experiment | Inference | DatasetExportConfig) -> list[Violation]:
-    """Every broken rule of a spec, empty if it is good. Looks at the message alone, not at files."""
-    found = list(_fields(message, ""))
+    """Every broken rule of a spec, empty if it is good. Looks at the message, and at the class_file that it may name."""
+    is_of_grid = isinstance(message, Experiment) and is_grid(message.model_config)
+    found = list(violations(message, is_grid=is_of_grid))
     match message:
         case Experiment():
             found += _experiment(message)
@@ -74,166 +70,11 @@ def check(message: Experiment | Inference | DatasetExportConfig) -> list[Violati
     return found
 
 
-def class_names(experiment: Experiment) -> list[str]:
-    """The target classes in the order of the network's outputs."""
-    return [target.name for target in experiment.cost_function_config.target_classes]
-
-
 def has_batch_norm(model: ModelConfig) -> bool:
     """Whether the network has batch normalisation: some have a choice, the others always or never."""
     network = NETWORKS.get(model.arch)
     always = network.batch_norm if network else None
     return model.use_batch_norm if always is None else always
-
-
-# Walking over messages
-
-
-def rule_of(field: FieldDescriptor) -> Rule:
-    """The machine-readable rule of a field of the schema."""
-    option: Any = rule_option  # generated stubs give extensions another type than protobuf's own
-    found: Rule = field.GetOptions().Extensions[option]
-    return found
-
-
-def schema_of(message: Message | type[Message]) -> Descriptor:
-    """The descriptor of a message, under the one type that all of this package uses."""
-    return cast(Descriptor, message.DESCRIPTOR)
-
-
-def fields_of(message: Message) -> list[tuple[FieldDescriptor, Any]]:
-    """The fields that are set, with their values."""
-    return cast(list[tuple[FieldDescriptor, Any]], message.ListFields())
-
-
-def join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
-def present(message: Message, path: str) -> Iterator[tuple[str, FieldDescriptor, Any]]:
-    """Path, field and value of everything that is set in a message; one for each element of a list or map."""
-    for field, value in fields_of(message):
-        here = join(path, field.name)
-        if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            for key in sorted(value):
-                yield f"{here}[{quoted(key)}]", field, value[key]
-        elif field.is_repeated:
-            for index, element in enumerate(value):
-                yield f"{here}[{index}]", field, element
-        else:
-            yield here, field, value
-
-
-def _fields(message: Message, path: str) -> Iterator[Violation]:
-    """What a message breaks of the schema's own rules. Of a field that does nothing, nothing is asked."""
-    have = {field.name for field, _ in fields_of(message)}
-    for field in schema_of(message).fields:
-        if field.name not in have and rule_of(field).required:
-            yield Violation(join(path, field.name), _required(field), "")
-    for here, field, value in present(message, path):
-        rule = rule_of(field)
-        if rule.inert:
-            continue
-        if isinstance(value, Message):
-            yield from _fields(value, here)
-        else:
-            yield from _value(here, value, field, rule)
-    yield from _keys(message, path)
-
-
-def _keys(message: Message, path: str) -> Iterator[Violation]:
-    """Keys of maps are names of classes."""
-    for field, value in fields_of(message):
-        if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            for key in sorted(filter(control_character, map(str, value))):
-                yield Violation(join(path, field.name), VISIBLE.format(control_character(key)), quoted(key))
-
-
-def _required(field: FieldDescriptor) -> str:
-    if field.message_type is not None and not field.is_repeated:
-        return "this section is missing"
-    return "at least one is needed" if field.is_repeated else "must be set"
-
-
-def _value(path: str, value: Any, field: FieldDescriptor, rule: Rule) -> Iterator[Violation]:
-    """What a scalar breaks of its rule."""
-    shown = show(value, field)
-    if isinstance(value, float) and not math.isfinite(value):
-        yield Violation(path, "must be a finite number", shown)
-    elif isinstance(value, str) and (found := control_character(_in_lines(value, field))):
-        yield Violation(path, VISIBLE.format(found), shown)
-    elif field.enum_type is not None and value not in field.enum_type.values_by_number:
-        names = [f"{known.name} ({known.number})" for known in field.enum_type.values]
-        yield Violation(path, f"must be one of {', '.join(names)}", shown)
-    elif rule.choices and shown.strip('"') not in rule.choices:
-        near = difflib.get_close_matches(shown.strip('"').lower(), rule.choices, n=1)
-        hint = f" (did you mean {near[0]}?)" if near and isinstance(value, str) else ""
-        yield Violation(path, f"must be one of {', '.join(rule.choices)}{hint}", shown)
-    elif rule.range and not _in(value, rule.range):
-        yield Violation(path, f"must be in {rule.range}", shown)
-    elif rule.multiple_of and value % rule.multiple_of:
-        multiple = _nearest_multiple(value, rule.multiple_of)
-        yield Violation(path, f"must be a multiple of {rule.multiple_of} (for instance {multiple})", shown)
-    elif rule.required and value == "":
-        yield Violation(path, "must not be empty", '""')
-
-
-def _in_lines(value: str, field: FieldDescriptor) -> str:
-    """A text without the ends of its lines, where it may have several: notes are for people alone."""
-    return value.replace("\n", "").replace("\t", "") if field.name == "notes" else value
-
-
-def _nearest_multiple(value: int, step: int) -> int:
-    return max(round(value / step), 1) * step
-
-
-def _in(value: float, interval: str) -> bool:
-    """Whether a number lies in an interval such as `[0, 1)`."""
-    match = INTERVAL.match(interval)
-    assert match, interval  # the schema's own text
-    opening, low, high, closing = match.groups()
-    above = value >= float(low) if opening == "[" else value > float(low)
-    below = value <= float(high) if closing == "]" else value < float(high)
-    return above and below
-
-
-def show(value: Any, field: FieldDescriptor) -> str:
-    """A scalar as a spec writes it."""
-    if field.enum_type is not None:
-        known = field.enum_type.values_by_number.get(value)
-        return known.name if known else str(value)
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return quoted(value)
-    return short(value) if isinstance(value, float) else str(value)
-
-
-def short(value: float) -> str:
-    """The shortest text that reads as the same 32-bit number (0.1, not 0.100000001); 64-bit ones as they are."""
-    for digits in range(6, 10):
-        text = f"{value:.{digits}g}"
-        if math.isfinite(value) and struct.pack("f", float(text)) == struct.pack("f", value):
-            return text
-    return repr(value)
-
-
-def label_name(text: str) -> str:
-    """Give a label name as the records have it: in lower case and without white space, as TLT's are.
-
-    Letters of every script stay; those that are a letter and an accent are composed.
-    """
-    return unicodedata.normalize("NFC", "".join(text.split()).lower())
-
-
-def control_character(text: str) -> str | None:
-    """The first character that a terminal or a line of a file would obey, or not show, as `U+001B`; None: there is none."""
-    found = None if text.isprintable() else CONTROL.search(text)
-    return f"U+{ord(found[0]):04X}" if found else None
-
-
-def quoted(text: str) -> str:
-    return visible(json.dumps(text, ensure_ascii=False))
 
 
 # Training specs
@@ -250,11 +91,11 @@ def _experiment(spec: Experiment) -> Iterator[Violation]:
     elif not spec.model_config.pretrained_model_file:
         yield Violation("training_config", "this section is missing", "")
     if spec.HasField("cost_function_config"):
-        yield from _cost(spec.cost_function_config)
+        yield from _cost(spec.cost_function_config, is_of_grid=is_grid(spec.model_config))
     if spec.HasField("evaluation_config"):
         yield from _evaluation(spec.evaluation_config)
     if spec.HasField("dataset_config"):
-        yield from _mapping(spec.dataset_config)
+        yield from _mapping(spec)
     if spec.HasField("pruning_config"):
         yield from _pruning(spec)
     if spec.HasField("calibration_config"):
@@ -262,8 +103,14 @@ def _experiment(spec: Experiment) -> Iterator[Violation]:
     if spec.HasField("export_config"):
         yield from _export(spec)
     yield from _conversions(spec)
-    yield from _class_sets(spec)
-    yield from _loss_mask(spec.loss_mask_label_filter, class_names(spec))
+    try:
+        names = class_names(spec)
+    except SpecError as error:
+        yield Violation("cost_function_config.class_file", str(error), "")
+        return  # without names, nothing can be said of what each of them has
+    yield from _class_list(spec, names)
+    yield from _class_sets(spec, names)
+    yield from _loss_mask(spec.loss_mask_label_filter, names)
 
 
 def _ordered(path: str, message: Message, *names: str) -> Iterator[Violation]:
@@ -329,7 +176,7 @@ def _stride(spec: Experiment) -> Iterator[Violation]:
         size = getattr(spec.augmentation_config.preprocessing, name)
         if network and size % 16 == 0 and size % network.stride:
             rule = f"must be a multiple of {network.stride}, the stride of {spec.model_config.arch}"
-            multiple = _nearest_multiple(size, network.stride)
+            multiple = nearest_multiple(size, network.stride)
             path = f"augmentation_config.preprocessing.{name}"
             yield Violation(path, f"{rule} (for instance {multiple})", str(size))
 
@@ -383,15 +230,17 @@ def _early_stopping(
         yield Violation(here, f"must be at most the epochs of its stage ({epochs})", str(patience))
 
 
-def _cost(config: CostFunctionConfig) -> Iterator[Violation]:
+def _cost(config: CostFunctionConfig, *, is_of_grid: bool) -> Iterator[Violation]:
     path = "cost_function_config"
+    if not (config.target_classes or config.class_names or config.class_file):
+        yield Violation(f"{path}.target_classes", "at least one is needed, or class_names, or class_file", "")
     counts = Counter(target.name for target in config.target_classes)
     for name, count in counts.items():
         if count > 1:
             yield Violation(
                 f"{path}.target_classes", f"class {quoted(name)} must stand once", f"{count} times"
             )
-    for index, target in enumerate(config.target_classes):
+    for index, target in enumerate(config.target_classes if is_of_grid else ()):
         yield from _objectives(
             f"{path}.target_classes[{index}].objectives", target, config.enable_autoweighting
         )
@@ -429,9 +278,12 @@ def _evaluation(config: EvaluationConfig) -> Iterator[Violation]:
         yield from _ordered(path, config.evaluation_box_config[name], *pairs)
 
 
-def _mapping(config: DatasetConfig) -> Iterator[Violation]:
+def _mapping(spec: Experiment) -> Iterator[Violation]:
     """Two spellings of one label must agree; no class is nameless."""
-    path, mapping = "dataset_config.target_class_mapping", config.target_class_mapping
+    config = spec.dataset_config
+    path, mapping = LABELS, config.target_class_mapping
+    if not mapping and not lists_classes(spec):
+        yield Violation(path, "at least one is needed", "")
     for label, target in mapping.items():
         if not target:
             yield Violation(f"{path}[{quoted(label)}]", "must name a target class", '""')
@@ -536,34 +388,69 @@ def _limits(path: str, label_filter: Message) -> Iterator[Violation]:
             yield from _ordered(path, label_filter, low, high)
 
 
-def _class_sets(spec: Experiment) -> Iterator[Violation]:
-    """Every target class needs a label that maps to it and an entry in every section that has one a class."""
-    names = dict.fromkeys(name for name in class_names(spec) if name)
-    targets = set(spec.dataset_config.target_class_mapping.values())
-    sections = [("dataset_config.target_class_mapping", targets), *class_sections(spec)]
-    for path, entries in sections:
-        what = "map a label to" if path.startswith("dataset_config") else "have an entry for"
-        missing = [name for name in names if entries and name not in entries]
-        for name in missing[:NAMED]:
-            rule = f"must {what} class {quoted(name)} of cost_function_config"
-            yield Violation(path, rule, _near(name, entries))
-        if len(missing) > NAMED:
-            rule = f"must {what} {len(missing) - NAMED} more classes of cost_function_config"
-            yield Violation(path, rule, "")
+def _class_list(spec: Experiment, names: list[str]) -> Iterator[Violation]:
+    """A list of classes has each once, and target_classes beside it no other; no class is called as the entry for the rest."""
+    config, is_list = spec.cost_function_config, lists_classes(spec)
+    field = "class_file" if config.class_file else "class_names"
+    path = f"cost_function_config.{field}"
+    if config.class_file and config.class_names:
+        yield Violation(
+            path, "must be left out with class_names: keep one of them", quoted(config.class_file)
+        )
+    for name, count in Counter(names if is_list else ()).items():
+        if count > 1:
+            yield Violation(path, f"class {quoted(name)} must stand once", f"{count} times")
+        if not name:
+            yield Violation(path, "must not be empty", '""')
+        if config.class_file and (found := control_character(name)):
+            yield Violation(path, VISIBLE.format(found), quoted(name))
+    if is_list and DEFAULT in names:
+        yield Violation(path, RESERVED, quoted(DEFAULT))
+    for index, target in enumerate(config.target_classes):
+        here = f"{TARGETS}[{index}].name"
+        if target.name == DEFAULT and not is_list:
+            yield Violation(here, f"{RESERVED}, of class_names or class_file", quoted(DEFAULT))
+        elif is_list and target.name not in (*names, DEFAULT):
+            yield Violation(
+                here, f"must be one of {field} ({_near(target.name, names)})", quoted(target.name)
+            )
 
 
-def class_sections(spec: Experiment) -> list[tuple[str, set[str]]]:
-    """The sections with an entry for each class. An absent or empty one is judged by the schema."""
-    evaluation = spec.evaluation_config
-    return [
-        ("bbox_rasterizer_config.target_class_config", set(spec.bbox_rasterizer_config.target_class_config)),
-        ("postprocessing_config.target_class_config", set(spec.postprocessing_config.target_class_config)),
-        (
-            "evaluation_config.minimum_detection_ground_truth_overlap",
-            set(evaluation.minimum_detection_ground_truth_overlap),
-        ),
-        ("evaluation_config.evaluation_box_config", set(evaluation.evaluation_box_config)),
-    ]
+def _class_sets(spec: Experiment, names: list[str]) -> Iterator[Violation]:
+    """Every target class needs a label that maps to it, and an entry, or the one for the rest, in every section that has one
+    a class."""
+    wanted = dict.fromkeys(name for name in names if name not in ("", DEFAULT))
+    labelled = {*spec.dataset_config.target_class_mapping.values(), *own_labels(spec)}
+    missing = [name for name in wanted if labelled and name not in labelled]
+    yield from _lacking(LABELS, "must map a label to", "", missing, labelled)
+    for path, entries in class_entries(spec).items():
+        if path == TARGETS and not entries and is_grid(spec.model_config):
+            yield Violation(path, f"must have an entry {quoted(DEFAULT)}, for the classes of the list", "")
+        elif path != PICTURES and entries:
+            missing = [name for name in wanted if entry_of(entries, name) is None]
+            instead = f", or {quoted(DEFAULT)}"
+            yield from _lacking(path, "must have an entry for", instead, missing, entries)
+        if DEFAULT in entries and path != TARGETS:
+            yield from _mistaken(path, sorted(entries - {*wanted, DEFAULT}), list(wanted))
+
+
+def _lacking(
+    path: str, what: str, instead: str, missing: list[str], entries: set[str]
+) -> Iterator[Violation]:
+    """The classes that a section says nothing of."""
+    for name in missing[:NAMED]:
+        rule = f"{what} class {quoted(name)} of cost_function_config{instead}"
+        yield Violation(path, rule, _near(name, entries))
+    if len(missing) > NAMED:
+        rule = f"{what} {len(missing) - NAMED} more classes of cost_function_config"
+        yield Violation(path, rule, "")
+
+
+def _mistaken(path: str, unknown: list[str], names: list[str]) -> Iterator[Violation]:
+    """Entries for no class, where a class whose name is misspelt would be served by `default` and nobody be told."""
+    for name in unknown[:NAMED] if names else ():
+        rule = f"must be a class of cost_function_config beside the entry {quoted(DEFAULT)} ({_near(name, names)})"
+        yield Violation(f"{path}[{quoted(name)}]", rule, "")
 
 
 def _near(name: str, names: Iterable[str]) -> str:
@@ -572,13 +459,6 @@ def _near(name: str, names: Iterable[str]) -> str:
     near = nearest(name, known)
     more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
     return ", ".join(map(quoted, known[:NAMED])) + more + (f" (is {quoted(near)} meant?)" if near else "")
-
-
-def nearest(name: str, known: Sequence[str]) -> str | None:
-    """The known name nearest to a name, letter case aside."""
-    lower = {other.lower(): other for other in known}
-    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.75)
-    return lower[near[0]] if near else None
 
 
 # Inference and conversion specs
@@ -590,10 +470,9 @@ def _inference(spec: Inference) -> Iterator[Violation]:
     path = "bbox_handler_config.classwise_bbox_handler_config"
     targets = list(spec.inferencer_config.target_classes)
     for name in targets:
-        if entries and name not in entries and "default" not in entries:
-            yield Violation(
-                path, f'must have an entry for class {quoted(name)}, or "default"', _near(name, entries)
-            )
+        if entries and entry_of(entries, name) is None:
+            rule = f"must have an entry for class {quoted(name)}, or {quoted(DEFAULT)}"
+            yield Violation(path, rule, _near(name, entries))
     for index, name in enumerate(config.postproc_classes):
         if targets and name not in targets:
             rule = "must be one of inferencer_config.target_classes"
