@@ -38,6 +38,9 @@ class Difference(NamedTuple):
     is_meant: bool = False
 
 
+TIMES = Difference("times", is_meant=True)
+
+
 def differences(before: Path, after: Path) -> list[Difference]:
     """What differs in two files; empty where they have the same bytes.
 
@@ -269,32 +272,36 @@ def _json_lines(before: Path, after: Path) -> Iterator[Difference]:
 
 
 def _contents(before: Any, after: Any) -> Iterator[Difference]:
+    """Of what two JSON files hold: an entry that only the newer one has is meant, as in headers."""
     found = list(_values("", before, after))
-    passing = [path for path, _ in found if CLOCK.search(path)]
-    real = [text for path, text in found if not CLOCK.search(path)]
+    real = [item.text for item in found if not item.is_meant]
+    new = [item.text for item in found if item.is_meant and item != TIMES]
     if real:
         yield Difference(f"{len(real)} other values: {real[0]}")
-    if passing:
-        yield Difference(f"times: {passing[0]}", is_meant=True)
+    if new:
+        yield Difference(f"{len(new)} new entries: {new[0]}", is_meant=True)
+    if TIMES in found:
+        yield TIMES
 
 
-def _values(path: str, before: Any, after: Any) -> Iterator[tuple[str, str]]:
-    """The paths of values that differ, and how they do."""
+def _values(path: str, before: Any, after: Any) -> Iterator[Difference]:
+    """Of the values of nested lists and dictionaries, one by one."""
     if isinstance(before, dict) and isinstance(after, dict):
         for name in before | after:
             inner = f"{path}.{name}".lstrip(".")
             if name in before and name in after:
                 yield from _values(inner, before[name], after[name])
             else:
-                yield inner, f"{inner} is {'gone' if name in before else 'new'}"
+                yield Difference(f"{inner} is gone") if name in before else Difference(inner, is_meant=True)
     elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         for number, (one, other) in enumerate(zip(before, after, strict=True)):
             yield from _values(f"{path}[{number}]", one, other)
-    elif isinstance(before, str) and isinstance(after, str):
-        if _timeless(before) != _timeless(after):
-            yield path, f"{path} is {_short([before])} and {_short([after])}"
-    elif json.dumps(before) != json.dumps(after):  # not a number is itself here
-        yield path, f"{path} is {_short([json.dumps(before)])} and {_short([json.dumps(after)])}"
+    else:
+        texts = [json.dumps(value, ensure_ascii=False) for value in (before, after)]  # nan is itself here
+        if texts[0] != texts[1]:
+            is_text = isinstance(before, str) and isinstance(after, str)
+            is_time = CLOCK.search(path) or (is_text and _timeless(before) == _timeless(after))
+            yield TIMES if is_time else Difference(f"{path} is {_short(texts[:1])} and {_short(texts[1:])}")
 
 
 class _Page(HTMLParser):

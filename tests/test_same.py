@@ -127,10 +127,12 @@ def test_of_texts(told):
         path.write_text(content)
 
     measured = ['{"map": 0.5, "latency_seconds": 1}', '{"map": 0.5, "latency_seconds": 2}']
-    assert told(write, *measured, ".json") == [("times: latency_seconds", True)]
+    assert told(write, *measured, ".json") == [("times", True)]
     assert told(write, '{"map": [0.5]}', '{"map": [0.25]}', ".json") == [
         ("1 other values: map[0] is 0.5 and 0.25", False)
     ]
+    assert told(write, '{"map": 1}', '{"map": 1, "recall": 2}', ".json") == [("1 new entries: recall", True)]
+    assert told(write, '{"map": 1}', "{}", ".json") == [("1 other values: map is gone", False)]
     assert told(write, "mAP 50\ntook 0:07\n", "mAP 50\ntook 0:08\n", ".txt") == [("text: times", True)]
     assert told(write, "mAP 50\n", "mAP 40\n", ".txt") == [
         ("text: 1 lines gone, 1 new: mAP 50 and mAP 40", False)
