@@ -40,11 +40,19 @@ from detectkit.spec.load import (
 )
 from detectkit.spec.model_pb2 import ModelConfig
 from detectkit.spec.networks import NETWORKS, spec_to_use
+from detectkit.spec.phases import only
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig, ConfidenceConfig, PostProcessingConfig
 from detectkit.spec.pruning import chosen_criterion, has_target
 from detectkit.spec.pruning_pb2 import PruningConfig
 from detectkit.spec.retraining import has_teacher, qat_spec, retraining_spec, teacher_files
-from detectkit.spec.runs import MEASURING, another_training, batch_size, changed_sections, field_changes
+from detectkit.spec.rule_pb2 import Rule
+from detectkit.spec.runs import (
+    another_training,
+    batch_size,
+    changed_sections,
+    field_changes,
+    is_measured_otherwise,
+)
 from detectkit.spec.training_pb2 import (
     AdamOptimizerConfig,
     AdamWOptimizerConfig,
@@ -93,7 +101,6 @@ __all__ = [
     "LabelFilter",
     "LearningRateConfig",
     "ModelConfig",
-    "MEASURING",
     "NETWORKS",
     "ObjectiveLabelFilter",
     "OptimizerConfig",
@@ -101,6 +108,7 @@ __all__ = [
     "PruningConfig",
     "RegularizerConfig",
     "Retraining",
+    "Rule",
     "SampleConfig",
     "SgdOptimizerConfig",
     "SoftStartAnnealingScheduleConfig",
@@ -124,6 +132,7 @@ __all__ = [
     "field_changes",
     "has_target",
     "has_teacher",
+    "is_measured_otherwise",
     "kind_of",
     "label_name",
     "load",
@@ -133,6 +142,7 @@ __all__ = [
     "loads",
     "markdown",
     "obstacles",
+    "only",
     "qat_spec",
     "read_class_list",
     "reduced",

@@ -19,6 +19,7 @@ from detectkit.spec.dataset_export_pb2 import DatasetExportConfig
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.inference_pb2 import Inference
 from detectkit.spec.networks import NETWORKS, Network
+from detectkit.spec.rule_pb2 import Rule
 
 SCHEMA = Path(__file__).with_name("schema.binpb")
 EDITION = (12,)  # where protoc keeps the comment at the head of a file
@@ -235,6 +236,8 @@ def _facts(field: FieldDescriptor) -> list[str]:
     if field.containing_oneof:
         others = [other.name for other in field.containing_oneof.fields if other is not field]
         facts.append(f"excludes {', '.join(others)}" if others else "")
+    if rule.phase in (Rule.RESUMABLE, Rule.RUNNING):
+        facts.append("may change in a resumed training")
     return [fact for fact in facts if fact]
 
 
