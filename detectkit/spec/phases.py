@@ -22,16 +22,14 @@ def without(experiment: Experiment, *phases: Rule.Phase) -> Experiment:
     return _without(experiment, phases)
 
 
-def _without(
-    experiment: Experiment, phases: Collection[Rule.Phase], *, spared: Collection[str] = ()
-) -> Experiment:
+def _without(experiment: Experiment, phases: Collection[int], *, spared: Collection[str] = ()) -> Experiment:
     kept = Experiment()
     kept.CopyFrom(experiment)
     _clear(kept, phases, spared)
     return kept
 
 
-def _clear(message: Message, phases: Collection[Rule.Phase], spared: Collection[str] = ()) -> None:
+def _clear(message: Message, phases: Collection[int], spared: Collection[str] = ()) -> None:
     """Clear in place; a field without a phase of its own stays, or goes, with its section."""
     for field, value in fields_of(message):
         if field.name in spared:
