@@ -321,7 +321,7 @@ def stages(run: RunFolder) -> str:
     whole = run.info.get("command")
     if isinstance(whole, list) and whole:
         parts += [page.heading("The whole run", level=3), page.code([command_line(list(map(str, whole)))])]
-    parts += [page.heading("StageOutcome by stage", level=3)]
+    parts += [page.heading("Stage by stage", level=3)]
     parts += [page.paragraph("A click on a block selects it.", style="note")]
     for stage in run.stages:
         if stage.commands:

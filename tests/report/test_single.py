@@ -76,6 +76,7 @@ def test_a_whole_run(text):
     assert found["8 bits"].count("<tr>") == 1 + 10 and "1 of 12 hurt" in found["8 bits"]
     assert "engine/model.engine" in found["Files to deploy"] and "1.0 MiB" in found["Files to deploy"]
     assert "detectkit explain &#x27;a path/train&#x27;" in found["Stages and commands"]
+    assert "<h3>Stage by stage</h3>" in found["Stages and commands"]
     assert "z80" in found["Environment"] and "dataset_config" in found["Spec"]
 
 
