@@ -7,37 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from detectkit.pipeline.basis import Basis, Estimate
 from detectkit.pipeline.products import MODELS, Product, Role
 from detectkit.spec import DataSource, Experiment, has_teacher
 
 Command = list[str]  # the words after `detectkit`
 SPEC = "spec.txt"  # in the folder of a run
-PER_DETECTED = 0.003  # seconds of clustering and matching in an image
-
-
-class Estimate(NamedTuple):
-    """What a stage may take."""
-
-    seconds: float
-    mib: float  # that it writes
-    freed: float = 0.0  # MiB that go before
-    leaves: float = 1.0  # share of the network that the stages after it have
-
-
-class Basis(NamedTuple):
-    """What estimates are computed from. Times are seconds an image, see `pipeline.speed`."""
-
-    training: int  # images to train on
-    validation: int
-    mib: float  # of the spec's network, its weights in float32
-    learning: float  # of that network
-    finding: float
-    share: float = 1.0  # of that network that earlier stages have left
-
-    @property
-    def measuring(self) -> float:
-        """Seconds of a pass over the validation images."""
-        return self.validation * (self.finding * self.share + PER_DETECTED)
 
 
 class Chain(NamedTuple):
@@ -126,18 +101,17 @@ class RunStage(NamedTuple):
 
     name: str  # of its folder, and of `--from` and `--until`
     title: str
-    wanted: Callable[[Chain], bool]  # whether the spec has what it is done for; asks for no products
+    # Whether the spec has what it is done for; only what `measures` asks for products.
+    wanted: Callable[[Chain], bool]
     commands: Callable[[Chain], list[Command]]
     spec: Callable[[Chain], Experiment]  # what it reads of the spec
     reads: Callable[[Chain], list[str]]  # files, patterns of files, folders of images
     writes: Callable[[Chain], list[str]]  # files and patterns without which it has to be done again
     takes: Callable[[Chain, Basis], Estimate]  # from its beginning
-    makes: Callable[[Chain], list[Product]] = (
-        lambda chain: []
-    )  # for later stages and the report; asks for no products
-    specs: Callable[[Chain], dict[str, Experiment]] = (
-        lambda chain: {}
-    )  # by file name: what commands are given, if not SPEC
+    # For later stages and the report; asks for no products.
+    makes: Callable[[Chain], list[Product]] = lambda chain: []
+    # What its commands are given, if that is not SPEC, by file name.
+    specs: Callable[[Chain], dict[str, Experiment]] = lambda chain: {}
     impossible: Callable[[Chain], str | None] = _nothing  # why it cannot be done on this machine
     tools: tuple[str, ...] = ()  # of `versions`; another version is a reason to do it again
     trains: bool = False  # goes on where it was, also after changes that a training allows

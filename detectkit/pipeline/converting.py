@@ -9,15 +9,12 @@ from pathlib import Path
 from detectkit.data import sources
 from detectkit.data.formats import is_image
 from detectkit.files import files_below
-from detectkit.pipeline.chain import SPEC, Basis, Chain, Estimate, RunStage
+from detectkit.pipeline.basis import PER_MIB, Basis, Estimate, size_mib
+from detectkit.pipeline.chain import SPEC, Chain, RunStage
 from detectkit.spec import DatasetExportConfig, Experiment, Rule, only
 
 SAMPLE_IMAGES, SAMPLE_VALIDATION = 1000, 0.2  # of `sample_config`
-PER_LABEL, PER_DRAWING, PER_MIB = (
-    0.003,
-    0.008,
-    1 / 300,
-)  # seconds: of converting, of a drawn picture, of embedding
+PER_LABEL, PER_DRAWING = 0.003, 0.008  # seconds of converting, and of drawing a picture
 RECORD, DRAWN = 0.0006, 0.02  # MiB, of an image
 
 
@@ -66,11 +63,6 @@ def _takes(chain: Chain, basis: Basis) -> Estimate:
         seconds += PER_LABEL * count + PER_DRAWING * drawn + PER_MIB * embedded
         mib += RECORD * count + DRAWN * drawn + embedded
     return Estimate(seconds, mib)
-
-
-def size_mib(folder: Path) -> float:
-    """Of the files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
 
 
 def _labels(chain: Chain) -> list[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 
-from detectkit.pipeline.chain import SPEC, Basis, Chain, Command, Estimate, RunStage
+from detectkit.pipeline.basis import TABLES, Basis, Estimate
+from detectkit.pipeline.chain import SPEC, Chain, Command, RunStage
 from detectkit.pipeline.products import NETWORKS, Product, Role
 from detectkit.spec import Experiment, ExportConfig, Rule, batch_size, only
 
@@ -19,13 +20,9 @@ FILES = {
     "nvinfer_config.txt": "DeepStream: the configuration of nvinfer",
 }
 FINDING_RANGES = 4.0  # forward passes an image of a calibration
-EXPORTING, BUILDING, BUILDING_AHEAD = (
-    0.6,
-    60.0,
-    5.0,
-)  # seconds of a file; of an engine on a GPU, and without one
+EXPORTING = 0.6  # seconds of a file
+BUILDING, BUILDING_AHEAD = 60.0, 5.0  # seconds of an engine on a GPU, and without one
 LAYERS = 20  # that --max-drop tries in float
-TABLES = 0.15  # MiB
 
 
 def has_tensorrt() -> bool:
@@ -63,6 +60,10 @@ def _deployed(chain: Chain) -> str:
     return chain.last(*NETWORKS, Role.ROUNDED)
 
 
+def _file(path: str, title: str, role: Role = Role.FILE) -> Product:
+    return Product(os.path.basename(path), title, role, path)
+
+
 # Ranges
 
 
@@ -81,14 +82,11 @@ def _calibrate(chain: Chain) -> list[Command]:
 
 
 def _ranges(chain: Chain) -> list[Product]:
+    cache, layers = (chain.path("calibrate", name) for name in ("calibration.cache", "layers.json"))
     return [
-        Product(
-            "calibration", "TensorRT 10: the ranges", Role.FILE, chain.path("calibrate", "calibration.cache")
-        ),
-        Product(
-            "layers", "what each layer loses in 8 bits", Role.LAYERS, chain.path("calibrate", "layers.json")
-        ),
-        Product("scales", "the ranges, for export", Role.FILE, _scales(chain)),
+        _file(cache, "TensorRT 10: the ranges"),
+        _file(layers, "what each layer loses in 8 bits", Role.LAYERS),
+        _file(_scales(chain), "the ranges, for export"),
     ]
 
 
@@ -226,11 +224,10 @@ def _engine_spec(chain: Chain) -> Experiment:
 
 
 def _engine_products(chain: Chain) -> list[Product]:
-    about = "what the engine was built with, for detectkit"
     return [
         Product("engine", "engine", Role.DEPLOYED, _engine(chain)),
-        Product("model.engine", "TensorRT", Role.FILE, _engine(chain)),
-        Product("model.engine.json", about, Role.FILE, f"{_engine(chain)}.json"),
+        _file(_engine(chain), "TensorRT"),
+        _file(f"{_engine(chain)}.json", "what the engine was built with, for detectkit"),
     ]
 
 

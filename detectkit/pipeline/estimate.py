@@ -15,8 +15,9 @@ from google.protobuf import text_format
 
 from detectkit.errors import DataError
 from detectkit.pipeline import state as states
-from detectkit.pipeline.chain import Basis, Chain, Estimate
-from detectkit.pipeline.converting import count_labels, size_mib
+from detectkit.pipeline.basis import Basis, Estimate, size_mib
+from detectkit.pipeline.chain import Chain
+from detectkit.pipeline.converting import count_labels
 from detectkit.pipeline.plan import TRAINED_WITH, Action, Step
 from detectkit.pipeline.training import num_epochs
 from detectkit.spec import Experiment

@@ -6,13 +6,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from detectkit.pipeline.chain import SPEC, Basis, Chain, Estimate, RunStage
+from detectkit.pipeline.basis import TABLES, Basis, Estimate
+from detectkit.pipeline.chain import SPEC, Chain, RunStage
 from detectkit.pipeline.products import NETWORKS, Product, Role
 from detectkit.spec import Experiment, Rule, only
 
 STARTING, TIMING = 1.0, 0.7  # seconds of an evaluation, and of each network that is timed, besides their work
 ROUNDS, LONGEST = 60, 60.0  # runs of each network that is timed; seconds of all of them
-TABLES = 0.15  # MiB
 
 
 def evaluation(key: str, *, impossible: Callable[[Chain], str | None] = lambda chain: None) -> RunStage:
@@ -29,12 +29,10 @@ def evaluation(key: str, *, impossible: Callable[[Chain], str | None] = lambda c
         ]
 
     def tells(chain: Chain) -> str:
-        mean = json.loads(Path(chain.path(name, "results.json")).read_text(encoding="utf-8"))[
-            "mean_average_precision"
-        ]
-        return (
-            "mAP - %: no labelled box in the images measured" if mean is None else f"mAP {100 * mean:.2f} %"
-        )
+        text = Path(chain.path(name, "results.json")).read_text(encoding="utf-8")
+        mean = json.loads(text)["mean_average_precision"]
+        none = "mAP - %: no labelled box in the images measured"
+        return none if mean is None else f"mAP {100 * mean:.2f} %"
 
     return RunStage(
         name=name,
@@ -59,14 +57,9 @@ def evaluation(key: str, *, impossible: Callable[[Chain], str | None] = lambda c
 def _timed(chain: Chain) -> list[str]:
     """The models that can run here; of two files of one network in the same numbers, one."""
     hindered = {stage.name for stage in chain.stages if stage.impossible(chain)}
-    return [
-        product.path
-        for product in chain.models
-        if product.role in NETWORKS
-        or product.role == Role.DEPLOYED
-        and product.key != "fp32"
-        and f"evaluate_{product.key}" not in hindered
-    ]
+    runs = [product for product in chain.models if f"evaluate_{product.key}" not in hindered]
+    shipped = [item.path for item in runs if item.role == Role.DEPLOYED and item.key != "fp32"]
+    return [item.path for item in runs if item.role in NETWORKS] + shipped
 
 
 def _timing_takes(chain: Chain, basis: Basis) -> Estimate:

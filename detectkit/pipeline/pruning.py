@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from detectkit.pipeline.chain import SPEC, Basis, Chain, Command, Estimate, RunStage, teacher
+from detectkit.pipeline.basis import TABLES, Basis, Estimate
+from detectkit.pipeline.chain import SPEC, Chain, Command, RunStage, teacher
 from detectkit.pipeline.products import NETWORKS, Product, Role
 from detectkit.pipeline.training import LEARNED, epochs_take, training
 from detectkit.spec import (
@@ -20,13 +21,10 @@ from detectkit.spec import (
 
 RETRAIN_SPEC = "spec_retrain.txt"
 UNKNOWN_SHARE = 0.5  # of the network that is left by a threshold
-STEPS = (
-    5  # of a pruning by images, each of which looks at the costs, and at what each image says of each filter
-)
+STEPS = 5  # of a pruning by images; each looks at all costs, and at what each image says of each filter
 COMPARING = 5.0  # seconds of timing two networks, at most, and of exporting them
 TRIES = 8  # networks that are timed until one is as fast as it has to be
 MEASURED = 100  # images on which it measures what is left, at most
-TABLES = 0.15  # MiB
 
 
 def _is_in_turns(chain: Chain) -> bool:
@@ -128,7 +126,7 @@ def _share_of_map(chain: Chain) -> float | None:
 RETRAIN = training(
     "retrain",
     "training what is left",
-    model=Product("retrained", "retrained", Role.NETWORK, "weights/model.safetensors"),
+    model=Product("retrained", "retrained", Role.NETWORK, ""),
     course="Retraining",
     wanted=_is_retrained,
     experiment=_retraining,

@@ -6,14 +6,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from detectkit.pipeline.chain import SPEC, Basis, Chain, Estimate, RunStage, teacher
+from detectkit.pipeline.basis import PER_MIB, Basis, Estimate
+from detectkit.pipeline.chain import SPEC, Chain, RunStage, teacher
 from detectkit.pipeline.products import NETWORKS, Product, Role
 from detectkit.spec import Experiment, Rule, TrainingConfig, batch_size, has_teacher, only, qat_spec
 
 LEARNED = (Rule.DATA, Rule.TRAINING, Rule.RESUMABLE)  # phases of the fields that a trained network hangs on
 QAT_SPEC = "spec_qat.txt"
 STARTING, PLOT = 1.5, 0.7  # seconds: of a training, and of the curves that go with a checkpoint
-PER_MIB = 1 / 300  # seconds of writing
 EIGHT_BITS = 2.0  # forward passes that one in 8-bit rounding takes
 FIGURES, EVENTS = 0.2, 1.0  # MiB
 
@@ -33,23 +33,17 @@ def training(
     """A stage that trains.
 
     Args:
-        model: what it makes; the path is that below its folder, and for a network the best one's goes before it.
+        model: what it makes, without its path: of a network the model of the best validation, else the last one.
         course: title of its curves in the report.
         experiment: the spec that it trains by, which lies in `spec_file` in the folder of the run.
         slower: times that a step takes what one of the spec's network takes.
     """
 
     def makes(chain: Chain) -> list[Product]:
-        best = chain.path(name, "weights", "model-best.safetensors")
-        last = chain.path(name, model.path)
-        # Before it is done it is not known whether a validation makes a best one.
-        is_best = model.role in NETWORKS and (
-            os.path.exists(best) or chain.validates and not os.path.exists(last)
-        )
-        return [
-            model._replace(path=best if is_best else last),
-            Product(model.key, course, Role.COURSE, chain.path(name, "status.jsonl")),
-        ]
+        last = chain.path(name, "weights", "model.safetensors")
+        path = _best(last, chain.validates) if model.role in NETWORKS else last
+        status = chain.path(name, "status.jsonl")
+        return [model._replace(path=path), Product(model.key, course, Role.COURSE, status)]
 
     def reads(chain: Chain) -> list[str]:
         found = experiment(chain)
@@ -72,6 +66,12 @@ def training(
     )
 
 
+def _best(last: str, validates: bool) -> str:
+    """The model of the best validation; the last one, where there is none, or will be none."""
+    best = last.replace("model.safetensors", "model-best.safetensors")
+    return best if os.path.exists(best) or validates and not os.path.exists(last) else last
+
+
 def num_epochs(config: TrainingConfig) -> int:
     """Of all its stages."""
     return config.num_epochs + (config.first_stage.num_epochs if config.HasField("first_stage") else 0)
@@ -79,11 +79,8 @@ def num_epochs(config: TrainingConfig) -> int:
 
 def epochs_take(experiment: Experiment, epochs: int, basis: Basis, slower: float = 1.0) -> Estimate:
     """So many epochs of training what earlier stages have left of the network, without what comes before the first."""
-    config, measured, weights = (
-        experiment.training_config,
-        experiment.evaluation_config,
-        basis.mib * basis.share,
-    )
+    config, measured = experiment.training_config, experiment.evaluation_config
+    weights = basis.mib * basis.share
     period = max(measured.validation_period_during_training, 1)
     validates = experiment.dataset_config.WhichOneof("dataset_split_type") is not None
     passes = (max(epochs - measured.first_validation_epoch, 0) // period + 1) * validates
@@ -110,7 +107,7 @@ def _takes(experiment: Experiment, basis: Basis, slower: float) -> Estimate:
 TRAIN = training(
     "train",
     "training in float",
-    model=Product("float", "float", Role.NETWORK, "weights/model.safetensors"),
+    model=Product("float", "float", Role.NETWORK, ""),
     course="Training",
     wanted=lambda chain: chain.trains,
     experiment=lambda chain: chain.experiment,
@@ -121,8 +118,8 @@ TRAIN = training(
 QAT = training(
     "qat",
     "training in 8-bit rounding",
-    # The last model, not the best: only then its ranges have settled.
-    model=Product("qat", "QAT", Role.ROUNDED, "weights/model.safetensors"),
+    # The last model, not the best: only then have its ranges settled.
+    model=Product("qat", "QAT", Role.ROUNDED, ""),
     course="Training in 8 bits",
     wanted=lambda chain: chain.experiment.calibration_config.HasField("quantization_aware_training"),
     experiment=lambda chain: qat_spec(chain.experiment, Path(chain.last(*NETWORKS, before="qat"))),

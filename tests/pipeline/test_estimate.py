@@ -3,7 +3,7 @@
 import pytest
 
 from detectkit.errors import DataError
-from detectkit.pipeline import chain, deploying, pruning, speed, training
+from detectkit.pipeline import basis, deploying, speed, training
 from detectkit.pipeline.estimate import estimates
 from detectkit.pipeline.speed import Speed
 
@@ -37,7 +37,7 @@ def said(fake, **options):
 def test_training_takes_its_steps_and_validations(fake, machine):
     found = said(fake)["train"]
     # 2 epochs of 80 images at 0.1 s, 2 validations of 20 images at 0.01 s and what clustering takes
-    computing = 2 * 80 * 0.1 + 2 * 20 * (0.01 + chain.PER_DETECTED)
+    computing = 2 * 80 * 0.1 + 2 * 20 * (0.01 + basis.PER_DETECTED)
     assert computing < found.seconds < computing + 5
     # 2 checkpoints, the best model, and the state: the weights with two moments of Adam each
     assert found.mib == pytest.approx((2 + 1 + 3) * MILLION + training.FIGURES)
@@ -73,7 +73,7 @@ def test_retraining_takes_the_share_that_pruning_leaves(fake, machine):
     ratio = (found["retrain"].seconds - fixed) / (found["train"].seconds - fixed)
     assert 0.55 < ratio < 0.75  # 0.6, and the plots
     assert found["retrain"].mib == pytest.approx((2 + 1 + 3) * 0.6 * MILLION + training.FIGURES)
-    assert found["prune"].mib == pytest.approx(0.6 * MILLION + pruning.TABLES)
+    assert found["prune"].mib == pytest.approx(0.6 * MILLION + basis.TABLES)
     # In 32 bits as what to fall back on, and in 8
     assert found["export"].mib == pytest.approx(0.6 * MILLION * 1.25)
 

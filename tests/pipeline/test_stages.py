@@ -10,7 +10,8 @@ from detectkit import spec
 from detectkit.cli import main
 from detectkit.commands import run as command
 from detectkit.pipeline import speed, stages
-from detectkit.pipeline.chain import Estimate, RunStage
+from detectkit.pipeline.basis import Estimate
+from detectkit.pipeline.chain import RunStage
 from detectkit.pipeline.measuring import evaluation
 from detectkit.pipeline.products import NETWORKS, Product, Role, from_json, to_json
 from detectkit.pipeline.speed import Speed
