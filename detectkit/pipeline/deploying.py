@@ -178,13 +178,8 @@ def _export(chain: Chain) -> list[Command]:
 
 def _onnx_products(chain: Chain) -> list[Product]:
     data_type = _data_type(chain)
-    paths = [
-        *_onnx_files(chain),
-        *(chain.path("export", name) for name in ("labels.txt", "nvinfer_config.txt")),
-    ]
-    files = [
-        Product(os.path.basename(path), FILES[os.path.basename(path)], Role.FILE, path) for path in paths
-    ]
+    deepstream = [chain.path("export", name) for name in ("labels.txt", "nvinfer_config.txt")]
+    files = [_file(path, FILES[os.path.basename(path)]) for path in _onnx_files(chain) + deepstream]
     return [Product(data_type, TITLES[data_type], Role.DEPLOYED, _onnx(chain)), *files]
 
 
