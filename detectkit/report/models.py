@@ -157,7 +157,7 @@ def verdict(all_models: Sequence[ModelRow]) -> str:
         gain = faster(shipped, all_models)
         parts.append(
             f"{shipped.title} {percent(shipped.mean)}{SPACE}%"
-            + (f", {gain:.1f}x faster than float" if gain else "")
+            + (f", {gain:.1f}x faster than {first.title}" if gain else "")
         )
     return "; ".join(parts)
 

@@ -273,6 +273,20 @@ def test_a_run_that_only_evaluates(run):
     assert "All 1 stages are done" not in text and "The one stage is done" in text
 
 
+def test_models_that_no_stage_measures_have_their_times(run, whole_run):
+    times = run / "latency" / "latency.json"
+    times.write_text(times.read_text().replace(str(whole_run), str(run)))
+    keep(run, lambda name: not name.startswith("evaluate"))
+    path = run / "engine" / "stage.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "failed", "error": "no memory"}))
+    headers, rows = summary(run)
+    assert rows[0] == ["float", "-", "1,000,000", "0.50", "1.0", "40.0", "1.0x", "-"]
+    assert [row[0] for row in rows] == ["float", "pruned", "retrained", "INT8", "engine"]
+    models = sections(write_report(run).read_text())["Models"]
+    assert "float: no stage of the run measures its accuracy." in models
+    assert "engine: could not be made: no memory." in models
+
+
 def test_no_run(tmp_path):
     assert not is_run(tmp_path) and not is_run(tmp_path / "none")
     for call in (write_report, summary):
