@@ -18,14 +18,14 @@ from detectkit.pipeline import state as states
 from detectkit.pipeline.basis import Basis, Estimate, size_mib
 from detectkit.pipeline.chain import Chain
 from detectkit.pipeline.converting import count_labels
-from detectkit.pipeline.plan import TRAINED_WITH, Action, Step
+from detectkit.pipeline.plan import TRAINED_WITH, Action, PlannedStage
 from detectkit.pipeline.training import num_epochs
 from detectkit.spec import Experiment
 
 NOTICED = 0.01  # seconds; what took less was not measured
 
 
-def estimates(chain: Chain, steps: Sequence[Step]) -> list[Estimate]:
+def estimates(chain: Chain, steps: Sequence[PlannedStage]) -> list[Estimate]:
     """Of each step of a plan; what is done takes nothing. Nothing is written; some seconds of computing.
 
     Raises:
@@ -43,7 +43,7 @@ def estimates(chain: Chain, steps: Sequence[Step]) -> list[Estimate]:
     return found
 
 
-def _from_before(chain: Chain, step: Step) -> Estimate | None:
+def _from_before(chain: Chain, step: PlannedStage) -> Estimate | None:
     """By what the stage took when it was done in this folder; None: it was not."""
     state = step.state
     is_impossible = state.status == states.SKIPPED if state else bool(step.why)
@@ -60,7 +60,7 @@ def _from_before(chain: Chain, step: Step) -> Estimate | None:
     return Estimate(state.wall_seconds * max(part, 0) / before, mib, freed)
 
 
-def _left(chain: Chain, step: Step, whole: Estimate) -> Estimate:
+def _left(chain: Chain, step: PlannedStage, whole: Estimate) -> Estimate:
     """What is still to be done of a stage."""
     if step.action == Action.AGAIN:
         return whole._replace(freed=size_mib(step.folder))

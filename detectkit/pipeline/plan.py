@@ -40,7 +40,7 @@ class Action(enum.Enum):
     AFTER = "after the others"  # not known before a stage that it reads from is done
 
 
-class Step(NamedTuple):
+class PlannedStage(NamedTuple):
     """A stage of a run, and what is to be done with it."""
 
     stage: RunStage
@@ -54,7 +54,7 @@ class Step(NamedTuple):
 
 def plan(
     chain: Chain, prints: Fingerprints, *, first: str | None = None, last: str | None = None
-) -> list[Step]:
+) -> list[PlannedStage]:
     """The stages that a spec wants, in their order, and what is to be done with each.
 
     Args:
@@ -74,7 +74,7 @@ def plan(
         raise UsageError(f"--from {first} comes after --until {last}")
     forced = {stage.name for stage in stages[begin:]} if first is not None else set()
     _check_same_spec(chain, forced)
-    steps: list[Step] = []
+    steps: list[PlannedStage] = []
     with prints.standing_still():
         for stage in stages:
             steps.append(look(chain, stage, prints, forced=stage.name in forced, before=steps))
@@ -93,8 +93,13 @@ def _place(chain: Chain, name: str | None, option: str) -> int:
 
 
 def look(
-    chain: Chain, stage: RunStage, prints: Fingerprints, *, forced: bool = False, before: Sequence[Step] = ()
-) -> Step:
+    chain: Chain,
+    stage: RunStage,
+    prints: Fingerprints,
+    *,
+    forced: bool = False,
+    before: Sequence[PlannedStage] = (),
+) -> PlannedStage:
     """What is to be done with one stage.
 
     Args:
@@ -106,7 +111,7 @@ def look(
     """
     folder = chain.folder / stage.name
     state = states.read(folder)
-    step = Step(stage, folder, state, Action.BEGIN, "", _sections(stage.spec(chain)), {})
+    step = PlannedStage(stage, folder, state, Action.BEGIN, "", _sections(stage.spec(chain)), {})
     if state is None and states.is_foreign(folder):
         raise UsageError(f"{folder} holds files that no run has made: use another -r, or move them away")
     if forced:
@@ -134,7 +139,7 @@ def look(
     return step
 
 
-def _unchanged(chain: Chain, step: Step, state: StageState, prints: Fingerprints) -> Step:
+def _unchanged(chain: Chain, step: PlannedStage, state: StageState, prints: Fingerprints) -> PlannedStage:
     if state.status == states.SKIPPED:
         is_so = step.stage.impossible(chain) is not None
         return step._replace(action=Action.NOTHING if is_so else Action.BEGIN)
@@ -148,7 +153,7 @@ def _unchanged(chain: Chain, step: Step, state: StageState, prints: Fingerprints
     return step._replace(action=Action.NOTHING)
 
 
-def _changes(chain: Chain, state: StageState, step: Step) -> list[str]:
+def _changes(chain: Chain, state: StageState, step: PlannedStage) -> list[str]:
     """The fields and files whose content is another one than when the stage was begun, in words."""
     sections = _different(state.spec, step.spec)
     files = [
@@ -187,7 +192,7 @@ def _read_spec(path: Path) -> Experiment | None:
     return message
 
 
-def _may_go_on(chain: Chain, step: Step, state: StageState) -> bool:
+def _may_go_on(chain: Chain, step: PlannedStage, state: StageState) -> bool:
     """Whether a training can take up the spec as it is now where it was; what is finished only learns by more epochs."""
     before = _read_spec(step.folder / TRAINED_WITH)
     if before is None:
@@ -233,7 +238,7 @@ def _main(stages: Sequence[RunStage]) -> RunStage:
     return next((stage for stage in stages if stage.is_kept), stages[0])
 
 
-def _check_kept(chain: Chain, step: Step, changed: Sequence[Step]) -> None:
+def _check_kept(chain: Chain, step: PlannedStage, changed: Sequence[PlannedStage]) -> None:
     """A training is long: it is not thrown away because a file or a field has changed, unless asked for."""
     if step.stage.is_kept and changed and _has_trained(step.folder):
         raise UsageError(
@@ -247,7 +252,7 @@ def _has_trained(folder: Path) -> bool:
     return any(any(folder.glob(name)) for name in TRAINED)
 
 
-def _follows(chain: Chain, stage: RunStage, other: Step) -> bool:
+def _follows(chain: Chain, stage: RunStage, other: PlannedStage) -> bool:
     """Whether a stage reads what another one writes."""
     written = [_start(path) for path in (f"{other.folder}{os.sep}", *other.stage.writes(chain))]
     for source in stage.reads(chain):

@@ -20,7 +20,7 @@ from detectkit.files import atomic_write
 from detectkit.pipeline import state as states
 from detectkit.pipeline.chain import SPEC, Chain
 from detectkit.pipeline.fingerprints import Fingerprints
-from detectkit.pipeline.plan import RUN_FILE, Action, Step, look
+from detectkit.pipeline.plan import RUN_FILE, Action, PlannedStage, look
 from detectkit.pipeline.products import to_json
 from detectkit.pipeline.state import StageState
 
@@ -46,7 +46,7 @@ class Runner:
         self._reported = -float("inf")
         self._report_seconds = 0.0
 
-    def run(self, steps: Sequence[Step]) -> int:
+    def run(self, steps: Sequence[PlannedStage]) -> int:
         """Do what a plan says is not done; gives how many stages were done.
 
         A stage is looked at again when its turn has come: what those before it wrote may be what it has read already.
@@ -70,7 +70,7 @@ class Runner:
         self.prints.save()
         return count
 
-    def _do(self, step: Step) -> bool:
+    def _do(self, step: PlannedStage) -> bool:
         """Do a stage; gives whether it was possible."""
         chain, stage = self.chain, step.stage
         if step.action == Action.AGAIN:
@@ -117,7 +117,7 @@ class Runner:
         self._write_report()
         return True
 
-    def _clear(self, step: Step, *, own: bool = True) -> None:
+    def _clear(self, step: PlannedStage, *, own: bool = True) -> None:
         """Remove what was made from what a stage makes, and its `own`."""
         if own:
             log.info(f"{step.stage.name} is done again" + (f": {step.why}" if step.why else ""))

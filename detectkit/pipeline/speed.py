@@ -1,4 +1,4 @@
-"""How fast a spec's network learns and finds on this machine, measured on random images. Imports torch."""
+"""How fast a spec's network learns and finds on this machine, measured on black ones. Imports torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from detectkit.model.detector import Detector, build, parameters
 from detectkit.predict import default_device
 from detectkit.spec import Experiment
 
-STEPS, SECONDS = 4, 6.0  # of each measurement, at most; libraries choose their kernels in the first ones
+STEPS, SECONDS = 6, 8.0  # of each measurement, at most; libraries choose their kernels in the first ones
 LEARNING = 3.5  # times that a step of training takes what finding takes: 2.9 to 5.6, by network
 DECODED = 5  # images
 

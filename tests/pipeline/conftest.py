@@ -14,7 +14,7 @@ import pytest
 from detectkit import spec
 from detectkit.commands.tree import parse
 from detectkit.pipeline.chain import Chain
-from detectkit.pipeline.plan import Step, plan
+from detectkit.pipeline.plan import PlannedStage, plan
 from detectkit.pipeline.run import Runner
 from detectkit.pipeline.stages import chain_of
 from tests.conftest import EXPORT, SPEC, draw_example
@@ -79,7 +79,7 @@ class FakePlace(Place):
         self.count = runner.run(plan(self.chain, runner.prints, first=first, last=last))
         return list(dict.fromkeys(self.done))
 
-    def plan(self, first: str | None = None, last: str | None = None) -> list[Step]:
+    def plan(self, first: str | None = None, last: str | None = None) -> list[PlannedStage]:
         chain = self.chain
         runner = Runner(chain, self._execute, lambda folder: None, {})
         return plan(chain, runner.prints, first=first, last=last)
