@@ -1,4 +1,4 @@
-"""How fast a spec's network learns and finds on this machine, measured on black ones. Imports torch."""
+"""How fast a spec's network learns and finds on this machine, measured on a few black images. Imports torch."""
 
 from __future__ import annotations
 
