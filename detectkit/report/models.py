@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 from detectkit.errors import DetectkitError
 from detectkit.files import atomic_write
 from detectkit.pipeline.products import MODELS, NETWORKS, Product, Role
-from detectkit.report import charts
 from detectkit.report.folder import Results, RunFolder, find, number, read_json
 
 TABLE = "report.json"
 SPACE = "\u00a0"  # before %, where no line may break
 MOST_CLASSES = 12  # that have a column and charts of their own
 UNLABELLED = "the images that it was measured on have no labelled box of a class"
+# Of the page, in turns for the models of a role: what is shipped looks the same whatever was trained before it.
+COLORS = {Role.NETWORK: "s0 s2 s5 s6", Role.PASSING: "s1", Role.ROUNDED: "s3", Role.DEPLOYED: "s4 s7"}
 # Line styles of matplotlib: colours alone do not reach everyone.
 DASHES = {Role.NETWORK: "-", Role.PASSING: ":", Role.ROUNDED: "-.", Role.DEPLOYED: "--"}
 
@@ -27,7 +28,7 @@ class ModelRow(NamedTuple):
     key: str  # of the product, as are the next two
     title: str
     role: Role
-    place: int  # among the models of its run
+    place: int  # among the models of its role
     measured: str | None  # the file, as it was given
     mean: float | None = None  # average precision, 0 to 1
     by_class: dict[str, float | None] = {}
@@ -41,8 +42,8 @@ class ModelRow(NamedTuple):
 
     @property
     def color(self) -> str:
-        """Of the page."""
-        return charts.SERIES[self.place % len(charts.SERIES)]
+        colors = COLORS[self.role].split()
+        return colors[self.place % len(colors)]
 
     @property
     def dashes(self) -> str:
@@ -58,8 +59,8 @@ def models(run: RunFolder) -> list[ModelRow]:
     """A row for each model of a run."""
     times, agreements = _times(run), _agreements(run)
     found = [
-        _row(run, product, place, times, agreements.get(product.key))
-        for place, product in enumerate(run.of(*MODELS))
+        _row(run, product, run.of(product.role).index(product), times, agreements.get(product.key))
+        for product in run.of(*MODELS)
     ]
     last = final_float(found)
     return [_of_network(model, last) if last and model.role not in NETWORKS else model for model in found]

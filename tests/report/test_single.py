@@ -76,6 +76,8 @@ def test_a_whole_run(text):
     assert found["8 bits"].count("<tr>") == 1 + 10 and "1 of 12 hurt" in found["8 bits"]
     assert "engine/model.engine" in found["Files to deploy"] and "1.0 MiB" in found["Files to deploy"]
     assert "detectkit explain &#x27;a path/train&#x27;" in found["Stages and commands"]
+    swatches = re.findall(r"var\(--(s\d)\)", found["Models"])[:5]
+    assert swatches == ["s0", "s1", "s2", "s4", "s7"]  # float, pruned, retrained, INT8, engine
     assert "<h3>Stage by stage</h3>" in found["Stages and commands"]
     assert "z80" in found["Environment"] and "dataset_config" in found["Spec"]
 
