@@ -138,8 +138,8 @@ def _say_things(lines: Sequence[str], where: str, verbs: tuple[str, str]) -> Non
 
 def _is_chain(experiment: spec.Experiment) -> bool:
     """Whether a spec asks for more than a training."""
-    sections = ("pruning_config", "calibration_config", "export_config")
-    return bool(experiment.dataset_export_config) or any(map(experiment.HasField, sections))
+    more = spec.only(experiment, spec.Rule.CONVERTING, spec.Rule.PRUNING, spec.Rule.DEPLOYING)
+    return more.ByteSize() > 0
 
 
 def _check_chain(experiment: spec.Experiment, problems: Problems) -> None:

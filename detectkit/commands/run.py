@@ -15,10 +15,11 @@ from detectkit.commands.tree import parse
 from detectkit.console import duration, log, say, table
 from detectkit.errors import DetectkitError, ModelError, UsageError
 from detectkit.files import locked
+from detectkit.pipeline.chain import Chain
 from detectkit.pipeline.fingerprints import Fingerprints
-from detectkit.pipeline.plan import Action, Step, plan
+from detectkit.pipeline.plan import Action, PlannedStage, plan
 from detectkit.pipeline.run import FINGERPRINTS, Runner
-from detectkit.pipeline.stages import Chain
+from detectkit.pipeline.stages import chain_of
 from detectkit.spec.networks import is_keras
 from detectkit.versions import processor, versions
 
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     start = time.monotonic()
     experiment = _without_key(spec.load_experiment(args.experiment_spec))
     folder = _named_alike(args.results_dir or Path("results", args.experiment_spec.stem))
-    chain = Chain(experiment, folder)
+    chain = chain_of(experiment, folder)
     start_from = experiment.model_config.pretrained_model_file
     if not chain.trains and is_keras(start_from):
         raise UsageError(
@@ -135,7 +136,7 @@ def _without_key(experiment: spec.Experiment) -> spec.Experiment:
     return without_key(experiment)
 
 
-def _print_plan(steps: Sequence[Step]) -> None:
+def _print_plan(steps: Sequence[PlannedStage]) -> None:
     if any(step.action != Action.NOTHING for step in steps):
         rows = [(step.stage.name, step.stage.title, step.action.value, step.why) for step in steps]
         table(("stage", "what", "state", "why"), rows)
@@ -155,7 +156,7 @@ def _print_results(folder: Path) -> None:
         say("")
 
 
-def _print_estimates(chain: Chain, steps: Sequence[Step]) -> None:
+def _print_estimates(chain: Chain, steps: Sequence[PlannedStage]) -> None:
     """The plan with what each stage may take; nothing is written."""
     from detectkit.pipeline.estimate import estimates
 

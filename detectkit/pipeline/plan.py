@@ -16,10 +16,11 @@ from detectkit import spec
 from detectkit.errors import UsageError
 from detectkit.files import literal_start, local_path
 from detectkit.pipeline import state as states
+from detectkit.pipeline.chain import SPEC, Chain, RunStage
 from detectkit.pipeline.fingerprints import Fingerprints
-from detectkit.pipeline.stages import SPEC, STAGES, Chain, Stage, only
-from detectkit.pipeline.state import State
-from detectkit.spec import Experiment
+from detectkit.pipeline.state import StageState
+from detectkit.pipeline.training import LEARNED
+from detectkit.spec import Experiment, only
 from detectkit.stores import is_remote
 from detectkit.versions import versions
 
@@ -27,8 +28,6 @@ RUN_FILE = "run.json"  # in the folder of a run, from its beginning
 TRAINED_WITH = "experiment_spec.txt"  # in the folder of a training
 TRAINED = ("resume.pt", "weights/*.safetensors")  # there too, as soon as there is something to lose
 SHOWN = 3  # changed fields in a message
-# Fields of training_config that change nothing of what is learned; what is finished is not touched for them.
-UNLEARNED = ("checkpoint_interval", "visualizer", "workers")
 
 
 class Action(enum.Enum):
@@ -41,21 +40,21 @@ class Action(enum.Enum):
     AFTER = "after the others"  # not known before a stage that it reads from is done
 
 
-class Step(NamedTuple):
+class PlannedStage(NamedTuple):
     """A stage of a run, and what is to be done with it."""
 
-    stage: Stage
+    stage: RunStage
     folder: Path
-    state: State | None  # as it was left
+    state: StageState | None  # as it was left
     action: Action
     why: str  # in words; empty where there is nothing to say
-    spec: dict[str, str]  # see `State`
+    spec: dict[str, str]  # see `StageState`
     reads: dict[str, str | None]
 
 
 def plan(
     chain: Chain, prints: Fingerprints, *, first: str | None = None, last: str | None = None
-) -> list[Step]:
+) -> list[PlannedStage]:
     """The stages that a spec wants, in their order, and what is to be done with each.
 
     Args:
@@ -66,8 +65,8 @@ def plan(
         UsageError: the spec wants no such stage; or the folder holds the run of another spec, or on other data, and
             `first` does not say that it may go.
     """
-    stages = wanted(chain)
-    begin, end = _place(stages, first, "--from"), _place(stages, last, "--until")
+    stages = chain.wanted
+    begin, end = (_place(chain, name, option) for name, option in ((first, "--from"), (last, "--until")))
     while last is not None and end + 1 < len(stages) and stages[end + 1].measures:
         end += 1
     stages = stages[: end + 1] if last is not None else stages
@@ -75,32 +74,32 @@ def plan(
         raise UsageError(f"--from {first} comes after --until {last}")
     forced = {stage.name for stage in stages[begin:]} if first is not None else set()
     _check_same_spec(chain, forced)
-    steps: list[Step] = []
+    steps: list[PlannedStage] = []
     with prints.standing_still():
         for stage in stages:
             steps.append(look(chain, stage, prints, forced=stage.name in forced, before=steps))
     return steps
 
 
-def wanted(chain: Chain) -> list[Stage]:
-    """The stages that a spec has sections for."""
-    return [stage for stage in STAGES if stage.wanted(chain)]
-
-
-def _place(stages: Sequence[Stage], name: str | None, option: str) -> int:
-    names = [stage.name for stage in stages]
+def _place(chain: Chain, name: str | None, option: str) -> int:
+    names = [stage.name for stage in chain.wanted]
     if name is None:
         return 0
     if name not in names:
-        known = [stage.name for stage in STAGES]
+        known = [stage.name for stage in chain.stages]
         why = "the spec has no section for it" if name in known else "there is no such stage"
         raise UsageError(f"{option} {name}: {why}; the stages are {', '.join(names)}")
     return names.index(name)
 
 
 def look(
-    chain: Chain, stage: Stage, prints: Fingerprints, *, forced: bool = False, before: Sequence[Step] = ()
-) -> Step:
+    chain: Chain,
+    stage: RunStage,
+    prints: Fingerprints,
+    *,
+    forced: bool = False,
+    before: Sequence[PlannedStage] = (),
+) -> PlannedStage:
     """What is to be done with one stage.
 
     Args:
@@ -112,7 +111,7 @@ def look(
     """
     folder = chain.folder / stage.name
     state = states.read(folder)
-    step = Step(stage, folder, state, Action.BEGIN, "", _sections(stage.spec(chain)), {})
+    step = PlannedStage(stage, folder, state, Action.BEGIN, "", _sections(stage.spec(chain)), {})
     if state is None and states.is_foreign(folder):
         raise UsageError(f"{folder} holds files that no run has made: use another -r, or move them away")
     if forced:
@@ -140,7 +139,7 @@ def look(
     return step
 
 
-def _unchanged(chain: Chain, step: Step, state: State, prints: Fingerprints) -> Step:
+def _unchanged(chain: Chain, step: PlannedStage, state: StageState, prints: Fingerprints) -> PlannedStage:
     if state.status == states.SKIPPED:
         is_so = step.stage.impossible(chain) is not None
         return step._replace(action=Action.NOTHING if is_so else Action.BEGIN)
@@ -154,7 +153,7 @@ def _unchanged(chain: Chain, step: Step, state: State, prints: Fingerprints) -> 
     return step._replace(action=Action.NOTHING)
 
 
-def _changes(chain: Chain, state: State, step: Step) -> list[str]:
+def _changes(chain: Chain, state: StageState, step: PlannedStage) -> list[str]:
     """The fields and files whose content is another one than when the stage was begun, in words."""
     sections = _different(state.spec, step.spec)
     files = [
@@ -193,7 +192,7 @@ def _read_spec(path: Path) -> Experiment | None:
     return message
 
 
-def _may_go_on(chain: Chain, step: Step, state: State) -> bool:
+def _may_go_on(chain: Chain, step: PlannedStage, state: StageState) -> bool:
     """Whether a training can take up the spec as it is now where it was; what is finished only learns by more epochs."""
     before = _read_spec(step.folder / TRAINED_WITH)
     if before is None:
@@ -203,11 +202,9 @@ def _may_go_on(chain: Chain, step: Step, state: State) -> bool:
         return False
     if state.status != states.DONE:
         return True
-    parts = [Experiment(), Experiment()]
-    for part, message in zip(parts, (before, now), strict=True):
-        part.training_config.CopyFrom(message.training_config)
-        for name in (*UNLEARNED, "num_epochs"):
-            part.training_config.ClearField(name)
+    parts = [only(only(message, *LEARNED), "training_config") for message in (before, now)]
+    for part in parts:
+        part.training_config.ClearField("num_epochs")
     is_longer = now.training_config.num_epochs >= before.training_config.num_epochs
     return is_longer and not spec.changed_sections(*parts)
 
@@ -221,7 +218,7 @@ def _check_same_spec(chain: Chain, forced: set[str]) -> None:
             raise UsageError(
                 f"{folder / foreign[0]} is of no run, and a run would overwrite it: use another -r, or move it away"
             )
-    main = _main(wanted(chain))
+    main = _main(chain.wanted)
     has_nothing = main.is_kept and not _has_trained(folder / main.name)
     if not (folder / SPEC).exists() or main.name in forced or has_nothing:
         return
@@ -236,12 +233,12 @@ def _check_same_spec(chain: Chain, forced: set[str]) -> None:
         )
 
 
-def _main(stages: Sequence[Stage]) -> Stage:
+def _main(stages: Sequence[RunStage]) -> RunStage:
     """The stage that everything hangs on: the first one that is kept, or simply the first."""
     return next((stage for stage in stages if stage.is_kept), stages[0])
 
 
-def _check_kept(chain: Chain, step: Step, changed: Sequence[Step]) -> None:
+def _check_kept(chain: Chain, step: PlannedStage, changed: Sequence[PlannedStage]) -> None:
     """A training is long: it is not thrown away because a file or a field has changed, unless asked for."""
     if step.stage.is_kept and changed and _has_trained(step.folder):
         raise UsageError(
@@ -255,7 +252,7 @@ def _has_trained(folder: Path) -> bool:
     return any(any(folder.glob(name)) for name in TRAINED)
 
 
-def _follows(chain: Chain, stage: Stage, other: Step) -> bool:
+def _follows(chain: Chain, stage: RunStage, other: PlannedStage) -> bool:
     """Whether a stage reads what another one writes."""
     written = [_start(path) for path in (f"{other.folder}{os.sep}", *other.stage.writes(chain))]
     for source in stage.reads(chain):
@@ -279,12 +276,12 @@ def _absolute(path: str) -> str:
     return os.path.abspath(local_path(path)) + os.sep * path.endswith(os.sep)
 
 
-def _reads(chain: Chain, stage: Stage, prints: Fingerprints) -> dict[str, str | None]:
+def _reads(chain: Chain, stage: RunStage, prints: Fingerprints) -> dict[str, str | None]:
     found = {_name(chain, source): prints.of(source) for source in stage.reads(chain)}
     return found | {name: versions()[name] for name in stage.tools}
 
 
-def _here(chain: Chain, state: State) -> dict[str, str | None]:
+def _here(chain: Chain, state: StageState) -> dict[str, str | None]:
     """What a stage has read, named as now."""
     return {_name(chain, source): text for source, text in state.reads.items()}
 
@@ -303,8 +300,6 @@ def _sections(experiment: Experiment) -> dict[str, str]:
     if experiment.HasField("training_config"):
         if experiment.training_config.HasField("distillation"):
             experiment.training_config.distillation.ClearField("teacher_model_file")
-        for name in UNLEARNED:
-            experiment.training_config.ClearField(name)
     names = [field.name for field, _ in experiment.ListFields()]
-    parts = {name: only(experiment, [name]).SerializeToString(deterministic=True) for name in names}
+    parts = {name: only(experiment, name).SerializeToString(deterministic=True) for name in names}
     return {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}

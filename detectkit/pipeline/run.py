@@ -18,10 +18,11 @@ from detectkit.console import duration, log
 from detectkit.errors import DetectkitError, Interrupted, OutputError
 from detectkit.files import atomic_write
 from detectkit.pipeline import state as states
+from detectkit.pipeline.chain import SPEC, Chain
 from detectkit.pipeline.fingerprints import Fingerprints
-from detectkit.pipeline.plan import RUN_FILE, Action, Step, look, wanted
-from detectkit.pipeline.stages import SPEC, Chain
-from detectkit.pipeline.state import State
+from detectkit.pipeline.plan import RUN_FILE, Action, PlannedStage, look
+from detectkit.pipeline.products import to_json
+from detectkit.pipeline.state import StageState
 
 FINGERPRINTS, OUTPUT, REPORT = ".fingerprints.json", "output.txt", "report.html"
 REPORT_SHARE = 0.1  # of the time, at most, goes into making the report while the run is under way
@@ -45,7 +46,7 @@ class Runner:
         self._reported = -float("inf")
         self._report_seconds = 0.0
 
-    def run(self, steps: Sequence[Step]) -> int:
+    def run(self, steps: Sequence[PlannedStage]) -> int:
         """Do what a plan says is not done; gives how many stages were done.
 
         A stage is looked at again when its turn has come: what those before it wrote may be what it has read already.
@@ -56,9 +57,7 @@ class Runner:
         if all(step.action == Action.NOTHING for step in steps) and self._is_told():
             return 0
         states.clear_half_written(self.chain.folder, below=False)
-        stages = [[stage.name, stage.title] for stage in wanted(self.chain)]
-        # First: a folder with specs and without it is not one of a run, see `plan`.
-        _write(self.chain.folder / RUN_FILE, json.dumps(self.about | {"stages": stages}, indent=2) + "\n")
+        self._write_about()  # first: a folder with specs and without it is not one of a run, see `plan`
         self._write_specs()
         count = 0
         for step in steps:
@@ -71,7 +70,7 @@ class Runner:
         self.prints.save()
         return count
 
-    def _do(self, step: Step) -> bool:
+    def _do(self, step: PlannedStage) -> bool:
         """Do a stage; gives whether it was possible."""
         chain, stage = self.chain, step.stage
         if step.action == Action.AGAIN:
@@ -80,7 +79,7 @@ class Runner:
             self._clear(step, own=False)  # more epochs: what follows will be of another model
         went_on = step.state if step.action == Action.GO_ON else None
         states.clear_half_written(step.folder)
-        state = State(
+        state = StageState(
             name=stage.name,
             title=stage.title,
             commands=stage.commands(chain),
@@ -112,17 +111,18 @@ class Runner:
         # A pattern's files, and which of two models is the best, are known only now.
         state.status, state.writes = states.DONE, stage.writes(chain)
         states.write(step.folder, state)
+        self._write_about()
         told = stage.tells(chain)
         log.info(f"{stage.name}: done in {duration(state.wall_seconds)}" + (f", {told}" if told else ""))
         self._write_report()
         return True
 
-    def _clear(self, step: Step, *, own: bool = True) -> None:
+    def _clear(self, step: PlannedStage, *, own: bool = True) -> None:
         """Remove what was made from what a stage makes, and its `own`."""
         if own:
             log.info(f"{step.stage.name} is done again" + (f": {step.why}" if step.why else ""))
         names = [step.stage.name]
-        for stage in wanted(self.chain):
+        for stage in self.chain.wanted:
             folders = [str(self.chain.folder / name) + os.sep for name in names]
             if any(source.startswith(folder) for source in stage.reads(self.chain) for folder in folders):
                 names.append(stage.name)
@@ -130,7 +130,7 @@ class Runner:
             states.clear(self.chain.folder / name)
 
     @contextlib.contextmanager
-    def _timed(self, folder: Path, state: State) -> Iterator[None]:
+    def _timed(self, folder: Path, state: StageState) -> Iterator[None]:
         """Add the time of the block to the state, and write it down with the error if one ends the block."""
         wall, cpu = time.monotonic(), _cpu_seconds()
         before = state.wall_seconds, state.cpu_seconds
@@ -151,6 +151,12 @@ class Runner:
             raise
         state.wall_seconds = before[0] + time.monotonic() - wall
         state.cpu_seconds = before[1] + _cpu_seconds() - cpu
+
+    def _write_about(self) -> None:
+        """What the run is, and what it makes: which of two models is the best is known only when a training is done."""
+        stages = [[stage.name, stage.title] for stage in self.chain.wanted]
+        made = {"stages": stages, "products": to_json(self.chain.products, self.chain.folder)}
+        _write(self.chain.folder / RUN_FILE, json.dumps(self.about | made, indent=2) + "\n")
 
     def _write_specs(self) -> None:
         """The specs of the stages, which have no key of an account: see `commands.run`."""

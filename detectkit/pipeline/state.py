@@ -18,7 +18,7 @@ BEGUN, DONE, FAILED, SKIPPED = "begun", "done", "failed", "skipped"
 
 
 @dataclasses.dataclass
-class State:
+class StageState:
     """One stage, as far as it has come."""
 
     name: str
@@ -35,16 +35,16 @@ class State:
     restarts: int = 0
 
 
-def read(folder: Path) -> State | None:
+def read(folder: Path) -> StageState | None:
     """The state in the folder of a stage; None where there is none, or none that can be read."""
     try:
         content: Any = json.loads((folder / STAGE_FILE).read_text(encoding="utf-8"))
-        return State(**content)
+        return StageState(**content)
     except (OSError, ValueError, TypeError):
         return None
 
 
-def write(folder: Path, state: State) -> None:
+def write(folder: Path, state: StageState) -> None:
     """Raises OutputError."""
     make_directory(folder)
     with atomic_write(folder / STAGE_FILE) as path:

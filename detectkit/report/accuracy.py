@@ -9,8 +9,9 @@ from detectkit import page
 from detectkit.errors import DetectkitError
 from detectkit.page import Html
 from detectkit.report import charts
-from detectkit.report.folder import EVALUATE, Run
-from detectkit.report.models import MOST_CLASSES, Model, class_names, deployed, final_float, percent
+from detectkit.pipeline.products import Role
+from detectkit.report.folder import RunFolder
+from detectkit.report.models import MOST_CLASSES, ModelRow, class_names, deployed, final_float, percent
 
 if TYPE_CHECKING:
     from detectkit.evaluation.details import Details
@@ -22,10 +23,10 @@ COUNTED = {
 }
 
 
-def read_details(run: Run, key: str) -> Details | None:
+def read_details(run: RunFolder, key: str) -> Details | None:
     """What an evaluation kept; None where it kept nothing that can be read."""
-    path = run.folder / f"{EVALUATE}{key}" / "details.npz"
-    if not path.is_file():
+    path = run.file(Role.DETAILS, key)
+    if path is None or not path.is_file():
         return None
     from detectkit.evaluation import details  # imports torch, and is only needed here
 
@@ -35,7 +36,7 @@ def read_details(run: Run, key: str) -> Details | None:
         return None
 
 
-def curves(run: Run, found: Sequence[Model]) -> str:
+def curves(run: RunFolder, found: Sequence[ModelRow]) -> str:
     """A chart for each class, a line for each model."""
     kept = [(model, read_details(run, model.key)) for model in found if model.mean is not None]
     lines = [(model, details) for model, details in kept if details is not None]
@@ -60,7 +61,7 @@ def _nothing(is_measured: bool) -> str:
     )
 
 
-def _counted(run: Run) -> str:
+def _counted(run: RunFolder) -> str:
     """How many images, and by which protocol."""
     first = next(iter(run.results.values()))
     kind = f": {COUNTED[first.protocol]}" if first.protocol in COUNTED else ""
@@ -68,15 +69,13 @@ def _counted(run: Run) -> str:
     return page.paragraph(told, style="note")
 
 
-def _of_class(name: str, lines: Sequence[tuple[Model, Details]]) -> Html:
+def _of_class(name: str, lines: Sequence[tuple[ModelRow, Details]]) -> Html:
     drawn = []
     for model, details in lines:
         if name in details.class_names:
             curve = details.curves[details.class_names.index(name)]
-            title = f"{model.kind.title} {percent(model.by_class.get(name))}"
-            drawn.append(
-                charts.Line(title, model.kind.color, curve.recall, curve.precision, model.kind.dashes)
-            )
+            title = f"{model.title} {percent(model.by_class.get(name))}"
+            drawn.append(charts.Line(title, model.color, curve.recall, curve.precision, model.dashes))
     return chart(name, drawn)
 
 
@@ -93,7 +92,7 @@ def chart(name: str, drawn: Sequence[charts.Line]) -> Html:
     )
 
 
-def mistakes(run: Run, found: Sequence[Model]) -> str:
+def mistakes(run: RunFolder, found: Sequence[ModelRow]) -> str:
     """Pictures of the final float model's mistakes, and of the one that is deployed."""
     parts = []
     for model in (final_float(found), deployed(found)):
@@ -108,17 +107,17 @@ def mistakes(run: Run, found: Sequence[Model]) -> str:
     return "\n".join((page.paragraph(key, style="note"), *parts))
 
 
-def _of_model(model: Model, details: Details) -> list[str]:
+def _of_model(model: ModelRow, details: Details) -> list[str]:
     from detectkit.report import mistakes as own  # imports torch
 
     worst = own.mistakes(details)
-    parts = [page.heading(f"{model.kind.title}: false positives", level=3)]
+    parts = [page.heading(f"{model.title}: false positives", level=3)]
     parts += _pictures(
         own.figures(details, worst.false_positives),
         f"At any score: {worst.false_positive_count:,}. Those of the highest scores in their class, class by class in turn,"
         " with their score; in blue all labels, of whatever class.",
     )
-    parts += [page.heading(f"{model.kind.title}: misses", level=3)]
+    parts += [page.heading(f"{model.title}: misses", level=3)]
     parts += _pictures(
         own.figures(details, worst.misses),
         f"Without a detection of their class at any score: {worst.miss_count:,}. The largest, with their size in pixels; in"

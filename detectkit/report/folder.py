@@ -10,31 +10,14 @@ from typing import Any, NamedTuple
 
 from detectkit import spec
 from detectkit.errors import DetectkitError, UsageError
-
-ORDER = (
-    "convert",
-    "train",
-    "evaluate_float",
-    "prune",
-    "evaluate_pruned",
-    "retrain",
-    "evaluate_retrained",
-    "qat",
-    "evaluate_qat",
-    "calibrate",
-    "export",
-    "evaluate_fp32",
-    "evaluate_fp16",
-    "evaluate_int8",
-    "engine",
-    "evaluate_engine",
-    "latency",
-)  # of stages where run.json has none
-STAGE, INFO, SPEC, RESULTS = "stage.json", "run.json", "spec.txt", "results.json"
-EVALUATE = "evaluate_"
+from detectkit.pipeline.chain import SPEC
+from detectkit.pipeline.plan import RUN_FILE
+from detectkit.pipeline.products import Product, Role
+from detectkit.pipeline.stages import STAGES, kept_products
+from detectkit.pipeline.state import STAGE_FILE
 
 
-class Stage(NamedTuple):
+class StageOutcome(NamedTuple):
     """A stage of a run, as its stage.json says."""
 
     name: str
@@ -51,7 +34,7 @@ class Stage(NamedTuple):
 class Results(NamedTuple):
     """What an evaluation wrote."""
 
-    key: str  # the stage's name without evaluate_
+    key: str  # of the model
     measured: str  # the model file, as it was given
     images: int
     mean: float | None  # average precision, 0 to 1; None where no class has a labelled box
@@ -60,14 +43,15 @@ class Results(NamedTuple):
     findings: tuple[str, ...] = ()  # what ails the model, a sentence each
 
 
-class Run(NamedTuple):
+class RunFolder(NamedTuple):
     """A folder of `detectkit run`, as far as it can be read."""
 
     folder: Path
     info: dict[str, Any]  # run.json
-    stages: tuple[Stage, ...]
+    stages: tuple[StageOutcome, ...]
     spec_text: str  # "" where there is none
     experiment: spec.Experiment | None
+    products: tuple[Product, ...]
     results: dict[str, Results]  # by key
     problems: tuple[str, ...]  # what could not be read, a sentence each
 
@@ -76,15 +60,26 @@ class Run(NamedTuple):
         """The name of the spec, or of the folder."""
         return Path(str(self.info.get("spec") or self.folder.absolute())).stem
 
-    def stage(self, name: str) -> Stage | None:
-        return next((stage for stage in self.stages if stage.name == name), None)
+    def of(self, *roles: Role) -> list[Product]:
+        """What has, or will have, one of these roles."""
+        return [product for product in self.products if product.role in roles]
+
+    def file(self, role: Role, key: str) -> Path | None:
+        return next((Path(product.path) for product in self.of(role) if product.key == key), None)
+
+    def maker(self, path: str | Path | None) -> StageOutcome | None:
+        """The stage in whose folder a product is; None: the run was given it."""
+        return next(
+            (stage for stage in self.stages if path and Path(path).is_relative_to(self.folder / stage.name)),
+            None,
+        )
 
 
 def is_run(folder: Path) -> bool:
-    return (folder / INFO).is_file() or any(folder.glob(f"*/{STAGE}"))
+    return (folder / RUN_FILE).is_file() or any(folder.glob(f"*/{STAGE_FILE}"))
 
 
-def read(folder: Path) -> Run:
+def read(folder: Path) -> RunFolder:
     """Read what is there.
 
     Raises:
@@ -92,17 +87,18 @@ def read(folder: Path) -> Run:
     """
     if not is_run(folder):
         raise UsageError(
-            f"{folder} is not the folder of a run (no {INFO}): give the DIR of `detectkit run -e SPEC -r DIR`"
+            f"{folder} is not the folder of a run (no {RUN_FILE}): give the DIR of `detectkit run -e SPEC -r DIR`"
         )
     problems: list[str] = []
-    info = read_json(folder / INFO, problems) or {}
+    info = read_json(folder / RUN_FILE, problems) or {}
     text, experiment = _spec(folder, problems)
     planned = _planned(info)
     names = sorted(planned or {path.name for path in folder.glob("*") if path.is_dir()})
     stages = _stages(folder, planned, names, problems)
-    measured = (_results(folder / name / RESULTS, problems) for name in names if name.startswith(EVALUATE))
+    products = kept_products(folder, info.get("products"), experiment, names)
+    measured = (_results(product, problems) for product in products if product.role == Role.RESULTS)
     results = {item.key: item for item in measured if item is not None}
-    return Run(folder, info, stages, text, experiment, results, tuple(problems))
+    return RunFolder(folder, info, stages, text, experiment, tuple(products), results, tuple(problems))
 
 
 def read_json(path: Path, problems: list[str]) -> dict[str, Any] | None:
@@ -126,7 +122,7 @@ def number(value: object) -> float | None:
     return float(value) if abs(value) < float("inf") else None
 
 
-def find(run: Run, path: str) -> Path:
+def find(run: RunFolder, path: str) -> Path:
     """A file that a run names: as it was given, or where it is now if the folder was moved."""
     given = Path(path)
     if given.exists():
@@ -139,7 +135,7 @@ def find(run: Run, path: str) -> Path:
     return given
 
 
-def shown(run: Run, path: str | os.PathLike[str]) -> str:
+def shown(run: RunFolder, path: str | os.PathLike[str]) -> str:
     """A path as a person wants to read it: below the run's folder where it is there, never below a home."""
     text = os.fspath(path)
     absolute, folder = os.path.abspath(text), os.path.abspath(run.folder)
@@ -174,23 +170,23 @@ def _planned(info: dict[str, Any]) -> dict[str, str]:
 
 def _stages(
     folder: Path, planned: dict[str, str], names: Iterable[str], problems: list[str]
-) -> tuple[Stage, ...]:
-    """In the order of run.json; where it has none, in that of ORDER, then of their begin."""
-    found = {name: Stage(name, title, "waiting") for name, title in planned.items()}
+) -> tuple[StageOutcome, ...]:
+    """In the order of run.json; where it has none, in that of all stages, then of their begin."""
+    found = {name: StageOutcome(name, title, "waiting") for name, title in planned.items()}
     for name in names:
-        content = read_json(folder / name / STAGE, problems)
+        content = read_json(folder / name / STAGE_FILE, problems)
         if content is not None:
             found[name] = _stage(name, content)
-    places = {name: at for at, name in enumerate(planned or ORDER)}
+    places = {name: at for at, name in enumerate(planned or [stage.name for stage in STAGES])}
     return tuple(
         sorted(found.values(), key=lambda stage: (places.get(stage.name, len(places)), stage.started))
     )
 
 
-def _stage(name: str, content: dict[str, Any]) -> Stage:
+def _stage(name: str, content: dict[str, Any]) -> StageOutcome:
     commands = [item for item in _list(content.get("commands")) if isinstance(item, list)]
     status = str(content.get("status"))
-    return Stage(
+    return StageOutcome(
         name=name,
         title=str(content.get("title") or name),
         status=status if status in ("done", "failed", "skipped") else "begun",
@@ -203,7 +199,8 @@ def _stage(name: str, content: dict[str, Any]) -> Stage:
     )
 
 
-def _results(path: Path, problems: list[str]) -> Results | None:
+def _results(product: Product, problems: list[str]) -> Results | None:
+    path = Path(product.path)
     content = read_json(path, problems)
     if content is None:
         return None
@@ -213,7 +210,7 @@ def _results(path: Path, problems: list[str]) -> Results | None:
         problems.append(f"{path.parent.name}/{path.name} has no average precision")
         return None
     return Results(
-        key=path.parent.name.removeprefix(EVALUATE),
+        key=product.key,
         measured=str(content.get("measured") or ""),
         images=int(number(content.get("images")) or 0),
         mean=mean,

@@ -9,42 +9,26 @@ from typing import Any, NamedTuple
 
 from detectkit.errors import DetectkitError
 from detectkit.files import atomic_write
-from detectkit.report.folder import EVALUATE, Results, Run, Stage, find, number, read_json
+from detectkit.pipeline.products import MODELS, NETWORKS, Product, Role
+from detectkit.report.folder import Results, RunFolder, find, number, read_json
 
 TABLE = "report.json"
 SPACE = "\u00a0"  # before %, where no line may break
 MOST_CLASSES = 12  # that have a column and charts of their own
 UNLABELLED = "the images that it was measured on have no labelled box of a class"
-LATENCY = Path("latency", "latency.json")
+# Of the page, in turns for the models of a role: what is shipped looks the same whatever was trained before it.
+COLORS = {Role.NETWORK: "s0 s2 s5 s6", Role.PASSING: "s1", Role.ROUNDED: "s3", Role.DEPLOYED: "s4 s7"}
+# Line styles of matplotlib: colours alone do not reach everyone.
+DASHES = {Role.NETWORK: "-", Role.PASSING: ":", Role.ROUNDED: "-.", Role.DEPLOYED: "--"}
 
 
-class Kind(NamedTuple):
-    """How a model is called and drawn, in every chart and table of a report."""
-
-    title: str
-    color: str  # of the page
-    dashes: str  # a line style of matplotlib: colours alone do not reach everyone
-
-
-KINDS = {
-    "float": Kind("float", "s0", "-"),
-    "pruned": Kind("pruned", "s1", ":"),
-    "retrained": Kind("retrained", "s2", "-"),
-    "qat": Kind("QAT", "s3", "-."),
-    "fp32": Kind("ONNX FP32", "s5", "--"),
-    "fp16": Kind("ONNX FP16", "s6", "--"),
-    "int8": Kind("INT8", "s4", "--"),
-    "engine": Kind("engine", "s7", "-."),
-}
-FLOATS = ("retrained", "pruned", "float")  # the first that is there is what the deployed files are made of
-DEPLOYED = ("engine", "int8", "fp16", "fp32")
-SAME_NETWORK = ("qat", *DEPLOYED)  # in other numbers than the last float model
-
-
-class Model(NamedTuple):
+class ModelRow(NamedTuple):
     """A row of the table; None where it is not known."""
 
-    key: str  # of KINDS, or what comes after evaluate_
+    key: str  # of the product, as are the next two
+    title: str
+    role: Role
+    place: int  # among the models of its role
     measured: str | None  # the file, as it was given
     mean: float | None = None  # average precision, 0 to 1
     by_class: dict[str, float | None] = {}
@@ -55,55 +39,55 @@ class Model(NamedTuple):
     agreement: float | None = None  # share of the detections that are those of the float model, 0 to 1
     runtime: str = ""  # what it was timed in, and whether on a CPU or a GPU
     why: str = ""  # something is missing
-    is_passing: bool = False  # pruned, and trained again by a later stage: no result to compare with
 
     @property
-    def kind(self) -> Kind:
-        return kind(self.key)
+    def color(self) -> str:
+        colors = COLORS[self.role].split()
+        return colors[self.place % len(colors)]
+
+    @property
+    def dashes(self) -> str:
+        return DASHES[self.role]
+
+    @property
+    def is_passing(self) -> bool:
+        """Trained again by a later stage: no result to compare with."""
+        return self.role == Role.PASSING
 
 
-def kind(key: str) -> Kind:
-    """How a model is shown; of a stage that is not known here, by its own name."""
-    return KINDS.get(key, Kind(key, "s7", "--"))
-
-
-def models(run: Run) -> list[Model]:
-    """A row for each model that is or will be evaluated, in the order of KINDS."""
-    stages = {
-        stage.name.removeprefix(EVALUATE): stage for stage in run.stages if stage.name.startswith(EVALUATE)
-    }
-    keys = {*run.results, *stages} | ({"engine"} if _has_engine(run) else set())
-    order = list(KINDS)
-    ordered = sorted(keys, key=lambda key: (order.index(key) if key in order else len(order), key))
-    times = _times(run)
-    agreements = _agreements(run)
-    found = [_model(run, key, stages.get(key), times, agreements.get(key)) for key in ordered]
+def models(run: RunFolder) -> list[ModelRow]:
+    """A row for each model of a run."""
+    times, agreements = _times(run), _agreements(run)
+    found = [
+        _row(run, product, run.of(product.role).index(product), times, agreements.get(product.key))
+        for product in run.of(*MODELS)
+    ]
     last = final_float(found)
-    return [_of_network(model, last) if last and model.key in SAME_NETWORK else model for model in found]
+    return [_of_network(model, last) if last and model.role not in NETWORKS else model for model in found]
 
 
-def faster(model: Model, all_models: Sequence[Model]) -> float | None:
+def faster(model: ModelRow, all_models: Sequence[ModelRow]) -> float | None:
     """How many times a model is faster than the float one."""
-    first = next((item.seconds for item in all_models if item.key == "float"), None)
-    return first / model.seconds if first and model.seconds else None
+    first = _first_network(all_models)
+    return first.seconds / model.seconds if first and first.seconds and model.seconds else None
 
 
-def final_float(all_models: Sequence[Model]) -> Model | None:
+def final_float(all_models: Sequence[ModelRow]) -> ModelRow | None:
     """The last model that computes in float and was measured."""
-    return _first([model for model in all_models if not model.is_passing], FLOATS)
+    return _last(all_models, Role.NETWORK)
 
 
-def deployed(all_models: Sequence[Model]) -> Model | None:
-    """The measured model that would be shipped, engine before ONNX file."""
-    return _first(all_models, DEPLOYED)
+def deployed(all_models: Sequence[ModelRow]) -> ModelRow | None:
+    """The measured model that would be shipped."""
+    return _last(all_models, Role.DEPLOYED)
 
 
-def class_names(all_models: Sequence[Model]) -> list[str]:
+def class_names(all_models: Sequence[ModelRow]) -> list[str]:
     """Those of all models, in the order of the first."""
     return list(dict.fromkeys(name for model in all_models for name in model.by_class))
 
 
-def rows(all_models: Sequence[Model]) -> tuple[list[str], list[list[str]]]:
+def rows(all_models: Sequence[ModelRow]) -> tuple[list[str], list[list[str]]]:
     """The table as text: headers, and a row for each model; "-" for what is not known.
 
     More than MOST_CLASSES are not in it, see `class_rows`.
@@ -121,7 +105,7 @@ def rows(all_models: Sequence[Model]) -> tuple[list[str], list[list[str]]]:
     ]
     found = [
         [
-            model.kind.title,
+            model.title,
             percent(model.mean),
             *(percent(model.by_class.get(name)) for name in names),
             "-" if model.parameters is None else f"{model.parameters:,}",
@@ -136,7 +120,7 @@ def rows(all_models: Sequence[Model]) -> tuple[list[str], list[list[str]]]:
     return [*headers, "agree %"], found
 
 
-def class_rows(titled: Sequence[tuple[str, Model]]) -> tuple[list[str], list[list[str]]]:
+def class_rows(titled: Sequence[tuple[str, ModelRow]]) -> tuple[list[str], list[list[str]]]:
     """Average precision as text: headers, a row for each class, a column for each model (its title, and itself)."""
     measured = [(title, model) for title, model in titled if model.mean is not None]
     names = class_names([model for _, model in measured])
@@ -144,7 +128,7 @@ def class_rows(titled: Sequence[tuple[str, Model]]) -> tuple[list[str], list[lis
     return ["class", *(f"{title} %" for title, _ in measured)], cells
 
 
-def has_few_classes(all_models: Sequence[Model]) -> bool:
+def has_few_classes(all_models: Sequence[ModelRow]) -> bool:
     return len(class_names(all_models)) <= MOST_CLASSES
 
 
@@ -152,31 +136,34 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def verdict(all_models: Sequence[Model]) -> str:
+def verdict(all_models: Sequence[ModelRow]) -> str:
     """What came out, in a line; "" before anything is measured."""
-    measured = {model.key: model for model in all_models if model.mean is not None}
-    first, last, shipped = measured.get("float"), final_float(all_models), deployed(all_models)
-    if first is None and (shipped or measured):
-        first = shipped or next(iter(measured.values()))
-        return f"{first.kind.title}: mAP {percent(first.mean)}{SPACE}%"
+    measured = [model for model in all_models if model.mean is not None]
+    first, last, shipped = _first_network(all_models), final_float(all_models), deployed(all_models)
+    if first is not None and first.mean is None:
+        first = None
+    if first is None and measured:
+        first = shipped or measured[0]
+        return f"{first.title}: mAP {percent(first.mean)}{SPACE}%"
     if first is None:
         return f"mAP -: {UNLABELLED}" if any(model.why == UNLABELLED for model in all_models) else ""
     parts = [f"mAP {percent(first.mean)}{SPACE}%"]
     if last is not None and last != first:
-        after = f"{percent(last.mean)}{SPACE}% {last.kind.title}{_smaller(first, last)}"
-        parts = [f"mAP {percent(first.mean)}{SPACE}% float → {after}"]
-    elif "pruned" in measured:
-        parts.append(f"pruned, before retraining, {percent(measured['pruned'].mean)}{SPACE}%")
+        after = f"{percent(last.mean)}{SPACE}% {last.title}{_smaller(first, last)}"
+        parts = [f"mAP {percent(first.mean)}{SPACE}% {first.title} → {after}"]
+    else:
+        passing = [model for model in measured if model.is_passing]
+        parts += [f"{model.title}, before retraining, {percent(model.mean)}{SPACE}%" for model in passing]
     if shipped is not None:
         gain = faster(shipped, all_models)
         parts.append(
-            f"{shipped.kind.title} {percent(shipped.mean)}{SPACE}%"
-            + (f", {gain:.1f}x faster than float" if gain else "")
+            f"{shipped.title} {percent(shipped.mean)}{SPACE}%"
+            + (f", {gain:.1f}x faster than {first.title}" if gain else "")
         )
     return "; ".join(parts)
 
 
-def write_table(run: Run, all_models: Sequence[Model]) -> None:
+def write_table(run: RunFolder, all_models: Sequence[ModelRow]) -> None:
     """Keep the table as data beside the page, for machines and for `kept_table`.
 
     Raises:
@@ -187,7 +174,7 @@ def write_table(run: Run, all_models: Sequence[Model]) -> None:
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def kept_table(run: Run) -> list[Model] | None:
+def kept_table(run: RunFolder) -> list[ModelRow] | None:
     """The table as it was last written, if none of the files it comes from is newer: agreement takes seconds."""
     try:
         written = (run.folder / TABLE).stat().st_mtime_ns
@@ -197,7 +184,7 @@ def kept_table(run: Run) -> list[Model] | None:
         if any(path.stat().st_mtime_ns > written for path in sources):
             return None
         content = read_json(run.folder / TABLE, [])
-        return [Model(**item) for item in content["models"]] if content else None
+        return [ModelRow(**item) for item in content["models"]] if content else None
     except (OSError, TypeError, KeyError):
         return None
 
@@ -206,36 +193,41 @@ def _text(value: float | None, form: str, after: str = "") -> str:
     return "-" if value is None else f"{value:{form}}{after}"
 
 
-def _smaller(first: Model, last: Model) -> str:
+def _smaller(first: ModelRow, last: ModelRow) -> str:
     if not first.parameters or last.parameters is None:
         return ""
     return f" with {100 * last.parameters / first.parameters:.1f}{SPACE}% of the parameters"
 
 
-def _first(all_models: Sequence[Model], keys: Sequence[str]) -> Model | None:
-    measured = {model.key: model for model in all_models if model.mean is not None}
-    return next((measured[key] for key in keys if key in measured), None)
+def _first_network(all_models: Sequence[ModelRow]) -> ModelRow | None:
+    """The one that the others are compared with."""
+    return next((model for model in all_models if model.role in NETWORKS and not model.is_passing), None)
 
 
-def _has_engine(run: Run) -> bool:
-    if run.stage("engine") is not None:
-        return True
-    export = run.experiment.export_config if run.experiment else None
-    return export is not None and export.HasField("engine_config")
+def _last(all_models: Sequence[ModelRow], role: Role) -> ModelRow | None:
+    """The last one that was measured."""
+    return next((item for item in reversed(all_models) if item.mean is not None and item.role == role), None)
 
 
-def _model(
-    run: Run, key: str, stage: Stage | None, times: dict[Path, dict[str, Any]], agreement: float | None
-) -> Model:
-    results = run.results.get(key)
-    file = _file(run, key, results)
-    timed = times.get(file.resolve(), {}) if file else {}
+def _row(
+    run: RunFolder,
+    product: Product,
+    place: int,
+    times: dict[Path, dict[str, Any]],
+    agreement: float | None,
+) -> ModelRow:
+    results = run.results.get(product.key)
+    file = find(run, results.measured) if results and results.measured else Path(product.path)
+    timed = times.get(file.resolve(), {})
     size = number(timed.get("size_mib"))
-    if size is None and file and file.is_file():
+    if size is None and file.is_file():
         size = file.stat().st_size / 2**20
     parameters = number(timed.get("parameters"))
-    return Model(
-        key=key,
+    return ModelRow(
+        key=product.key,
+        title=product.title,
+        role=product.role,
+        place=place,
         measured=results.measured if results else None,
         mean=results.mean if results else None,
         by_class=results.by_class if results else {},
@@ -245,29 +237,22 @@ def _model(
         seconds=number(timed.get("seconds_per_image")),
         agreement=agreement,
         runtime=str(timed.get("runtime") or ""),
-        why=_why(run, key, stage, results) or _not_timed(file, times),
-        is_passing=key == "pruned" and run.stage("retrain") is not None,
+        why=_why(run, product, results) or _not_timed(file, times),
     )
 
 
-def _of_network(model: Model, last: Model) -> Model:
+def _of_network(model: ModelRow, last: ModelRow) -> ModelRow:
     """The row with the parameters and multiplications of its network, where its file does not tell them."""
     if model.parameters is not None or model.mean is None:
         return model
     return model._replace(parameters=last.parameters, gmacs=last.gmacs)
 
 
-def _file(run: Run, key: str, results: Results | None) -> Path | None:
-    if results and results.measured:
-        return find(run, results.measured)
-    engine = run.folder / "engine" / "model.engine"
-    return engine if key == "engine" and engine.is_file() else None
-
-
-def _why(run: Run, key: str, stage: Stage | None, results: Results | None) -> str:
+def _why(run: RunFolder, product: Product, results: Results | None) -> str:
     """Why a model has no accuracy."""
     if results is not None:
         return UNLABELLED if results.mean is None else ""
+    stage, made = run.maker(run.file(Role.RESULTS, product.key)), run.maker(product.path)
     if stage is not None:
         texts = {
             "failed": f"its evaluation failed: {stage.error or 'no reason is given'}",
@@ -276,44 +261,52 @@ def _why(run: Run, key: str, stage: Stage | None, results: Results | None) -> st
             "skipped": f"not measured: {stage.error or 'it is not possible here'}",
         }
         return texts.get(stage.status, "its results.json is missing or damaged")
-    built = run.stage("engine")
-    if key == "engine" and built is not None and built.status == "failed":
-        return f"could not be built: {built.error or 'no reason is given'}"
-    if key == "engine" and (built is None or built.status != "done"):
-        return "not built yet"
-    return "not measured: an engine runs on a GPU only"
+    if made is not None and made.status == "failed":
+        return f"could not be made: {made.error or 'no reason is given'}"
+    if made is not None and made.status != "done":
+        return "not made yet"
+    return "no stage of the run measures its accuracy"
 
 
-def _not_timed(file: Path | None, times: dict[Path, dict[str, Any]]) -> str:
+def _not_timed(file: Path, times: dict[Path, dict[str, Any]]) -> str:
     """Of two files of one network one is timed."""
-    is_left_out = times and file and file.resolve() not in times
+    is_left_out = times and file.is_file() and file.resolve() not in times
     return "not timed: another row has the same network" if is_left_out else ""
 
 
-def _times(run: Run) -> dict[Path, dict[str, Any]]:
+def timing(run: RunFolder) -> dict[str, Any]:
+    """What latency.json holds; empty where there is none."""
+    contents = [read_json(Path(product.path), []) for product in run.of(Role.TIMES)]
+    return next((content for content in contents if content), {})
+
+
+def _times(run: RunFolder) -> dict[Path, dict[str, Any]]:
     """The entries of latency.json by file."""
-    content = read_json(run.folder / LATENCY, []) or {}
-    entries = content.get("models")
+    entries = timing(run).get("models")
     found = [item for item in entries if isinstance(item, dict)] if isinstance(entries, list) else []
     return {find(run, str(item.get("model"))).resolve(): item for item in found}
 
 
-def _agreements(run: Run) -> dict[str, float]:
-    """The agreement of each model with the float one, as far as both have kept what they found."""
-    paths = {key: run.folder / f"{EVALUATE}{key}" / "details.npz" for key in run.results}
-    if len(paths) < 2 or not ("float" in paths and paths["float"].is_file()):
+def _agreements(run: RunFolder) -> dict[str, float]:
+    """The agreement of each model with the first one, as far as both have kept what they found."""
+    paths = {
+        product.key: Path(product.path) for product in run.of(Role.DETAILS) if product.key in run.results
+    }
+    networks = run.of(*NETWORKS)
+    one = networks[0].key if networks else ""
+    if len(paths) < 2 or one not in paths or not paths[one].is_file():
         return {}
     from detectkit.evaluation import details  # imports torch, and is only needed here
     from detectkit.evaluation.agreement import agreement
 
     try:
-        first = details.load(paths["float"])
+        first = details.load(paths[one])
     except DetectkitError:
         return {}
     found = {}
     for key, path in paths.items():
         try:
-            other = details.load(path) if key != "float" else first
+            other = details.load(path) if key != one else first
         except DetectkitError:
             continue
         if [item.name for item in other.images] == [item.name for item in first.images]:

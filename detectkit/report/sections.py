@@ -4,57 +4,53 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from detectkit import page, spec
 from detectkit.console import duration
 from detectkit.errors import DetectkitError
+from detectkit.pipeline.products import Role
 from detectkit.report import charts
-from detectkit.report.folder import Run, Stage, number, read_json, shown
+from detectkit.report.folder import RunFolder, StageOutcome, number, read_json, shown
 from detectkit.report.models import (
-    LATENCY,
     MOST_CLASSES,
-    Model,
+    ModelRow,
     class_names,
     class_rows,
     final_float,
     has_few_classes,
-    kind,
     percent,
     rows,
+    timing,
 )
 from detectkit.report.training import Epoch, history, training_mean
 
-TRAININGS = {"train": "float", "retrain": "retrained", "qat": "qat"}  # stage, and the model that it gives
 STATES = {"done": "good", "failed": "bad"}
 WORST_LAYERS = 10
-DEPLOYED_FOLDERS = ("export", "engine", "calibrate")
-OF_THE_RUN = ("stage.json", "status.jsonl", "output.txt")
 
 
-def table(run: Run, found: Sequence[Model]) -> str:
+def table(run: RunFolder, found: Sequence[ModelRow]) -> str:
     """The models in rows, why something is missing, and accuracy over time."""
     if not found:
         return page.paragraph("No model has been measured yet.", style="note")
     headers, cells = rows(found)
     lines = [
-        [page.joined(page.swatch(model.kind.color), row[0]), *row[1:]]
+        [page.joined(page.swatch(model.color), row[0]), *row[1:]]
         for model, row in zip(found, cells, strict=True)
     ]
-    parts = [page.table(headers, lines), *by_class([(model.kind.title, model) for model in found])]
+    parts = [page.table(headers, lines), *by_class([(model.title, model) for model in found])]
     parts += [page.paragraph(_legend(run, found), style="note")]
-    parts += [
-        page.paragraph(f"{model.kind.title}: {model.why}.", style="note") for model in found if model.why
-    ]
+    parts += [page.paragraph(f"{model.title}: {model.why}.", style="note") for model in found if model.why]
     last = final_float(found)
     if last and last.key in run.results:
-        parts += [page.paragraph(f"{last.kind.title}: {told}") for told in run.results[last.key].findings]
-    over = over_time([(model.kind.title, model.kind.color, model) for model in found])
+        parts += [page.paragraph(f"{last.title}: {told}") for told in run.results[last.key].findings]
+    over = over_time([(model.title, model.color, model) for model in found])
     charted = [(chart, "") for chart in (over, _dots(found)) if chart]
     return "\n".join((*parts, page.drawings(charted))) if charted else "\n".join(parts)
 
 
-def by_class(titled: Sequence[tuple[str, Model]]) -> list[str]:
+def by_class(titled: Sequence[tuple[str, ModelRow]]) -> list[str]:
     """The average precision of many classes, which have no column in the table of models."""
     if has_few_classes([model for _, model in titled]):
         return []
@@ -62,7 +58,7 @@ def by_class(titled: Sequence[tuple[str, Model]]) -> list[str]:
     return [page.folded(f"Average precision of {len(cells)} classes", page.table(headers, cells))]
 
 
-def _legend(run: Run, found: Sequence[Model]) -> str:
+def _legend(run: RunFolder, found: Sequence[ModelRow]) -> str:
     where = timed_where(run)
     protocols = {results.protocol for results in run.results.values()} - {"VOC"}
     mean = f"mAP: as {', '.join(sorted(protocols))} counts; " if protocols else ""
@@ -75,20 +71,20 @@ def _legend(run: Run, found: Sequence[Model]) -> str:
     )
 
 
-def _runtimes(found: Sequence[Model]) -> str:
+def _runtimes(found: Sequence[ModelRow]) -> str:
     """What the times were measured in, of which models where it is not the same for all."""
     titles: dict[str, list[str]] = {}
     for model in found:
         if model.runtime:
-            titles.setdefault(model.runtime, []).append(model.kind.title)
+            titles.setdefault(model.runtime, []).append(model.title)
     if len(titles) < 2:
         return "".join(f", in {runtime}" for runtime in titles)
     return "".join(f", {' and '.join(of)} in {runtime}" for runtime, of in titles.items())
 
 
-def timed_where(run: Run) -> str:
+def timed_where(run: RunFolder) -> str:
     """The machine that the times of a run are of; "" where there are none."""
-    content = read_json(run.folder / LATENCY, []) or {}
+    content = timing(run)
     threads, batch = number(content.get("threads")), number(content.get("batch_size"))
     parts = [str(content.get("machine") or "an unknown machine")] if content else []
     parts += [f"{threads:.0f} {'thread' if threads == 1 else 'threads'}"] if threads else []
@@ -96,7 +92,7 @@ def timed_where(run: Run) -> str:
     return ", ".join(parts)
 
 
-def over_time(titled: Sequence[tuple[str, str, Model]]) -> str:
+def over_time(titled: Sequence[tuple[str, str, ModelRow]]) -> str:
     """Accuracy over time of models (title, colour, itself) as a chart; "" for fewer than two."""
     points = [
         charts.Point(title, color, 1000 * model.seconds, 100 * model.mean)
@@ -111,7 +107,7 @@ def over_time(titled: Sequence[tuple[str, str, Model]]) -> str:
     )
 
 
-def _dots(found: Sequence[Model]) -> str:
+def _dots(found: Sequence[ModelRow]) -> str:
     """What becomes of each class from model to model, as a chart; "" for one model or one class."""
     measured = [model for model in found if model.by_class and not model.is_passing]
     names = class_names(measured)
@@ -120,7 +116,7 @@ def _dots(found: Sequence[Model]) -> str:
     return charts.dots(
         names,
         [
-            (model.kind.title, model.kind.color, [_hundred(model.by_class.get(name)) for name in names])
+            (model.title, model.color, [_hundred(model.by_class.get(name)) for name in names])
             for model in measured
         ],
         title="AP % by class",
@@ -132,7 +128,7 @@ def _hundred(value: float | None) -> float | None:
     return None if value is None else 100 * value
 
 
-def data(run: Run) -> str:
+def data(run: RunFolder) -> str:
     """Boxes by class and by size, and a few images."""
     if run.experiment is None:
         return ""
@@ -165,17 +161,14 @@ def _told(training: int, validation: int | None) -> str:
     return f"{training:,} images to train on, {other}."
 
 
-def training(run: Run) -> str:
+def training(run: RunFolder, found: Sequence[ModelRow]) -> str:
     """Cost, learning rate and average precision of each training, over its epochs."""
-    statuses = {
-        key: run.folder / stage / "status.jsonl" for stage, key in TRAININGS.items() if run.stage(stage)
-    }
-    courses = {key: history(path) for key, path in statuses.items()}
-    drawn = training_charts(
-        [(kind(key).title, kind(key).color, epochs) for key, epochs in courses.items() if epochs]
-    )
-    means = {key: training_mean(path) for key, path in statuses.items()}
-    measured = [f"{kind(key).title} {percent(mean)} %" for key, mean in means.items() if mean is not None]
+    models = {model.key: model for model in found}
+    trained = [(models[item.key], Path(item.path)) for item in run.of(Role.COURSE) if item.key in models]
+    courses = [(model.title, model.color, history(path)) for model, path in trained]
+    drawn = training_charts([course for course in courses if course[-1]])
+    means = [(model.title, training_mean(path)) for model, path in trained]
+    measured = [f"{title} {percent(mean)} %" for title, mean in means if mean is not None]
     told = f"On images that it was trained on, without augmentation, mAP: {', '.join(measured)}."
     return drawn + (page.paragraph(told, style="note") if measured else "")
 
@@ -260,9 +253,10 @@ def _values(epochs: Sequence[Epoch], field: str) -> tuple[list[float], list[floa
     return [at for at, _ in known], [value for _, value in known]
 
 
-def eight_bits(run: Run) -> str:
+def eight_bits(run: RunFolder) -> str:
     """The layers that lose most in 8 bits."""
-    content = read_json(run.folder / "calibrate" / "layers.json", []) if run.stage("calibrate") else None
+    contents = [read_json(Path(product.path), []) for product in run.of(Role.LAYERS)]
+    content = next(iter(contents), None)
     entries = content.get("layers") if content else None
     known = [item for item in _dicts(entries) if number(item.get("sqnr")) is not None]
     if not content or not known:
@@ -297,13 +291,10 @@ def _decibels(value: object) -> str:
     return "-" if known is None else f"{known:.1f}"
 
 
-def files(run: Run) -> str:
+def files(run: RunFolder) -> str:
     """What can be taken to another machine."""
-    cells = []
-    for folder in filter(run.stage, DEPLOYED_FOLDERS):
-        for path in sorted((run.folder / folder).glob("*")):
-            if path.is_file() and path.name not in OF_THE_RUN and not path.name.startswith("."):
-                cells.append([shown(run, path), _size(path.stat().st_size), _purpose(path.name)])
+    found = [(Path(item.path), item.title) for item in run.of(Role.FILE, Role.LAYERS)]
+    cells = [[shown(run, path), _size(path.stat().st_size), title] for path, title in found if path.is_file()]
     return page.table(["file", "size", ""], cells, text=[2]) if cells else ""
 
 
@@ -313,24 +304,7 @@ def _size(count: int) -> str:
     return f"{count / 2**20:.1f} MiB" if count >= 2**18 else f"{count / 2**10:.1f} KiB"
 
 
-def _purpose(name: str) -> str:
-    known = {
-        "model.onnx": "ONNX, 32 bits",
-        "model_fp16.onnx": "ONNX, 16 bits",
-        "model_int8.onnx": "ONNX, 8 bits",
-        "model_int8_tensorrt.onnx": "ONNX, 8 bits, as TensorRT builds an engine of it",
-        "model.engine": "TensorRT",
-        "model.engine.json": "what the engine was built with, for detectkit",
-        "labels.txt": "DeepStream: the classes",
-        "nvinfer_config.txt": "DeepStream: the configuration of nvinfer",
-        "calibration.cache": "TensorRT 10: the ranges",
-        "scales.json": "the ranges, for export",
-        "layers.json": "what each layer loses in 8 bits",
-    }
-    return known.get(name, "")
-
-
-def stages(run: Run) -> str:
+def stages(run: RunFolder) -> str:
     """State and time of each stage, and its commands to copy."""
     cells = [_stage_row(stage) for stage in run.stages]
     headers = ["stage", "state", "wall time", "CPU time", "restarts", ""]
@@ -361,7 +335,7 @@ def command_line(words: Sequence[str]) -> str:
     return shlex.join(words if words and words[0] == "detectkit" else ["detectkit", *words])
 
 
-def _stage_row(stage: Stage) -> list[object]:
+def _stage_row(stage: StageOutcome) -> list[object]:
     state = "under way, or cut" if stage.status == "begun" else stage.status
     return [
         stage.name,
@@ -373,7 +347,7 @@ def _stage_row(stage: Stage) -> list[object]:
     ]
 
 
-def environment(run: Run) -> str:
+def environment(run: RunFolder) -> str:
     """Versions and machine, as run.json says."""
     found = [run.info.get("versions"), run.info.get("machine")]
     cells = [
@@ -382,12 +356,12 @@ def environment(run: Run) -> str:
     return page.table(["", ""], cells, text=[1]) if cells else ""
 
 
-def spec_text(run: Run) -> str:
+def spec_text(run: RunFolder) -> str:
     if not run.spec_text:
         return ""
     title = f"The spec as resolved, {len(run.spec_text.splitlines())} lines ({shown(run, run.folder / 'spec.txt')})"
     return page.folded(title, page.code([run.spec_text.rstrip()], whole=False))
 
 
-def problems(run: Run) -> str:
+def problems(run: RunFolder) -> str:
     return "\n".join(page.paragraph(problem) for problem in run.problems)

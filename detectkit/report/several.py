@@ -10,11 +10,12 @@ from detectkit import page, spec
 from detectkit.errors import UsageError
 from detectkit.files import atomic_write, short_names
 from detectkit.page import Section
+from detectkit.pipeline.products import Role
 from detectkit.report import accuracy, charts
-from detectkit.report.folder import Run, read
+from detectkit.report.folder import RunFolder, read
 from detectkit.report.models import (
     MOST_CLASSES,
-    Model,
+    ModelRow,
     class_names,
     deployed,
     final_float,
@@ -24,7 +25,7 @@ from detectkit.report.models import (
     verdict,
 )
 from detectkit.report.sections import by_class, over_time, timed_where, training_charts
-from detectkit.report.training import history
+from detectkit.report.training import Epoch, history
 
 DASHES = ("-", "--", "-.", ":")
 LONG = 60  # letters of a value
@@ -34,14 +35,14 @@ UNSET = "not set"
 class Compared(NamedTuple):
     """One of the runs."""
 
-    run: Run
+    run: RunFolder
     name: str  # short, told from the others'
     color: str  # of the page
     dashes: str
-    models: list[Model]
+    models: list[ModelRow]
 
     @property
-    def last(self) -> Model | None:
+    def last(self) -> ModelRow | None:
         """The model that the run was made for."""
         return deployed(self.models) or final_float(self.models)
 
@@ -106,7 +107,7 @@ def _table(compared: Sequence[Compared]) -> str:
         headers, found = rows(own) if own else (headers, [])
         cells += [[page.joined(page.swatch(item.color), item.name), *row] for row in found]
     titled = [
-        (f"{item.name}, {model.kind.title}", item.color, model) for item in compared for model in item.models
+        (f"{item.name}, {model.title}", item.color, model) for item in compared for model in item.models
     ]
     chart = over_time(titled)
     parts = [
@@ -159,7 +160,7 @@ def _curves(compared: Sequence[Compared]) -> str:
         if details is None or item.last is None:
             continue
         for name, curve in zip(details.class_names, details.curves, strict=True):
-            title = f"{item.name}, {item.last.kind.title} {percent(item.last.by_class.get(name))}"
+            title = f"{item.name}, {item.last.title} {percent(item.last.by_class.get(name))}"
             line = charts.Line(title, item.color, curve.recall, curve.precision, item.dashes)
             drawn.setdefault(name, []).append(line)
     if not drawn:
@@ -172,9 +173,13 @@ def _curves(compared: Sequence[Compared]) -> str:
 
 def _training(compared: Sequence[Compared]) -> str:
     """The course of the same training of each run over each other."""
+    courses: dict[str, list[tuple[str, str, list[Epoch]]]] = {}
+    for item in compared:
+        for product in item.run.of(Role.COURSE):
+            epochs = history(Path(product.path))
+            courses.setdefault(product.title, []).extend([(item.name, item.color, epochs)] if epochs else [])
     parts = []
-    for stage, title in (("train", "Training"), ("retrain", "Retraining"), ("qat", "Training in 8 bits")):
-        courses = [(item, history(item.run.folder / stage / "status.jsonl")) for item in compared]
-        shown = training_charts([(item.name, item.color, epochs) for item, epochs in courses if epochs])
+    for title, same in courses.items():
+        shown = training_charts(same)
         parts += [page.heading(title, level=3), shown] if shown else []
     return "\n".join(parts)

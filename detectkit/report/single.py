@@ -10,8 +10,8 @@ from detectkit.console import duration
 from detectkit.files import atomic_write
 from detectkit.page import Html, Section
 from detectkit.report import accuracy, sections
-from detectkit.report.folder import Run, Stage, read
-from detectkit.report.models import Model, kept_table, models, rows, verdict, write_table
+from detectkit.report.folder import RunFolder, StageOutcome, read
+from detectkit.report.models import ModelRow, kept_table, models, rows, verdict, write_table
 
 REPORT = "report.html"
 
@@ -49,7 +49,7 @@ def summary(folder: Path) -> tuple[list[str], list[list[str]]]:
     return rows(kept_table(run) or models(run))
 
 
-def _head(run: Run, found: Sequence[Model]) -> Iterator[str]:
+def _head(run: RunFolder, found: Sequence[ModelRow]) -> Iterator[str]:
     """What a person in a hurry reads."""
     failed = next((stage for stage in run.stages if stage.status == "failed"), None)
     if failed is not None:
@@ -62,7 +62,7 @@ def _head(run: Run, found: Sequence[Model]) -> Iterator[str]:
     yield page.paragraph(_progress(run.stages), style="note")
 
 
-def _progress(stages: Sequence[Stage]) -> str:
+def _progress(stages: Sequence[StageOutcome]) -> str:
     done = sum(stage.status == "done" for stage in stages)
     seconds = sum(stage.wall_seconds or 0 for stage in stages)
     cpu = sum(stage.cpu_seconds or 0 for stage in stages)
@@ -77,14 +77,14 @@ def _progress(stages: Sequence[Stage]) -> str:
     return f"{told}: {times}."
 
 
-def _sections(run: Run, found: Sequence[Model]) -> Iterator[Section]:
+def _sections(run: RunFolder, found: Sequence[ModelRow]) -> Iterator[Section]:
     """Those that have something to show, in the order in which they are asked for."""
     made: list[tuple[str, str, str | Html]] = [
         ("models", "Models", sections.table(run, found)),
         ("curves", "Precision and recall", accuracy.curves(run, found)),
         ("mistakes", "Worst mistakes", accuracy.mistakes(run, found)),
         ("data", "Data", sections.data(run)),
-        ("training", "Training", sections.training(run)),
+        ("training", "Training", sections.training(run, found)),
         ("bits", "8 bits", sections.eight_bits(run)),
         ("files", "Files to deploy", sections.files(run)),
         ("stages", "Stages and commands", sections.stages(run)),

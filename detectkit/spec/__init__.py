@@ -41,12 +41,20 @@ from detectkit.spec.load import (
 )
 from detectkit.spec.model_pb2 import ModelConfig
 from detectkit.spec.networks import NETWORKS, spec_to_use
+from detectkit.spec.phases import only
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig, ConfidenceConfig, PostProcessingConfig
 from detectkit.spec.pruning import chosen_criterion, has_target
 from detectkit.spec.pruning_pb2 import PruningConfig
 from detectkit.spec.retraining import has_teacher, qat_spec, retraining_spec, teacher_files
+from detectkit.spec.rule_pb2 import Rule
 from detectkit.spec.rules import check
-from detectkit.spec.runs import MEASURING, another_training, batch_size, changed_sections, field_changes
+from detectkit.spec.runs import (
+    another_training,
+    batch_size,
+    changed_sections,
+    field_changes,
+    is_measured_otherwise,
+)
 from detectkit.spec.schema import Violation, control_character
 from detectkit.spec.training_pb2 import (
     AdamOptimizerConfig,
@@ -96,7 +104,6 @@ __all__ = [
     "LabelFilter",
     "LearningRateConfig",
     "ModelConfig",
-    "MEASURING",
     "NETWORKS",
     "ObjectiveLabelFilter",
     "OptimizerConfig",
@@ -104,6 +111,7 @@ __all__ = [
     "PruningConfig",
     "RegularizerConfig",
     "Retraining",
+    "Rule",
     "SampleConfig",
     "SgdOptimizerConfig",
     "SoftStartAnnealingScheduleConfig",
@@ -128,6 +136,7 @@ __all__ = [
     "field_changes",
     "has_target",
     "has_teacher",
+    "is_measured_otherwise",
     "kind_of",
     "label_name",
     "load",
@@ -138,6 +147,7 @@ __all__ = [
     "loads",
     "markdown",
     "obstacles",
+    "only",
     "qat_spec",
     "read_class_list",
     "reduced",

@@ -240,6 +240,8 @@ def _facts(field: FieldDescriptor) -> list[str]:
     if field.containing_oneof:
         others = [other.name for other in field.containing_oneof.fields if other is not field]
         facts.append(f"excludes {', '.join(others)}" if others else "")
+    if rule.phase in (Rule.RESUMABLE, Rule.RUNNING):
+        facts.append("may change in a resumed training")
     return [fact for fact in facts if fact]
 
 

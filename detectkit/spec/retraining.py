@@ -6,10 +6,10 @@ from pathlib import Path
 
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.networks import has_tlt_layout
+from detectkit.spec.phases import without
+from detectkit.spec.rule_pb2 import Rule
 from detectkit.spec.training_pb2 import DistillationConfig, LearningRateConfig, Retraining, TrainingConfig
 
-# What was done before the model was there: a spec that starts from the model does not do it again.
-BEFORE = ("dataset_export_config", "pruning_config")
 SOFT_START = 0.05  # of the run, at most: the weights are no strangers to their rate
 
 
@@ -32,10 +32,7 @@ def retraining_spec(
             the rate starts and rises as `_ease` says, unless `retraining` says it.
         teacher: of a pruned network, the one before the pruning: it teaches, unless the spec has another teacher, or a weight of 0.
     """
-    result = Experiment()
-    result.CopyFrom(experiment)
-    for name in BEFORE:
-        result.ClearField(name)
+    result = without(experiment, Rule.CONVERTING, Rule.PRUNING)
     config = result.model_config
     if has_tlt_layout(config):
         config.layout = config.TLT  # which the name of the file said

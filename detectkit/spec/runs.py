@@ -9,16 +9,10 @@ from google.protobuf.message import Message
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.load import resolved
 from detectkit.spec.networks import has_tlt_layout
+from detectkit.spec.phases import only
+from detectkit.spec.rule_pb2 import Rule
 from detectkit.spec.schema import present, show
 
-# What may change between two halves of a training; any other change makes it another one.
-MEASURING = ("evaluation_config", "postprocessing_config")
-# For before and after the training.
-NOT_TRAINING = ("dataset_export_config", "pruning_config", "calibration_config", "export_config")
-CHANGEABLE_TRAINING = (
-    *("num_epochs", "learning_rate", "regularizer"),
-    *("checkpoint_interval", "visualizer", "workers", "clip_gradient_norm", "cost_scaling"),
-)
 BATCH_SIZE = 4  # of a spec that trains nothing
 
 
@@ -46,7 +40,12 @@ def _values(message: Message, path: str) -> Iterator[tuple[str, str]]:
 
 def another_training(before: Experiment, now: Experiment) -> list[str]:
     """The top-level fields whose change makes the training another one; empty: one can go on where it was."""
-    return changed_sections(_without_changeable(before), _without_changeable(now))
+    return changed_sections(_learned(before), _learned(now))
+
+
+def is_measured_otherwise(before: Experiment, now: Experiment) -> bool:
+    """Whether accuracies by the one spec cannot be compared with those by the other."""
+    return bool(changed_sections(only(before, Rule.MEASURING), only(now, Rule.MEASURING)))
 
 
 def batch_size(experiment: Experiment) -> int:
@@ -54,13 +53,9 @@ def batch_size(experiment: Experiment) -> int:
     return experiment.training_config.batch_size_per_gpu or BATCH_SIZE
 
 
-def _without_changeable(experiment: Experiment) -> Experiment:
-    kept = Experiment()
-    kept.CopyFrom(experiment)
-    for name in (*MEASURING, *NOT_TRAINING):
-        kept.ClearField(name)
-    for name in CHANGEABLE_TRAINING:
-        kept.training_config.ClearField(name)
+def _learned(experiment: Experiment) -> Experiment:
+    """What a training that has begun cannot change."""
+    kept = only(experiment, Rule.DATA, Rule.TRAINING)
     if kept.training_config.HasField("distillation"):
         kept.training_config.distillation.ClearField("teacher_model_file")  # its weights are compared
     config = kept.model_config  # a layout that is written out is the one that the name of a file has said

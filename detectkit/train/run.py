@@ -279,8 +279,8 @@ def _resume(state: State, saved: dict[str, Any], experiment: spec.Experiment, re
     begin(state, config, min(saved["stage"][0], len(all_stages) - 1))
     steps = steps_of(state.images, config.batch_size_per_gpu)
     states.restore(state, saved, results / RESUME_FILE, steps=steps, stages=len(all_stages))
-    if set(spec.MEASURING) & set(spec.changed_sections(_trained_with(saved), experiment)):
-        state.best = -1.0  # measured otherwise: not comparable
+    if spec.is_measured_otherwise(_trained_with(saved), experiment):
+        state.best = -1.0
     log.info(f"resuming after epoch {state.epoch}, step {state.step}, from {results / RESUME_FILE}")
 
 

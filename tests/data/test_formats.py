@@ -7,7 +7,7 @@ from PIL import Image
 
 from detectkit.data import images, readers
 from detectkit.data.formats import IMAGE_EXTENSIONS
-from detectkit.pipeline.estimate import _count_images
+from detectkit.pipeline.converting import _count_images
 from detectkit.pipeline.fingerprints import Fingerprints
 
 

@@ -13,9 +13,10 @@ import pytest
 
 from detectkit import spec
 from detectkit.commands.tree import parse
-from detectkit.pipeline.plan import Step, plan
+from detectkit.pipeline.chain import Chain
+from detectkit.pipeline.plan import PlannedStage, plan
 from detectkit.pipeline.run import Runner
-from detectkit.pipeline.stages import Chain
+from detectkit.pipeline.stages import chain_of
 from tests.conftest import EXPORT, SPEC, draw_example
 
 SECTIONS = {
@@ -49,7 +50,7 @@ class Place:
 
     @property
     def chain(self) -> Chain:
-        return Chain(spec.load_experiment(self.spec), self.folder)
+        return chain_of(spec.load_experiment(self.spec), self.folder)
 
     def state(self, name: str) -> dict:
         return json.loads((self.folder / name / "stage.json").read_text())
@@ -78,7 +79,7 @@ class FakePlace(Place):
         self.count = runner.run(plan(self.chain, runner.prints, first=first, last=last))
         return list(dict.fromkeys(self.done))
 
-    def plan(self, first: str | None = None, last: str | None = None) -> list[Step]:
+    def plan(self, first: str | None = None, last: str | None = None) -> list[PlannedStage]:
         chain = self.chain
         runner = Runner(chain, self._execute, lambda folder: None, {})
         return plan(chain, runner.prints, first=first, last=last)

@@ -3,7 +3,7 @@
 import pytest
 
 from detectkit.errors import DataError
-from detectkit.pipeline import estimate, speed
+from detectkit.pipeline import basis, deploying, speed, training
 from detectkit.pipeline.estimate import estimates
 from detectkit.pipeline.speed import Speed
 
@@ -37,10 +37,10 @@ def said(fake, **options):
 def test_training_takes_its_steps_and_validations(fake, machine):
     found = said(fake)["train"]
     # 2 epochs of 80 images at 0.1 s, 2 validations of 20 images at 0.01 s and what clustering takes
-    computing = 2 * 80 * 0.1 + 2 * 20 * (0.01 + estimate.PER_DETECTED)
+    computing = 2 * 80 * 0.1 + 2 * 20 * (0.01 + basis.PER_DETECTED)
     assert computing < found.seconds < computing + 5
     # 2 checkpoints, the best model, and the state: the weights with two moments of Adam each
-    assert found.mib == pytest.approx((2 + 1 + 3) * MILLION + estimate.FIGURES)
+    assert found.mib == pytest.approx((2 + 1 + 3) * MILLION + training.FIGURES)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_training_takes_its_steps_and_validations(fake, machine):
 )
 def test_what_a_training_keeps(fake, machine, change, copies):
     fake.write("convert", "train", change=change)
-    assert said(fake)["train"].mib == pytest.approx(copies * MILLION + estimate.FIGURES)
+    assert said(fake)["train"].mib == pytest.approx(copies * MILLION + training.FIGURES)
 
 
 def test_the_last_batch_is_full(fake, machine):
@@ -69,11 +69,11 @@ def test_the_last_batch_is_full(fake, machine):
 def test_retraining_takes_the_share_that_pruning_leaves(fake, machine):
     fake.write(change={"retraining { num_epochs: 1 }": "retraining { num_epochs: 2 }"})
     found = said(fake)
-    fixed = estimate.TRAINING
+    fixed = training.STARTING
     ratio = (found["retrain"].seconds - fixed) / (found["train"].seconds - fixed)
     assert 0.55 < ratio < 0.75  # 0.6, and the plots
-    assert found["retrain"].mib == pytest.approx((2 + 1 + 3) * 0.6 * MILLION + estimate.FIGURES)
-    assert found["prune"].mib == pytest.approx(0.6 * MILLION + estimate.MEASURED)
+    assert found["retrain"].mib == pytest.approx((2 + 1 + 3) * 0.6 * MILLION + training.FIGURES)
+    assert found["prune"].mib == pytest.approx(0.6 * MILLION + basis.TABLES)
     # In 32 bits as what to fall back on, and in 8
     assert found["export"].mib == pytest.approx(0.6 * MILLION * 1.25)
 
@@ -134,15 +134,13 @@ def test_a_training_that_was_cut_takes_what_is_left(fake, machine):
     fake.change_state("train", status="begun")
     (fake.folder / "train" / "status.jsonl").write_text('{"message": "a"}\n{"epoch": 1}\n{"message": "b"}\n')
     left = said(fake)["train"].seconds
-    assert whole / 2 <= left < whole / 2 + estimate.TRAINING
+    assert whole / 2 <= left < whole / 2 + training.STARTING
 
 
 def test_what_cannot_be_done_takes_nothing(fake, machine, monkeypatch):
-    from detectkit.pipeline import stages
-
-    monkeypatch.setattr(stages, "has_gpu", lambda: False)
-    monkeypatch.setattr(stages, "has_tensorrt", lambda: True)
-    monkeypatch.setattr(stages, "builds_ahead", lambda: True)
+    monkeypatch.setattr(deploying, "has_gpu", lambda: False)
+    monkeypatch.setattr(deploying, "has_tensorrt", lambda: True)
+    monkeypatch.setattr(deploying, "builds_ahead", lambda: True)
     fake.write("convert", "train", more="export_config { data_type: FP16 engine_config { } }")
     found = said(fake)
     assert found["evaluate_engine"].seconds == 0 and found["engine"].seconds > 1

@@ -15,7 +15,7 @@ from detectkit.console import StatusLog
 from detectkit.errors import DataError, ModelError, OutputError, UsageError
 from detectkit.files import locked
 from detectkit.pipeline import plan as plans
-from detectkit.pipeline import stages, state as states
+from detectkit.pipeline import deploying, state as states
 from detectkit.pipeline.plan import Action
 from detectkit.pipeline.stages import STAGES
 from tests.pipeline.conftest import FakePlace
@@ -194,7 +194,7 @@ def test_the_network_before_the_pruning_teaches_the_one_after_it(done):
     float_model = "train/weights/model-best.safetensors"
     *_, pruned, teacher = done.state("retrain")["reads"].keys()
     assert (pruned, teacher) == ("prune/pruned.safetensors", float_model)
-    assert done.chain.retraining.training_config.distillation.teacher_model_file == str(
+    assert done.chain.specs["spec_retrain.txt"].training_config.distillation.teacher_model_file == str(
         done.folder / float_model
     )
     none = "distillation { weight: 0 }"
@@ -578,9 +578,9 @@ def test_pruning_in_turns_hangs_on_the_training(fake):
 def machine(monkeypatch):
     """What the machine has; nothing at first."""
     has = {"gpu": False, "tensorrt": True, "ahead": True, "version": "10.9"}
-    monkeypatch.setattr(stages, "has_gpu", lambda: has["gpu"])
-    monkeypatch.setattr(stages, "has_tensorrt", lambda: has["tensorrt"])
-    monkeypatch.setattr(stages, "builds_ahead", lambda: has["ahead"])
+    monkeypatch.setattr(deploying, "has_gpu", lambda: has["gpu"])
+    monkeypatch.setattr(deploying, "has_tensorrt", lambda: has["tensorrt"])
+    monkeypatch.setattr(deploying, "builds_ahead", lambda: has["ahead"])
     monkeypatch.setattr(plans, "versions", lambda: {"TensorRT": has["version"]})
     return has
 
@@ -674,9 +674,8 @@ def test_the_retraining_hangs_on_what_pruning_has_left(fake):
     fake.run()
 
     def rate():
-        return (
-            fake.chain.retraining.training_config.learning_rate.soft_start_annealing_schedule.max_learning_rate
-        )
+        config = fake.chain.specs["spec_retrain.txt"].training_config
+        return config.learning_rate.soft_start_annealing_schedule.max_learning_rate
 
     whole = rate()
     status = StatusLog(fake.folder / "prune" / "status.jsonl")

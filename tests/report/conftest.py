@@ -11,6 +11,22 @@ from detectkit.cli import main
 STAGES = ["convert", "train", "evaluate_float", "prune", "evaluate_pruned", "retrain", "evaluate_retrained"]
 STAGES += ["calibrate", "export", "evaluate_int8", "engine", "evaluate_engine", "latency"]
 
+# What each of them makes, as run.json tells it: key, title, role, path.
+PRODUCTS = [
+    ("float", "float", "network", "train/weights/model.safetensors"),
+    ("float", "Training", "course", "train/status.jsonl"),
+    ("pruned", "pruned", "passing", "prune/pruned.safetensors"),
+    ("retrained", "retrained", "network", "retrain/weights/model.safetensors"),
+    ("retrained", "Retraining", "course", "retrain/status.jsonl"),
+    ("layers", "what each layer loses in 8 bits", "layers", "calibrate/layers.json"),
+    ("int8", "INT8", "deployed", "export/model_int8.onnx"),
+    ("engine", "engine", "deployed", "engine/model.engine"),
+    ("model.engine", "TensorRT", "file", "engine/model.engine"),
+    *((name[9:], "accuracy", "results", f"{name}/results.json") for name in STAGES if "evaluate" in name),
+    *((name[9:], "detections", "details", f"{name}/details.npz") for name in STAGES if "evaluate" in name),
+    ("latency", "times", "times", "latency/latency.json"),
+]
+
 
 def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,10 +78,9 @@ def whole_run(tiny_root, tiny_text, learnt, learnt_onnx, tmp_path_factory):
     write(folder / "spec.txt", spec.dumps(message))
     about = {"spec": "specs/tiny.txt", "command": ["detectkit", "run", "-e", "specs/tiny.txt"]}
     planned = [[name, f"the stage {name}"] for name in STAGES]
-    write(
-        folder / "run.json",
-        about | {"versions": {"torch": "2.9"}, "machine": {"cpu": "z80"}, "stages": planned},
-    )
+    products = [dict(zip(("key", "title", "role", "path"), item)) for item in PRODUCTS]
+    about |= {"versions": {"torch": "2.9"}, "machine": {"cpu": "z80"}}
+    write(folder / "run.json", about | {"stages": planned, "products": products})
     for name in STAGES:
         stage(folder, name, commands=[["explain", f"a path/{name}"]])
     files = {"float": "train/weights/model.safetensors", "int8": "export/model_int8.onnx"}

@@ -26,6 +26,14 @@ OF_A_STAGE = [
 OF_A_STAGE += ["calibrate", "export", "evaluate_int8", "engine", "evaluate_engine", "latency"]
 
 
+def keep(run, wanted, given=()):
+    """Leave only the stages in run.json that `wanted` says by name, and what they make and the run was `given`."""
+    info = json.loads((run / "run.json").read_text())
+    stages = [item for item in info["stages"] if wanted(item[0])]
+    products = [*given, *(item for item in info["products"] if wanted(item["path"].split("/")[0]))]
+    (run / "run.json").write_text(json.dumps(info | {"stages": stages, "products": products}))
+
+
 def sections(text):
     """The content of each section by its title."""
     parts = re.split(r'<h2 id="\w+">([^<]+)</h2>', text)
@@ -68,6 +76,9 @@ def test_a_whole_run(text):
     assert found["8 bits"].count("<tr>") == 1 + 10 and "1 of 12 hurt" in found["8 bits"]
     assert "engine/model.engine" in found["Files to deploy"] and "1.0 MiB" in found["Files to deploy"]
     assert "detectkit explain &#x27;a path/train&#x27;" in found["Stages and commands"]
+    swatches = re.findall(r"var\(--(s\d)\)", found["Models"])[:5]
+    assert swatches == ["s0", "s1", "s2", "s4", "s7"]  # float, pruned, retrained, INT8, engine
+    assert "<h3>Stage by stage</h3>" in found["Stages and commands"]
     assert "z80" in found["Environment"] and "dataset_config" in found["Spec"]
 
 
@@ -141,9 +152,7 @@ def test_every_beginning_of_a_run_has_a_report(run, count):
 
 def test_stages_that_the_spec_no_longer_has_are_not_shown(run):
     """Their folders stay, and are those of the run's earlier spec."""
-    info = json.loads((run / "run.json").read_text())
-    kept = [item for item in info["stages"] if item[0] not in ("calibrate", "evaluate_int8")]
-    (run / "run.json").write_text(json.dumps(info | {"stages": kept}))
+    keep(run, lambda name: name not in ("calibrate", "export", "evaluate_int8"))
     found = sections(write_report(run).read_text())
     assert "INT8" not in found["Models"] and "evaluate_int8" not in found["Stages and commands"]
     assert "retrained" in found["Models"] and "8 bits" not in found
@@ -259,11 +268,25 @@ def test_a_run_that_only_evaluates(run):
     for name in OF_A_STAGE:
         if name != "evaluate_float":
             shutil.rmtree(run / name)
-    info = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(info | {"stages": [["evaluate_float", "accuracy"]]}))
+    model = {"key": "float", "title": "float", "role": "network", "path": "/models/mine.safetensors"}
+    keep(run, lambda name: name == "evaluate_float", given=[model])
     text = write_report(run).read_text()
     assert '<p class="lead">mAP 100.0\u00a0%</p>' in text
     assert "All 1 stages are done" not in text and "The one stage is done" in text
+
+
+def test_models_that_no_stage_measures_have_their_times(run, whole_run):
+    times = run / "latency" / "latency.json"
+    times.write_text(times.read_text().replace(str(whole_run), str(run)))
+    keep(run, lambda name: not name.startswith("evaluate"))
+    path = run / "engine" / "stage.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "failed", "error": "no memory"}))
+    headers, rows = summary(run)
+    assert rows[0] == ["float", "-", "1,000,000", "0.50", "1.0", "40.0", "1.0x", "-"]
+    assert [row[0] for row in rows] == ["float", "pruned", "retrained", "INT8", "engine"]
+    models = sections(write_report(run).read_text())["Models"]
+    assert "float: no stage of the run measures its accuracy." in models
+    assert "engine: could not be made: no memory." in models
 
 
 def test_no_run(tmp_path):

@@ -14,7 +14,7 @@ def test_a_field_tells_type_default_range_unit_and_place():
     text = spec.explain("training_config.checkpoint_interval")
     assert text.splitlines()[:4] == [
         "training_config.checkpoint_interval",
-        "  uint32 · default 10 · in [0, inf) · epochs",
+        "  uint32 · default 10 · in [0, inf) · epochs · may change in a resumed training",
         "",
         "  Epochs between two checkpoints. 0 counts as 10.",
     ]
