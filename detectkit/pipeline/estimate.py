@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from google.protobuf import text_format
 
 from detectkit.errors import DataError
 from detectkit.pipeline import state as states
@@ -20,7 +19,7 @@ from detectkit.pipeline.chain import Chain
 from detectkit.pipeline.converting import count_labels
 from detectkit.pipeline.plan import TRAINED_WITH, Action, PlannedStage
 from detectkit.pipeline.training import num_epochs
-from detectkit.spec import Experiment
+from detectkit.spec.stored import read_stored
 
 NOTICED = 0.01  # seconds; what took less was not measured
 
@@ -73,12 +72,11 @@ def _left(chain: Chain, step: PlannedStage, whole: Estimate) -> Estimate:
 
 def _epochs_before(folder: Path) -> int:
     """That the training in a folder was to have; 0: unknown."""
-    found = Experiment()
     try:
-        text_format.Parse((folder / TRAINED_WITH).read_text(encoding="utf-8"), found)
-    except (OSError, text_format.ParseError):
+        stored = read_stored((folder / TRAINED_WITH).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return 0
-    return num_epochs(found.training_config)
+    return num_epochs(stored.spec.training_config)
 
 
 def _epochs_done(folder: Path) -> int:

@@ -10,7 +10,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from google.protobuf import text_format
 
 from detectkit import spec
 from detectkit.errors import UsageError
@@ -21,6 +20,7 @@ from detectkit.pipeline.fingerprints import Fingerprints
 from detectkit.pipeline.state import StageState
 from detectkit.pipeline.training import LEARNED
 from detectkit.spec import Experiment, only
+from detectkit.spec.stored import read_stored, warn_of_unknown
 from detectkit.stores import is_remote
 from detectkit.versions import versions
 
@@ -184,12 +184,12 @@ def _told(changes: Sequence[tuple[str, str, str]]) -> str:
 
 def _read_spec(path: Path) -> Experiment | None:
     """A spec as a run or a training has written it; None where there is none, or none that can be read."""
-    message = Experiment()
     try:
-        text_format.Parse(path.read_text(encoding="utf-8"), message)
-    except (OSError, ValueError, text_format.ParseError):
+        stored = read_stored(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
-    return message
+    warn_of_unknown(path, None, stored.unknown)
+    return stored.spec
 
 
 def _may_go_on(chain: Chain, step: PlannedStage, state: StageState) -> bool:

@@ -7,10 +7,11 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
+from detectkit import __version__
 from detectkit.errors import OutputError
 from detectkit.files import LOCK, atomic_write, clear_left_behind, locked, make_directory
+from detectkit.spec.stored import WRITER, unknown_entries, warn_of_unknown
 
 STAGE_FILE = "stage.json"
 HALF_WRITTEN = ".*.tmp"  # the names that `atomic_write` writes under, and `clear` removes under
@@ -38,17 +39,21 @@ class StageState:
 def read(folder: Path) -> StageState | None:
     """The state in the folder of a stage; None where there is none, or none that can be read."""
     try:
-        content: Any = json.loads((folder / STAGE_FILE).read_text(encoding="utf-8"))
-        return StageState(**content)
+        content = dict(json.loads((folder / STAGE_FILE).read_text(encoding="utf-8")))
+        known = {field.name for field in dataclasses.fields(StageState)}
+        state = StageState(**{name: value for name, value in content.items() if name in known})
     except (OSError, ValueError, TypeError):
         return None
+    warn_of_unknown(folder / STAGE_FILE, content.get(WRITER), unknown_entries(content, known))
+    return state
 
 
 def write(folder: Path, state: StageState) -> None:
     """Raises OutputError."""
     make_directory(folder)
     with atomic_write(folder / STAGE_FILE) as path:
-        path.write_text(json.dumps(dataclasses.asdict(state), indent=2) + "\n", encoding="utf-8")
+        content = {WRITER: __version__} | dataclasses.asdict(state)
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def clear(folder: Path) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detectkit import spec
-from detectkit.errors import DetectkitError, UsageError
+from detectkit.errors import UsageError
 from detectkit.pipeline.chain import SPEC
 from detectkit.pipeline.plan import RUN_FILE
 from detectkit.pipeline.products import Product, Role
 from detectkit.pipeline.stages import STAGES, kept_products
 from detectkit.pipeline.state import STAGE_FILE
+from detectkit.spec.stored import read_stored
 
 
 class StageOutcome(NamedTuple):
@@ -155,11 +156,18 @@ def _spec(folder: Path, problems: list[str]) -> tuple[str, spec.Experiment | Non
         problems.append(f"{SPEC} cannot be read: {_reason(error)}")
         return "", None
     try:
-        message = spec.loads(text)
-    except DetectkitError as error:
+        stored = read_stored(text)
+    except ValueError as error:
         problems.append(f"{SPEC} is not understood: {_reason(error)}")
         return text, None
-    return text, message if isinstance(message, spec.Experiment) else None
+    if stored.unknown:
+        problems.append(
+            f"{SPEC} has fields of another version, which do not count here: {', '.join(stored.unknown)}"
+        )
+    broken = spec.check(stored.spec)
+    if broken:
+        problems.append(f"{SPEC} is not understood: {broken[0]}")
+    return text, None if broken else stored.spec
 
 
 def _planned(info: dict[str, Any]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -63,7 +64,7 @@ def unknown_entries(content: Mapping[str, Any], known: Iterable[str]) -> list[st
 
 
 def warn_of_unknown(path: str | os.PathLike[str], writer: object, names: Sequence[str]) -> None:
-    """Say once what of a file of another version is passed over, if anything.
+    """Say what of a file of another version is passed over, if anything; once in a process, however often it is read.
 
     Args:
         path: of the file.
@@ -73,7 +74,12 @@ def warn_of_unknown(path: str | os.PathLike[str], writer: object, names: Sequenc
     if names:
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         shown = ", ".join(map(visible, names[:NAMED]))
-        log.warning("%s was %s: %s%s do not count here", path, by(writer), shown, more)
+        _warn(f"{path} was {by(writer)}: {shown}{more} do not count here")
+
+
+@functools.cache
+def _warn(line: str) -> None:
+    log.warning("%s", line)
 
 
 def by(writer: object) -> str:

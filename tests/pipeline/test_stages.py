@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from google.protobuf import text_format
 
-from detectkit import spec
+from detectkit import __version__, spec
 from detectkit.cli import main
 from detectkit.commands import run as command
 from detectkit.pipeline import speed, stages
@@ -200,3 +200,38 @@ def test_a_run_from_before_is_reported_as_one_of_today(before):
     before.run(first="latency")
     assert json.loads((before.folder / "run.json").read_text())["products"]
     assert folders.read(before.folder).products == found
+
+
+# Folders that a newer detectkit has written
+
+
+def test_a_run_of_a_newer_version_is_done_and_what_is_not_known_is_named(fake, caplog):
+    fake.write()
+    fake.run()
+    fake.change_state("prune", written_by="0.9.1", mood="calm")
+    assert fake.actions() == {} and fake.run() == []
+    told = [line for line in caplog.messages if "do not count here" in line]
+    path = fake.folder / "prune" / "stage.json"
+    assert told == [f"{path} was written by detectkit 0.9.1 (this is {__version__}): mood do not count here"]
+
+
+def test_a_training_of_a_newer_version_goes_on(fake, caplog):
+    fake.write()
+    fake.run(last="train")
+    fake.write(change={"num_epochs: 2": "num_epochs: 3"})
+    written = fake.folder / "train" / "experiment_spec.txt"
+    written.write_text(written.read_text() + "\nclock { ticks: 3 }")
+    assert fake.actions()["train"] == "goes on"
+    assert f"{written} was written by another detectkit (this is {__version__}): clock do not" in caplog.text
+
+
+def test_the_report_of_a_newer_version_says_what_it_passes_over(fake):
+    fake.write()
+    fake.run()
+    path = fake.folder / "spec.txt"
+    path.write_text(path.read_text() + "\nclock { ticks: 3 }")
+    read_in = folders.read(fake.folder)
+    assert read_in.experiment == spec.resolved(fake.chain.experiment)
+    assert read_in.problems[0] == "spec.txt has fields of another version, which do not count here: clock"
+    path.write_text("clock {")
+    assert folders.read(fake.folder).problems[0].startswith("spec.txt is not understood: ")
