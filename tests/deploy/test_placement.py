@@ -6,10 +6,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 from detectkit.deploy.onnx import to_model
-from detectkit.deploy.placement import Placement, Wires, for_onnxruntime, for_tensorrt, quantizable
+from detectkit.deploy.placement import Placement, Wires, eight_bit_layers, for_onnxruntime, for_tensorrt
 from detectkit.model.detector import build
 from detectkit.model.graph import folded
-from detectkit.model.graph import quantizable as quantizable_in_torch
+from detectkit.model.graph import eight_bit_convolutions
 from detectkit.spec.model_pb2 import ModelConfig
 
 # A residual unit with a projection, one without, and two heads.
@@ -165,6 +165,6 @@ def test_which_tensors_have_no_value_below_zero() -> None:
 def test_the_onnx_graph_tells_the_same_convolutions_as_the_network(arch: str, depth: int) -> None:
     config = ModelConfig(arch=arch, num_layers=depth, use_batch_norm=True)
     detector = build(config, ["square"], 3)
-    expected = [str(node.target) for node in quantizable_in_torch(folded(detector))]
-    assert quantizable(to_model(detector, height=64, width=64)) == expected
+    expected = [str(node.target) for node in eight_bit_convolutions(folded(detector))]
+    assert eight_bit_layers(to_model(detector, height=64, width=64)) == expected
     assert len(expected) > 5
