@@ -10,6 +10,7 @@ import math
 import operator
 from collections.abc import Callable
 from enum import Enum, auto
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import torch
@@ -123,6 +124,26 @@ def window_of(node: fx.Node) -> Window | None:
 def resized_by(node: fx.Node) -> int:
     """How many times larger a map is behind an operator; 1: as large, or made smaller by a window."""
     return int(_resizing(node)[1]) if kind_of(node).name == "resize" else 1
+
+
+def receptive_field(network: nn.Module) -> int:
+    """Side in pixels of the square that one output value depends on, by the kernels and strides on the widest path.
+
+    What gates of the whole image (EfficientNet) let through is counted, the gates are not.
+
+    Raises:
+        ModelError: as `graph_of`.
+    """
+    seen: dict[fx.Node, tuple[int, Fraction]] = {}  # pixels seen by a value, and from one value to the next
+    field, step = 1, Fraction(1)
+    for node in graph_of(network).graph.nodes:
+        field, step = max((seen[source] for source in node.all_input_nodes), default=(1, Fraction(1)))
+        window = window_of(node)
+        if window is not None:
+            field += math.ceil((max(window.kernel) - 1) * max(window.dilation) * step)
+            step *= max(window.stride)
+        seen[node] = field, step / resized_by(node)
+    return field
 
 
 def unknown(node: fx.Node) -> ModelError:

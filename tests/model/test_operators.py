@@ -19,6 +19,7 @@ from detectkit.model.operators import (
     layer_of,
     onnx_operators,
     operands,
+    receptive_field,
     resized_by,
     window_of,
 )
@@ -102,6 +103,20 @@ def test_a_resize_repeats_pixels(run) -> None:
     node = read(nn.Upsample(scale_factor=2), run)
     assert kind_of(node).name == "resize" and resized_by(node) == 2
     assert resized_by(read(nn.MaxPool2d(2))) == 1
+
+
+@pytest.mark.parametrize(
+    ("layers", "pixels"),
+    [
+        # 3x3/2: 3; twice as large: a step of one pixel again; 3x3: +2, not +4
+        ((nn.Conv2d(3, 3, 3, 2, 1), nn.Upsample(scale_factor=2), nn.Conv2d(3, 3, 3, padding=1)), 5),
+        # 3 pixels of an image of twice the size are of 2 of its own
+        ((nn.Upsample(scale_factor=2), nn.Conv2d(3, 3, 3, padding=1)), 2),
+        ((MaxPool2dSame(3, 2, 1), nn.Conv2d(3, 3, 3, dilation=2)), 3 + 2 * 2 * 2),
+    ],
+)
+def test_a_resize_makes_the_next_window_smaller(layers, pixels) -> None:
+    assert receptive_field(nn.Sequential(*layers)) == pixels
 
 
 def test_operands_are_in_order_and_as_often_as_they_are_taken() -> None:
