@@ -35,7 +35,7 @@ class Operator(NamedTuple):
 
     Attributes:
         kind: name of a row of `model.operators.KINDS`; "images" is what the network takes.
-        layer: name of the layer in the detector; "" of a function.
+        layer: name of the layer in the detector, numbered where it is used again (`model.graph.folded`); "" of a function.
         output: the tensor that it gives, by its name in files (`model.graph.tensor_name`).
         inputs: the tensors that it takes, then its constants, in this order; of a sum and the like as they are written.
         shape: of what it gives.

@@ -201,9 +201,6 @@ class _Writer:
     def write(self, operator: Operator) -> None:
         """Write an operator, and its constants."""
         self.shapes[operator.output] = operator.shape
-        if operator.kind != "weighted_sum":
-            for name, value in operator.constants.items():
-                self._constant(name, value)
         found = operator.attributes
         match operator.kind:
             case "images":
@@ -214,10 +211,8 @@ class _Writer:
             case "max_pool":
                 self._add(operator, kernel_shape=found["kernel"], strides=found["stride"], pads=found["pads"])
             case "relu6":
-                limits = {"min": np.float32(0), "max": np.float32(6)}
-                self._add(
-                    operator, *(self._constant(f"{operator.output}.{end}", limits[end]) for end in limits)
-                )
+                least = self._constant(f"{operator.output}.min", np.float32(0))
+                self._add(operator, least, self._constant(f"{operator.output}.max", np.float32(6)))
             case "silu":
                 self._gated(operator, "Sigmoid")
             case "hard_sigmoid":
@@ -255,20 +250,19 @@ class _Writer:
         self._add(operator, "", factors, **pixels)
 
     def _weighted_sum(self, operator: Operator) -> None:
-        """The sum of the first two maps times their shares, to which the others are added one by one."""
+        """Each map times its share, and the sums of the first two, three and so on."""
         *maps, shares = operator.inputs
-        total, output = "", operator.output
+        output = operator.output
+        parts = []
         for number, (name, share) in enumerate(zip(maps, operator.constants[shares], strict=True)):
             factor = self._constant(f"{output}.share{number}", share)
-            part = self._node("Mul", [name, factor], f"{output}/part{number}")
-            last = number == len(maps) - 1
-            total = (
-                self._node("Add", [total, part], output if last else f"{output}/sum{number}")
-                if total
-                else part
-            )
+            parts.append(self._node("Mul", [name, factor], f"{output}/part{number}"))
+        total, *others = parts
+        for part in others:
+            total = self._node("Add", [total, part], output if part is parts[-1] else f"{part}/sum")
 
     def _l2_normalisation(self, operator: Operator) -> None:
+        """Vectors of length 1, times the scale of each channel."""
         maps, scale = operator.inputs
         column = operator.constants[scale][:, None, None]
         unit = self._node("LpNormalization", [maps], f"{operator.output}/unit", axis=1, p=2)
@@ -276,6 +270,8 @@ class _Writer:
 
     def _add(self, operator: Operator, *constants: str, **attributes: Any) -> None:
         """The one node of an operator; `constants` are behind what it takes."""
+        for name, value in operator.constants.items():
+            self._constant(name, value)
         inputs = [*operator.inputs, *constants]
         self._node(WRITTEN_AS[operator.kind], inputs, operator.output, **attributes)
 

@@ -17,7 +17,7 @@ from detectkit.model.operators import Values, graph_of, kind_of, layer_of, opera
 
 
 def trace(detector: Detector) -> fx.GraphModule:
-    """The floating-point network of a detector, sharing its layers.
+    """The floating-point network of a detector, sharing its layers, without those that no output needs.
 
     The layers act in the mode that they are in, except EfficientNet's `stochastic_depth`, whose mode is that of now.
 
@@ -25,6 +25,8 @@ def trace(detector: Detector) -> fx.GraphModule:
         ModelError: it has an operator that `model.operators` does not know.
     """
     graph = graph_of(detector, "plain")
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
     for image in graph.graph.find_nodes(op="placeholder"):
         image.meta["tensor"] = INPUT
     for output, node in zip(detector.outline.outputs, operands(graph.graph.output_node()), strict=True):

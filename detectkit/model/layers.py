@@ -30,7 +30,7 @@ class WeightedSum(nn.Module):
     """Maps of one shape added by learnt shares (Tan et al. 2020, EfficientDet): one number for each of them.
 
     Args:
-        count: of the maps.
+        count: of the maps, 2 or more.
         softmax: the shares are the softmax of the weights; otherwise each weight, at least 0, over the sum of all
             ("fast attention").
     """

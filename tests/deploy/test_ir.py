@@ -107,6 +107,16 @@ def test_images_stay_apart(pyramid, step):
         operators(Changed(pyramid, step), height=16, width=32)
 
 
+def test_what_no_output_needs_is_left_out(pyramid):
+    def step(maps):
+        torch.sigmoid(maps.flatten(1))
+        return maps
+
+    networks = Changed(pyramid, step), pyramid
+    one, other = ([item.kind for item in operators(network, height=16, width=32)] for network in networks)
+    assert one == other
+
+
 def test_the_network_stays_as_it_was(pyramid):
     before = {name: value.clone() for name, value in pyramid.state_dict().items()}
     operators(pyramid, height=16, width=32)

@@ -40,6 +40,9 @@ def wires(text: str) -> Wires:
         if kind == "Conv":
             constants.append(numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float32), f"{output}.weight"))
             inputs.append(f"{output}.weight")
+        if kind == "Mul" and len(inputs) == 1:
+            constants.append(numpy_helper.from_array(np.array(0.5, np.float32), f"{output}.share"))
+            inputs.append(f"{output}.share")
         if kind == "Clip":
             for end, value in (("min", 0), ("max", 6)):
                 constants.append(numpy_helper.from_array(np.array(value, np.float32), f"{output}.{end}"))
@@ -108,6 +111,42 @@ def test_what_is_concatenated_shares_a_scale_with_the_result_and_its_pool() -> N
     placed = for_onnxruntime(graph, [])
     assert read(placed) == {"images": "a c", "b": "e", "d": "e", "e": "f", "f": "g", "g": "bbox cov"}
     assert placed.groups == [{"b", "d", "e", "f"}]
+
+
+def test_a_weighted_sum_is_one_of_floats() -> None:
+    graph = wires("""
+        images Conv a
+        images Conv b
+        a Mul c
+        b Mul d
+        c,d Add e
+        e Conv f
+        f Conv cov
+        f Conv bbox
+    """)
+    assert read(for_tensorrt(graph, [])) == {"images": "a b", "e": "f"}
+    assert read(for_onnxruntime(graph, [])) == {
+        **{"images": "a b", "a": "c", "b": "d", "e": "f"},
+        "f": "bbox cov",
+    }
+
+
+def test_a_resized_map_has_the_scale_of_the_other() -> None:
+    graph = wires("""
+        images Conv a
+        a Relu b
+        b Resize c
+        b Conv d
+        c,d Add e
+        e Conv f
+        f Conv cov
+        f Conv bbox
+    """)
+    assert read(for_tensorrt(graph, [])) == {"images": "a", "b": "d", "c": "e", "e": "f"}
+    placed = for_onnxruntime(graph, [])
+    assert read(placed) == {**{"images": "a", "b": "c d", "c": "e", "d": "e", "e": "f"}, "f": "bbox cov"}
+    assert placed.groups == [{"b", "c"}]
+    assert "c" in graph.not_negative()
 
 
 def test_gates_stay_float_and_limited_relus_are_part_of_their_convolution() -> None:
