@@ -119,13 +119,10 @@ def gates(graph: fx.GraphModule) -> set[fx.Node]:
 
 def ends(graph: fx.GraphModule) -> set[fx.Node]:
     """The last convolution before each output, and all that is behind it."""
-    found: set[fx.Node] = set()
-    waiting = list(graph.graph.output_node().all_input_nodes)
-    while waiting:
-        node = waiting.pop()
-        found.add(node)
-        if not isinstance(layer_of(node), nn.Conv2d):
-            waiting += node.all_input_nodes
+    found = set(graph.graph.output_node().all_input_nodes)
+    for node in reversed(graph.graph.nodes):
+        if node in found and not isinstance(layer_of(node), nn.Conv2d):
+            found.update(node.all_input_nodes)
     return found
 
 
