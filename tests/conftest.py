@@ -24,8 +24,8 @@ from detectkit.data.convert import convert
 from detectkit.data.dataset import loader, training_frames, validation_frames
 from detectkit.deploy.onnx import to_model
 from detectkit.heads.grid import GridHead
-from detectkit.model import checkpoint, tlt
 from detectkit.heads.outline import Level, Outline, Output
+from detectkit.model import checkpoint, tlt
 from detectkit.model.base import Convolution
 from detectkit.model.detector import Detector, Normalize, build
 from detectkit.model.layers import L2Normalisation, MaxPool2dSame, WeightedSum
