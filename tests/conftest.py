@@ -14,7 +14,8 @@ import pytest
 import torch
 from hypothesis import settings
 from PIL import Image, ImageDraw
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from detectkit import spec
 from detectkit.console import log
@@ -24,8 +25,11 @@ from detectkit.data.records import training_frames, validation_frames
 from detectkit.data.workers import loader
 from detectkit.deploy.onnx import to_model
 from detectkit.heads.grid import GridHead
+from detectkit.heads.outline import Level, Outline, Output
 from detectkit.model import checkpoint, tlt
-from detectkit.model.detector import Detector, build
+from detectkit.model.base import Convolution
+from detectkit.model.detector import Detector, Normalize, build
+from detectkit.heads.layers import L2Normalisation, MaxPool2dSame, WeightedSum
 from detectkit.runtimes.onnx import add_header
 
 torch.set_num_threads(1)  # small networks: threads only wait for each other
@@ -121,6 +125,65 @@ def draw_example(folder: Path, stem: str, generator: np.random.Generator) -> Non
         lines.append(f"{name} 0 0 0 {x} {y} {x + width} {y + height} 0 0 0 0 0 0 0\n")
     image.save(folder / "image_2" / f"{stem}.png")
     (folder / "label_2" / f"{stem}.txt").write_text("".join(lines))
+
+
+class Pyramid(nn.Module):
+    """A network of three levels and three outputs, with the operators that no backbone has; as a detector, for rooms below.
+
+    On each level the same convolution, with a batch normalisation of its own, and the same convolution makes the output.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalize, self.channels, self.ranges = Normalize(3), 3, None
+        levels = (Level("fine", 2, 8), Level("mid", 4, 8), Level("coarse", 8, 8))
+        names = ("near/Sigmoid", "mid", "far")
+        known = ((0.0, 1.0), None, None)
+        outputs = (Output(names[at], "predict", at, 3, known[at]) for at in range(3))
+        self.outline = Outline(tuple(outputs), levels, multiple=8)
+        self.fine = Convolution(3, 8, 3, stride=2, function=nn.ReLU())
+        self.mid = Convolution(8, 8, 3, stride=2, function=nn.ReLU6())
+        self.coarse, self.unit = MaxPool2dSame(3, 2, 1), L2Normalisation(8, scale=3.0)
+        self.up, self.down = nn.Upsample(scale_factor=2), WeightedSum(3, softmax=True)
+        self.sum = WeightedSum(2)
+        self.shared = nn.Conv2d(8, 8, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in levels)
+        self.predict = nn.Conv2d(8, 6, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.plain(images)
+
+    def plain(self, images: Tensor) -> tuple[Tensor, ...]:
+        """[B, 6, h, w] in (0, 1), [B, h w / 4, 6], and [B, 6, h / 4, w / 4]."""
+        fine = self.fine(self.normalize(images))
+        mid = self.mid(fine)
+        coarse = self.coarse(mid)
+        fine = self.sum(self.unit(fine), functional.interpolate(mid, scale_factor=2, mode="nearest"))
+        mid = self.down(mid, self.up(coarse), self.coarse(fine))
+        first, second, third = (
+            self.predict(functional.relu(norm(self.shared(level))))
+            for norm, level in zip(self.norms, (fine, mid, coarse), strict=True)
+        )
+        return torch.sigmoid(first).float(), second.permute(0, 2, 3, 1).flatten(1, 2), third
+
+
+@pytest.fixture
+def pyramid() -> Pyramid:
+    """In evaluation mode, with statistics and shares that no default hides."""
+    torch.manual_seed(0)
+    network = Pyramid()
+    with torch.no_grad():
+        network.normalize.mean.fill_(0.4)
+        network.sum.weights.copy_(torch.tensor([0.5, 1.5]))
+        network.down.weights.copy_(torch.tensor([0.0, 1.0, -1.0]))
+        network.unit.scale.uniform_(1, 4)
+        for layer in network.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.weight.uniform_(0.5, 1.5)
+                layer.bias.normal_(std=0.1)
+                layer.momentum = 1.0
+        network(torch.rand(4, 3, HEIGHT, WIDTH))
+    return network.eval()
 
 
 @pytest.fixture(autouse=True)

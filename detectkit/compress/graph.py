@@ -14,33 +14,18 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional
-from torchvision.ops import stochastic_depth
 
 from detectkit.errors import ModelError
-from detectkit.model.base import Tracer
-
-# What works on each channel by itself, and gives as many as it takes.
-CHANNELWISE_LAYERS = (
-    *(nn.Identity, nn.Dropout, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Upsample),
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.Hardswish, nn.Sigmoid, nn.Hardsigmoid),
-)
-CHANNELWISE_FUNCTIONS = {torch.sigmoid, torch.relu, functional.relu, stochastic_depth, "float"}
-# What joins tensors value by value; torch.fx writes += and *= as + and *.
-ELEMENTWISE = {
-    *(operator.add, operator.sub, operator.mul, operator.truediv),
-    *(torch.add, torch.sub, torch.mul, torch.div, torch.maximum, torch.minimum),
-}
+from detectkit.model.operators import Channels, graph_of, kind_of, layer_of, operands
 
 
 class Member(NamedTuple):
     """A part of a layer whose output channels are those of a group."""
 
-    layer: str  # name of a convolution or batch normalisation
+    layer: str  # name of a convolution or normalisation
     first: int  # the output channel of the layer that is the first of the group
 
 
@@ -68,7 +53,7 @@ class Wiring(NamedTuple):
     """
 
     groups: list[Group]  # in the order of the network; the image is one without members
-    takes: dict[str, list[Group]]  # by the name of each convolution and batch normalisation
+    takes: dict[str, list[Group]]  # by the name of each convolution and normalisation
     gives: dict[str, list[Group]]
 
 
@@ -76,10 +61,10 @@ def wiring(network: nn.Module, channels: int) -> Wiring:
     """Read the groups of a network that takes images of `channels` channels.
 
     Raises:
-        ModelError: the network does something of which it is not known what becomes of the channels.
+        ModelError: the network has an operator that `model.operators` does not know, or convolves what it has reshaped.
     """
     reader = _Reader(network, channels)
-    for node in Tracer().trace(network).nodes:
+    for node in graph_of(network).graph.nodes:
         reader.read(node)
     return reader.wiring()
 
@@ -97,18 +82,21 @@ class _Reader:
 
     def read(self, node: fx.Node) -> None:
         """Find the groups of the value of a node from those of the values before it."""
-        sources = [self.values[source] for source in node.all_input_nodes]
-        match node.op:
-            case "placeholder":
-                self.values[node] = [Group(self.channels, self.channels, fixed=True)]
-            case "get_attr":
-                self.values[node] = _constant(self.network, str(node.target))
-            case "call_module":
-                self.values[node] = self._layer(str(node.target), sources[0])
-            case "output":
+        sources = [self.values[source] for source in operands(node)]
+        match kind_of(node).channels:
+            case Channels.FIXED if node.op == "output":
                 self._fix(sources)
+            case Channels.FIXED:
+                self.values[node] = self._given(node)
+            case Channels.JOINED:
+                self.values[node] = self._bind(sources)
+            case Channels.STACKED:
+                self.values[node] = [group for source in sources for group in source]
+            case Channels.MIXED:
+                self._fix(sources)
+                self.values[node] = []
             case _:
-                self.values[node] = self._function(node, sources)
+                self.values[node] = self._layer(node, sources[0])
 
     def wiring(self) -> Wiring:
         """What was read, with every group in its final form."""
@@ -124,13 +112,21 @@ class _Reader:
         sides = (groups for name in gives for groups in (takes[name], gives[name]))
         return Wiring(list(dict.fromkeys(group for groups in sides for group in groups)), takes, gives)
 
-    def _layer(self, name: str, source: list[Group]) -> list[Group]:
-        layer = self.network.get_submodule(name)
-        if isinstance(layer, CHANNELWISE_LAYERS):
+    def _given(self, node: fx.Node) -> list[Group]:
+        """Of an image or a constant."""
+        width = self.channels
+        if node.op == "get_attr":
+            value: Tensor = operator.attrgetter(str(node.target))(self.network)
+            width = value.shape[-3] if value.dim() >= 3 else 1
+        return [Group(width, width, fixed=True)]
+
+    def _layer(self, node: fx.Node, source: list[Group]) -> list[Group]:
+        name, layer = str(node.target), layer_of(node)
+        if layer is None or not layer.state_dict():  # nothing of it has channels
             return source
-        if not isinstance(layer, (nn.Conv2d, nn.BatchNorm2d)):
+        if not source:
             raise ModelError(
-                f"cannot prune: it is not known what becomes of the channels in {name} ({type(layer).__name__})"
+                f"cannot prune: {name} reads channels that were reshaped or transposed: do that behind it"
             )
         given = self._convolution(layer, source) if isinstance(layer, nn.Conv2d) else source
         if name in self.gives:  # used a second time, with the same weights
@@ -147,16 +143,6 @@ class _Reader:
             self._repeat(source, layer.in_channels // layer.groups)
             self._repeat([given], layer.out_channels // layer.groups)
         return [given]
-
-    def _function(self, node: fx.Node, sources: list[list[Group]]) -> list[Group]:
-        if node.target in CHANNELWISE_FUNCTIONS:
-            return sources[0]
-        if node.target in ELEMENTWISE:
-            return self._bind(sources)
-        if node.target is torch.cat and _argument(node, 1, "dim") == 1:
-            parts: Any = _argument(node, 0, "tensors")  # `sources` has a value only once
-            return [group for part in parts for group in self.values[part]]
-        raise ModelError(f"cannot prune: it is not known what becomes of the channels in {node}")
 
     def _bind(self, sources: Sequence[list[Group]]) -> list[Group]:
         """Values that are joined value by value keep the same channels; one of one channel serves all of the others."""
@@ -195,13 +181,3 @@ class _Reader:
 def is_depthwise(layer: nn.Module) -> bool:
     """Whether a layer is a convolution that gives exactly the channels that it takes, each from itself."""
     return isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels == layer.out_channels
-
-
-def _constant(network: nn.Module, name: str) -> list[Group]:
-    value: Tensor = operator.attrgetter(name)(network)
-    width = value.shape[-3] if value.dim() >= 3 else 1
-    return [Group(width, width, fixed=True)]
-
-
-def _argument(node: fx.Node, position: int, name: str) -> object:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name)

@@ -21,8 +21,8 @@ from detectkit.data.records import training_frames
 from detectkit.data.workers import loader, training_order
 from detectkit.errors import ModelError
 from detectkit.heads.grid import GridHead
-from detectkit.model.base import Tracer
 from detectkit.model.detector import Detector
+from detectkit.model.operators import Channels, Values, graph_of, kind_of
 from detectkit.spec import PruningConfig
 
 TINY = 1e-30  # keeps the quotients of a layer without weights finite
@@ -128,11 +128,10 @@ class _Gates:
 
 def _gated(network: nn.Module) -> list[str]:
     """The batch normalisations, and the convolutions without one behind them."""
-    layers = dict(network.named_modules())
-    nodes = [node for node in Tracer().trace(network).nodes if node.op == "call_module"]
-    norms = [node for node in nodes if isinstance(layers[node.target], nn.BatchNorm2d)]
+    nodes = graph_of(network).graph.nodes
+    norms = [node for node in nodes if kind_of(node).values is Values.NORMALISED]
     before = {source.target for node in norms for source in node.all_input_nodes}
-    ends = [node.target for node in nodes if isinstance(layers[node.target], nn.Conv2d)]
+    ends = [node.target for node in nodes if kind_of(node).channels is Channels.MADE]
     return list(
         dict.fromkeys([name for name in ends if name not in before] + [node.target for node in norms])
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import onnx
 
+from detectkit.deploy.placement import FUSED
 from detectkit.deploy.scales import SIGNED_LEVELS, ScaleTable, scale_of
 from detectkit.errors import ModelError, UsageError
 from detectkit.files import atomic_write
@@ -22,7 +23,6 @@ from detectkit.files import atomic_write
 TENSORRT = "10.3.0"  # that of JetPack 6.1 and 6.2, where caches live on
 LAST_MAJOR = 10
 ENTROPY, MINMAX = "EntropyCalibration2", "MinMaxCalibration"
-FUSED = ("Relu", "Clip")  # what TensorRT runs as a part of the convolution before it
 HEADER = re.compile(rb"TRT-(\w+)-(\w+)")
 DIGITS = re.compile(r"[0-9a-fA-F]{8}|0")  # TLT pads nothing, which shows at 0 only
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import operator
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -16,14 +15,14 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from detectkit.deploy.ir import Operator, operators
 from detectkit.errors import ModelError, UsageError
 from detectkit.files import atomic_write
-from detectkit.model.base import borders
 from detectkit.model.detector import Detector
-from detectkit.model.graph import folded, tensor_name
-from detectkit.model.header import INPUT, OUTPUTS
+from detectkit.model.header import INPUT
+from detectkit.model.operators import KINDS
 from detectkit.ops.quantize import decibels
 from detectkit.runtimes.onnx import FAILURES, make_session
 
@@ -31,14 +30,7 @@ OPSET = 20
 FIRST_OPSET = 13  # the first whose quantisation has a scale for each channel
 GRAINS = (1, 8, 32)  # pixels a patch of the images that an exported model is tried on
 QUIET = 1e-8  # variance of an output below which it is constant
-# ONNX's operators for what joins or changes values place by place.
-FUNCTIONS: dict[Any, str] = {
-    operator.add: "Add",
-    operator.sub: "Sub",
-    operator.mul: "Mul",
-    operator.truediv: "Div",
-    torch.sigmoid: "Sigmoid",
-}
+WRITTEN_AS = {kind.name: kind.onnx for kind in KINDS if kind.onnx}
 
 
 def to_model(
@@ -46,9 +38,9 @@ def to_model(
 ) -> onnx.ModelProto:
     """The detector in evaluation mode as an ONNX model in float32, batch normalisation folded into the convolutions.
 
-    Its input is "images" [N, c, height, width] in [0, 1]. Its outputs are "output_cov/Sigmoid" [N, C, h, w] and
-    "output_bbox/BiasAdd" [N, 4C, h, w], as those of `Detector`. Every other value, and the node that makes it, has the
-    name of its node in `model.graph.folded`; weights have their names in the state dict.
+    Its input is "images" [N, c, height, width] in [0, 1]. Its outputs are those of `Detector`, by the names of its
+    `outline`. Every other value, and the node that makes it, has the name of its node in `model.graph.folded`; weights
+    have their names in the state dict.
 
     Args:
         detector: on any device, in any mode; it stays as it is.
@@ -59,14 +51,17 @@ def to_model(
 
     Raises:
         UsageError: there is no such opset.
-        ModelError: the network computes something that this writer does not know.
+        ModelError: the network has an operator that `model.operators` does not know.
     """
     newest = onnx.defs.onnx_opset_version()
     if not FIRST_OPSET <= opset <= newest:
         raise UsageError(
             f"there is no opset {opset} to write: use one from {FIRST_OPSET} to {newest} (--target_opset)"
         )
-    model = _Writer(folded(detector), (detector.channels, height, width), opset).model(batch or "N")
+    writer = _Writer(opset)
+    for operator in operators(detector, height=height, width=width):
+        writer.write(operator)
+    model = writer.model([output.name for output in detector.outline.outputs], batch or "N")
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -108,6 +103,7 @@ def check_against(
         ModelError: the outputs differ by more, are not finite, or ONNX Runtime cannot run the model.
     """
     reference = copy.deepcopy(detector).eval().cpu().float()
+    outputs = [output.name for output in detector.outline.outputs]
     try:
         session = make_session(model)
         fixed, channels, height, width = session.get_inputs()[0].shape
@@ -115,7 +111,7 @@ def check_against(
         grains = GRAINS if math.isfinite(least_sqnr) else GRAINS[:1]
         every = random_images(sum(sizes), channels, height, width, grains=grains)
         batches = list(torch.split(every, sizes))
-        found = [session.run(OUTPUTS, {INPUT: images.numpy()}) for images in batches]
+        found = [session.run(outputs, {INPUT: images.numpy()}) for images in batches]
     except FAILURES as error:
         reason = str(error).splitlines()[0]
         raise ModelError(
@@ -124,7 +120,7 @@ def check_against(
     with torch.no_grad():
         expected = [reference.plain(images) for images in batches]
     worst = 0.0
-    for place, name in enumerate(OUTPUTS):
+    for place, name in enumerate(outputs):
         ours = [maps[place] for maps in expected]
         theirs = [torch.from_numpy(maps[place]) for maps in found]
         worst = max(worst, *(_difference(*pair, name, tolerance) for pair in zip(ours, theirs, strict=True)))
@@ -169,7 +165,7 @@ def _difference(expected: Tensor, found: Tensor, name: str, tolerance: float) ->
 
 
 def _check_noise(expected: Tensor, found: Tensor, name: str, least: float) -> None:
-    varies = float((expected - expected.mean((0, 2, 3), keepdim=True)).square().mean())
+    varies = float((expected - expected.mean((0, *range(2, expected.dim())), keepdim=True)).square().mean())
     off = float((found - expected).square().mean())
     ratio = decibels(max(varies, QUIET), off)
     if not ratio >= least:
@@ -181,161 +177,108 @@ def _check_noise(expected: Tensor, found: Tensor, name: str, least: float) -> No
 
 
 class _Writer:
-    """Writes the nodes of a folded graph one after the other; shapes are without the batch: channels, height, width."""
+    """Writes operators one after the other."""
 
-    def __init__(self, graph: fx.GraphModule, image: tuple[int, int, int], opset: int) -> None:
-        self.graph, self.image, self.opset = graph, image, opset
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
-        self.names: dict[fx.Node, str] = {}
-        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
-        for node in graph.graph.nodes:
-            if node.op != "output":
-                self.names[node] = tensor_name(node)
-                self.shapes[node] = self._write(node)
+        self.shapes: dict[str, tuple[int, ...]] = {}  # of tensors, without the batch
 
-    def model(self, batch: int | str) -> onnx.ModelProto:
+    def model(self, outputs: Sequence[str], batch: int | str) -> onnx.ModelProto:
         """The whole, for images of this batch."""
-        outputs = [self._value(node, batch) for node in self.graph.graph.output_node().all_input_nodes]
-        images = helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, [batch, *self.image])
+        images, *results = (
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, *self.shapes[name]])
+            for name in (INPUT, *outputs)
+        )
         constants = list(self.constants.values())
-        graph = helper.make_graph(self.nodes, "detector", [images], outputs, initializer=constants)
+        graph = helper.make_graph(self.nodes, "detector", [images], results, initializer=constants)
         opset = helper.make_opsetid("", self.opset)
         # The oldest file format that has this opset: a runtime refuses one newer than itself.
         version = helper.find_min_ir_version_for([opset])
         return helper.make_model(graph, opset_imports=[opset], ir_version=version, producer_name="detectkit")
 
-    def _value(self, node: fx.Node, batch: int | str) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(self.names[node], TensorProto.FLOAT, [batch, *self.shapes[node]])
-
-    def _write(self, node: fx.Node) -> tuple[int, ...]:
-        """Write a node; gives the shape of its value."""
-        if node.op == "placeholder":
-            return self.image
-        if node.op == "get_attr":
-            value = operator.attrgetter(str(node.target))(self.graph)
-            self.names[node] = self._constant(str(node.target), value.numpy())
-            return tuple(value.shape)
-        if node.op == "call_module":
-            return self._layer(node, self.graph.get_submodule(str(node.target)))
-        return self._function(node)
-
-    def _function(self, node: fx.Node) -> tuple[int, ...]:
-        sources: Any = node.args
-        if node.target is torch.cat:
-            sources, dimension = node.args if len(node.args) == 2 else (node.args[0], node.kwargs.get("dim"))
-            known = dimension == 1
-        else:
-            known = node.target in FUNCTIONS and not node.kwargs
-        if not known or not all(isinstance(source, fx.Node) for source in sources):
-            raise _unknown(node, str(node.target))
-        names, shapes = zip(*((self.names[source], self.shapes[source]) for source in sources), strict=True)
-        if node.target is torch.cat:
-            self._add(node, "Concat", names, axis=1)
-            return sum(channels for channels, *_ in shapes), *shapes[0][1:]
-        self._add(node, FUNCTIONS[node.target], names)
-        return tuple(max(sides) for sides in zip(*shapes, strict=True))  # a side of 1 serves all places
-
-    def _layer(self, node: fx.Node, layer: nn.Module) -> tuple[int, ...]:
-        shape = self.shapes[node.all_input_nodes[0]]
-        match layer:
-            case nn.Conv2d():
-                return self._convolution(node, layer, shape)
-            case nn.MaxPool2d():
-                return self._maximum(node, layer, shape)
-            case nn.AdaptiveAvgPool2d(output_size=1 | (1, 1)):
-                self._after(node, "GlobalAveragePool")
-                return shape[0], 1, 1
-            case nn.ReLU():
-                self._after(node, "Relu")
-            case nn.ReLU6():
-                limits = [
-                    self._constant(f"{self.names[node]}.{end}", at) for end, at in (("min", 0), ("max", 6))
-                ]
-                self._after(node, "Clip", *limits)
-            case nn.LeakyReLU():
-                self._after(node, "LeakyRelu", alpha=layer.negative_slope)
-            case nn.ELU():
-                self._after(node, "Elu", alpha=layer.alpha)
-            case nn.Sigmoid():
-                self._after(node, "Sigmoid")
-            case nn.SiLU():
-                self._gated(node, "Sigmoid")
-            case nn.Hardswish() if self.opset >= 14:
-                self._after(node, "HardSwish")
-            case nn.Hardswish():
-                self._gated(node, "HardSigmoid", alpha=1 / 6, beta=0.5)
+    def write(self, operator: Operator) -> None:
+        """Write an operator, and its constants."""
+        self.shapes[operator.output] = operator.shape
+        found = operator.attributes
+        match operator.kind:
+            case "images":
+                pass
+            case "convolution":
+                sizes = {"kernel_shape": found["kernel"], "strides": found["stride"], "pads": found["pads"]}
+                self._add(operator, dilations=found["dilation"], group=found["groups"], **sizes)
+            case "max_pool":
+                self._add(operator, kernel_shape=found["kernel"], strides=found["stride"], pads=found["pads"])
+            case "relu6":
+                least = self._constant(f"{operator.output}.min", np.float32(0))
+                self._add(operator, least, self._constant(f"{operator.output}.max", np.float32(6)))
+            case "silu":
+                self._gated(operator, "Sigmoid")
+            case "hard_sigmoid":
+                self._add(operator, alpha=1 / 6, beta=0.5)
+            case "hard_swish" if self.opset >= 14:
+                self._node("HardSwish", operator.inputs, operator.output)
+            case "hard_swish":
+                self._gated(operator, "HardSigmoid", alpha=1 / 6, beta=0.5)
+            case "concatenate":
+                self._add(operator, axis=1)
+            case "resize":
+                self._resize(operator)
+            case "reshape":
+                shape = np.array([0, *operator.shape], np.int64)  # 0: as many images as there are
+                self._add(operator, self._constant(f"{operator.output}.shape", shape))
+            case "transpose":
+                self._add(operator, perm=found["order"])
+            case "weighted_sum":
+                self._weighted_sum(operator)
+            case "l2_normalisation":
+                self._l2_normalisation(operator)
             case _:
-                raise _unknown(node, str(layer))
-        return shape
+                self._add(operator, **found)
 
-    def _convolution(self, node: fx.Node, layer: nn.Conv2d, shape: tuple[int, ...]) -> tuple[int, ...]:
-        if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-            raise _unknown(node, str(layer))
-        constants = [
-            self._constant(f"{node.target}.{name}", value.detach().numpy())
-            for name, value in layer.named_parameters()
-        ]
-        kernel, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
-        pads = borders(layer)
-        sizes = {"kernel_shape": kernel, "strides": stride, "pads": pads, "dilations": dilation}
-        self._after(node, "Conv", *constants, group=layer.groups, **sizes)
-        return layer.out_channels, *_slid(shape, kernel, stride, pads, dilation)
+    def _gated(self, operator: Operator, function: str, **attributes: Any) -> None:
+        """x f(x)."""
+        gate = self._node(function, operator.inputs, f"{operator.output}/{function}", **attributes)
+        self._node("Mul", [*operator.inputs, gate], operator.output)
 
-    def _maximum(self, node: fx.Node, layer: nn.MaxPool2d, shape: tuple[int, ...]) -> tuple[int, ...]:
-        kernel, stride, padding = (_pair(size) for size in (layer.kernel_size, layer.stride, layer.padding))
-        if _pair(layer.dilation) != (1, 1) or layer.return_indices:
-            raise _unknown(node, str(layer))
-        pads = [*padding, *padding]
-        if layer.ceil_mode:  # a border below and on the right: runtimes differ in what rounding up is
-            for axis in (0, 1):
-                side = shape[1 + axis] + padding[axis]
-                windows, rest = divmod(side + padding[axis] - kernel[axis], stride[axis])
-                # PyTorch leaves out a last window that would begin in the border.
-                if rest and (windows + 1) * stride[axis] < side:
-                    pads[2 + axis] += stride[axis] - rest
-        self._after(node, "MaxPool", kernel_shape=kernel, strides=stride, pads=pads)
-        return shape[0], *_slid(shape, kernel, stride, pads)
+    def _resize(self, operator: Operator) -> None:
+        """Each pixel several times."""
+        factor = operator.attributes["factor"]
+        factors = self._constant(f"{operator.output}.factors", np.array([1, 1, factor, factor], np.float32))
+        pixels = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        self._add(operator, "", factors, **pixels)
 
-    def _gated(self, node: fx.Node, function: str, **attributes: Any) -> None:
-        """x f(x), in two nodes."""
-        before, between = self.names[node.all_input_nodes[0]], f"{self.names[node]}/{function}"
-        self.nodes.append(helper.make_node(function, [before], [between], name=between, **attributes))
-        self._after(node, "Mul", between)
+    def _weighted_sum(self, operator: Operator) -> None:
+        """Each map times its share, and the sums of the first two, three and so on."""
+        *maps, shares = operator.inputs
+        output = operator.output
+        parts = []
+        for number, (name, share) in enumerate(zip(maps, operator.constants[shares], strict=True)):
+            factor = self._constant(f"{output}.share{number}", share)
+            parts.append(self._node("Mul", [name, factor], f"{output}/part{number}"))
+        total, *others = parts
+        for part in others:
+            total = self._node("Add", [total, part], output if part is parts[-1] else f"{part}/sum")
 
-    def _after(self, node: fx.Node, kind: str, *constants: str, **attributes: Any) -> None:
-        """A node that reads the value before it, and constants."""
-        self._add(node, kind, [self.names[node.all_input_nodes[0]], *constants], **attributes)
+    def _l2_normalisation(self, operator: Operator) -> None:
+        """Vectors of length 1, times the scale of each channel."""
+        maps, scale = operator.inputs
+        column = operator.constants[scale][:, None, None]
+        unit = self._node("LpNormalization", [maps], f"{operator.output}/unit", axis=1, p=2)
+        self._node("Mul", [unit, self._constant(scale, column)], operator.output)
 
-    def _constant(self, name: str, value: float | NDArray[np.float32]) -> str:
-        self.constants[name] = numpy_helper.from_array(np.asarray(value, dtype=np.float32), name)
+    def _add(self, operator: Operator, *constants: str, **attributes: Any) -> None:
+        """The one node of an operator; `constants` are behind what it takes."""
+        for name, value in operator.constants.items():
+            self._constant(name, value)
+        inputs = [*operator.inputs, *constants]
+        self._node(WRITTEN_AS[operator.kind], inputs, operator.output, **attributes)
+
+    def _node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+        return output
+
+    def _constant(self, name: str, value: NDArray[np.generic] | np.generic) -> str:
+        self.constants[name] = numpy_helper.from_array(np.asarray(value), name)
         return name
-
-    def _add(self, node: fx.Node, kind: str, inputs: Sequence[str], **attributes: Any) -> None:
-        name = self.names[node]
-        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
-
-
-def _unknown(node: fx.Node, what: str) -> ModelError:
-    return ModelError(f"cannot write ONNX: it is not known how to write {node} ({what})")
-
-
-def _pair(size: int | tuple[int, ...]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def _slid(
-    shape: tuple[int, ...],
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    pads: Sequence[int],
-    dilation: tuple[int, ...] = (1, 1),
-) -> tuple[int, int]:
-    """Height and width of what a window that slides over a value gives; pads: top, left, bottom, right."""
-    height, width = (
-        (side + before + after - spread * (size - 1) - 1) // step + 1
-        for side, before, after, spread, size, step in zip(
-            shape[1:], pads[:2], pads[2:], dilation, kernel, stride
-        )
-    )
-    return height, width

@@ -6,14 +6,18 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 import onnx
-from onnx import NodeProto, numpy_helper
+from onnx import NodeProto
 
-MEANS = ("GlobalAveragePool", "ReduceMean")
+from detectkit.model.operators import Values, onnx_operators
+
 # What ONNX Runtime computes in integers where the values on both sides are 8-bit ones.
-JOINTS = ("Add", "Mul", "Concat", "MaxPool", "AveragePool", "LeakyRelu", "Sigmoid")
-MOVERS = ("Concat", "MaxPool")  # they compute no new values, so that one scale does for both sides
-NOT_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid")
-KEEP_SIGN = (*MEANS, "MaxPool", "AveragePool", "Concat", "Add", "Mul", "Identity")
+JOINTS = {"Add", "Mul", "Concat", "MaxPool", "Resize", "LeakyRelu", "Sigmoid"}
+MEANS = onnx_operators(lambda kind: kind.values is Values.AVERAGED)
+FUSED = onnx_operators(lambda kind: kind.values is Values.FUSED)
+# They compute no new values, so that one scale does for both sides.
+MOVERS = onnx_operators(lambda kind: kind.values is Values.PICKED)
+NOT_NEGATIVE = onnx_operators(lambda kind: kind.limits[0] >= 0)
+KEEP_SIGN = MEANS | MOVERS | {"Add", "Mul"}
 
 
 class Placement(NamedTuple):
@@ -48,14 +52,12 @@ class Wires:
         """The inputs of a node that are no constants, each once."""
         return [name for name in dict.fromkeys(node.input) if name and name not in self.constants]
 
-    def number(self, name: str) -> float | None:
-        """The value of a constant of one element; None: it is no such."""
-        if name not in self.constants or self.constants[name].dims not in ([], [1]):
-            return None
-        return float(numpy_helper.to_array(self.constants[name]).reshape(()))
+    def computes_of_tensors(self, node: NodeProto) -> bool:
+        """Whether no constant takes part in what a node computes; those of what moves values only say where to."""
+        return node.op_type in MOVERS or self.sources(node) == list(node.input)
 
     def convolutions(self) -> list[NodeProto]:
-        """Those that can run in 8 bits, see `quantizable`."""
+        """Those that can run in 8 bits, see `eight_bit_layers`."""
         left_out = self._heads() | self._gates()
         return [node for node in self.nodes if node.op_type == "Conv" and node.output[0] not in left_out]
 
@@ -84,10 +86,8 @@ class Wires:
         """The tensors that have no value below 0; images are from 0 to 1."""
         found = set(self.inputs)
         for node in self.nodes:
-            names = self.sources(node)
-            clipped = node.op_type == "Clip" and (self.number(node.input[1]) or 0) >= 0
-            kept = node.op_type in KEEP_SIGN and found.issuperset(names) and names == list(node.input)
-            if node.op_type in NOT_NEGATIVE or (clipped and node.input[1]) or kept:
+            kept = node.op_type in KEEP_SIGN and self.computes_of_tensors(node)
+            if node.op_type in NOT_NEGATIVE or (kept and found.issuperset(self.sources(node))):
                 found.update(node.output)
         return found
 
@@ -97,13 +97,9 @@ class Wires:
         The ReLU is then what the limits of the integers do.
         """
         readers = self.readers[tensor]
-        if tensor in self.outputs or len(readers) != 1 or not self._is_relu(readers[0]):
+        if tensor in self.outputs or len(readers) != 1 or readers[0].op_type not in FUSED:
             return tensor
         return readers[0].output[0]
-
-    def _is_relu(self, node: NodeProto) -> bool:
-        """A ReLU or one with an upper limit."""
-        return node.op_type == "Relu" or (node.op_type == "Clip" and self.number(node.input[1]) == 0)
 
 
 def layer(convolution: NodeProto) -> str:
@@ -111,7 +107,7 @@ def layer(convolution: NodeProto) -> str:
     return convolution.input[1].removesuffix(".weight")
 
 
-def quantizable(model: onnx.ModelProto) -> list[str]:
+def eight_bit_layers(model: onnx.ModelProto) -> list[str]:
     """The convolutions that can run in 8 bits, by name: all but the heads and those that make gates.
 
     A gate (squeeze and excite) multiplies whole channels by what their means over the image say. It costs next to
@@ -134,7 +130,7 @@ def for_tensorrt(wires: Wires, float_layers: Collection[str]) -> Placement:
     depth = _depths(wires)
     for node in wires.nodes:
         names = wires.sources(node)
-        if node.op_type == "Add" and len(names) == 2:
+        if node.op_type == "Add" and len(names) == 2 and not _is_of_shares(wires, names):
             skip, main = sorted(names, key=lambda name: depth[name])
             if integer & {main, *wires.maker[main].input}:
                 readers.setdefault(skip, []).append(node)
@@ -143,6 +139,12 @@ def for_tensorrt(wires: Wires, float_layers: Collection[str]) -> Placement:
                 readers.setdefault(name, []).append(node)
             groups.append({*names, *behind})
     return Placement(chosen, readers, _joined(groups))
+
+
+def _is_of_shares(wires: Wires, names: list[str]) -> bool:
+    """Whether one of the tensors is another times a constant, as the parts of a weighted sum: of these no range is known."""
+    makers = [wires.maker[name] for name in names if name in wires.maker]
+    return any(node.op_type == "Mul" and not wires.computes_of_tensors(node) for node in makers)
 
 
 def _pooled(wires: Wires, tensor: str) -> set[str]:
@@ -181,7 +183,7 @@ def for_onnxruntime(wires: Wires, float_layers: Collection[str]) -> Placement:
     groups = []
     for node in wires.nodes:
         names = wires.sources(node)
-        joint = node.op_type in JOINTS and rounded.issuperset(names) and names == list(node.input)
+        joint = node.op_type in JOINTS and rounded.issuperset(names) and wires.computes_of_tensors(node)
         if node.output[0] not in outputs and not joint:
             continue
         for name in names:

@@ -6,6 +6,7 @@ Runtime replace such groups by integer kernels, and any other runtime computes t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -17,11 +18,13 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from detectkit.deploy.placement import Placement, Wires, for_onnxruntime, for_tensorrt, layer
 from detectkit.deploy.scales import SIGNED_LEVELS, UNSIGNED_LEVELS, Range, ScaleTable, scale_of
 from detectkit.errors import ModelError
+from detectkit.model.operators import KINDS
 
 Runtime = Literal["tensorrt", "onnxruntime"]
 PLACEMENTS = {"tensorrt": for_tensorrt, "onnxruntime": for_onnxruntime}
 FIRST_OPSET = 13  # whose DequantizeLinear has scales by channel
 MIDDLE = 128  # the uint8 that stands for 0 where values have both signs
+LIMITS = {kind.onnx: kind.limits for kind in KINDS if math.isfinite(max(kind.limits, key=abs))}
 LARGEST_BIAS = 2**30  # as int32, with room for the sums that it is added to
 
 
@@ -44,7 +47,7 @@ def quantize(
         model: with float32 weights and batch normalisation folded, as `to_onnx` makes it, opset 13 or later.
         table: its ranges, see `check_table`.
         per_channel: a scale for each filter of a convolution instead of one for all of them.
-        float_layers: names of convolutions that stay float, as `quantizable` gives them.
+        float_layers: names of convolutions that stay float, as `eight_bit_layers` gives them.
 
     Raises:
         ModelError: it is not such a network, or the table has no range for a tensor or weight that needs one.
@@ -270,8 +273,9 @@ def _steps(placement: Placement, wires: Wires, table: ScaleTable, *, unsigned: b
 def _range(table: ScaleTable, wires: Wires, tensor: str) -> Range:
     if tensor in table.tensors:
         return table.tensors[tensor]
-    if tensor in wires.maker and wires.maker[tensor].op_type == "Sigmoid":
-        return Range(1.0, 0.0, 1.0, None)
+    limits = LIMITS.get(wires.maker[tensor].op_type) if tensor in wires.maker else None
+    if limits is not None:
+        return Range(max(map(abs, limits)), *limits, None)
     raise ModelError(
         f"the scale table has no range for {tensor}, which is rounded to 8 bits: run detectkit calibrate on this network"
     )

@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detectkit.deploy.placement import quantizable
+from detectkit.deploy.placement import eight_bit_layers
 from detectkit.deploy.qdq import Runtime, quantize
 from detectkit.deploy.scales import ScaleTable
 from detectkit.errors import ModelError
@@ -22,7 +22,7 @@ from detectkit.runtimes.onnx import make_session
 class Sensitivity(NamedTuple):
     """What a convolution costs when it alone is in 8 bits."""
 
-    layer: str  # as `quantizable` names it
+    layer: str  # as `eight_bit_layers` names it
     sqnr: float  # signal to noise of the output maps against the float network's, dB, of the worse of the two
 
 
@@ -49,7 +49,7 @@ def rank(
         ModelError: as `quantize`.
     """
     exact = _maps(model, images)
-    layers = quantizable(model)
+    layers = eight_bit_layers(model)
     found = []
     for layer in layers:
         others = [other for other in layers if other != layer]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import TypeVar
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 L = TypeVar("L", bound=nn.Module)
@@ -119,14 +119,6 @@ class Convolution(nn.Module):
         """[B, before, h, w] -> [B, after, ceil(h / stride), ceil(w / stride)]."""
         result: Tensor = self.function(self.bn(self.conv(features)))
         return result
-
-
-class Tracer(fx.Tracer):
-    """Reads a network with torch.fx; every convolution is one node, those of ours too."""
-
-    def is_leaf_module(self, layer: nn.Module, name: str) -> bool:
-        """As fx.Tracer, for which only what torch has is one node."""
-        return isinstance(layer, nn.Conv2d) or super().is_leaf_module(layer, name)
 
 
 def computes_the_same(one: Backbone, other: Backbone) -> bool:

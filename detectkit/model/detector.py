@@ -11,12 +11,13 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from detectkit.heads.outline import Level, Outline, Output
 from detectkit.model.backbones import make_backbone
-from detectkit.model.base import Backbone, Tracer
+from detectkit.model.base import Backbone
+from detectkit.model.operators import receptive_field
 from detectkit.spec.model_pb2 import ModelConfig
 
 if TYPE_CHECKING:
@@ -227,28 +228,6 @@ def gmacs(detector: Detector, height: int, width: int) -> float:
         shadow.plain(torch.empty(1, detector.channels, height, width, device="meta"))
     flops: int = counter.get_total_flops()
     return flops / 2e9
-
-
-def receptive_field(network: nn.Module) -> int:
-    """Side in pixels of the square that one output value depends on, by the kernels and strides on the widest path.
-
-    What gates of the whole image (EfficientNet) let through is counted, the gates are not.
-    """
-    seen: dict[fx.Node, tuple[int, int]] = {}  # pixels seen by a value, and from one value to the next
-    field = step = 1
-    for node in Tracer().trace(network).nodes:
-        field, step = max((seen[source] for source in node.all_input_nodes), default=(1, 1))
-        if node.op == "call_module":
-            layer = network.get_submodule(str(node.target))
-            if isinstance(layer, (nn.Conv2d, nn.MaxPool2d)):
-                field += (_side(layer.kernel_size) - 1) * _side(layer.dilation) * step
-                step *= _side(layer.stride)
-        seen[node] = field, step
-    return field
-
-
-def _side(size: int | tuple[int, ...]) -> int:
-    return size if isinstance(size, int) else max(size)
 
 
 def _bias(head: nn.Conv2d) -> Tensor:

@@ -9,7 +9,6 @@ Sources: Jacob et al. 2018, Krishnamoorthi 2018. B batch, c image channels, H W 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,21 +17,28 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from detectkit.model.detector import Detector
-from detectkit.model.graph import FUSED, HEADS, gates, measured, quantizable, tensor_name, trace
-from detectkit.model.header import INPUT, OUTPUTS
+from detectkit.model.graph import (
+    eight_bit_convolutions,
+    ends,
+    gates,
+    measured,
+    normalises,
+    tensor_name,
+    trace,
+)
+from detectkit.model.header import INPUT
+from detectkit.model.operators import Values, kind_of
 from detectkit.ops.quantize import channel_amax, fake_quantize
 
 DECAY = 0.999  # of the moving averages that ranges are
-# By definition. What is seen of them could only cut off what is bright, or sure.
-KNOWN = {INPUT: (0.0, 1.0), OUTPUTS[0]: (0.0, 1.0)}
 
 
 class Ranges(nn.Module):
     """The ranges of a detector's tensors, and the detector as a network of 8-bit numbers.
 
     For every tensor that `graph.measured` names there is a buffer [2] of that name: the moving averages of the least and
-    the greatest value of a batch, or what is `KNOWN`. They move in training mode only, in the first n batches by more than
-    `DECAY` says, so that the first batch is soon forgotten. `batches` counts those seen.
+    the greatest value of a batch, or what `known_ranges` has. They move in training mode only, in the first n batches by
+    more than `DECAY` says, so that the first batch is soon forgotten. `batches` counts those seen.
 
     Args:
         detector: whose `ranges` this shall be; its weights and widths may change afterwards, not its layers nor whether
@@ -48,7 +54,7 @@ class Ranges(nn.Module):
         self.shared = plan.shared
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
         for name in plan.observed.values():
-            self.register_buffer(name, torch.tensor(KNOWN.get(name, (0.0, 0.0))))
+            self.register_buffer(name, torch.tensor(plan.known.get(name, (0.0, 0.0))))
 
     def learned(self) -> dict[str, tuple[float, float]]:
         """The least and the greatest value of every tensor, by its name in ONNX files.
@@ -66,7 +72,7 @@ class Ranges(nn.Module):
         plan = _plan(detector)
         return {plan.observed[node] for node in plan.rounded}
 
-    def forward(self, detector: Detector, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, detector: Detector, images: Tensor) -> tuple[Tensor, ...]:
         """Run the detector in 8-bit rounding: see `Detector.forward`.
 
         In training mode each tensor's range takes in the batch before the tensor is rounded to it.
@@ -76,7 +82,7 @@ class Ranges(nn.Module):
         pace = self._pace()
         if self.training:
             self.batches += 1
-        outputs: tuple[Tensor, Tensor] = _Simulation(detector, self, self._used, pace).run(images)
+        outputs: tuple[Tensor, ...] = _Simulation(detector, self, self._used, pace).run(images)
         return outputs
 
     def train(self, mode: bool = True) -> Ranges:
@@ -116,6 +122,16 @@ class _Plan(NamedTuple):
     rounded: frozenset[str]  # nodes whose values are rounded
     convolutions: frozenset[str]  # layers whose weights are
     shared: dict[str, tuple[str, ...]]  # the tensors with one range, by each of their names
+    known: dict[str, tuple[float, float]]  # ranges that are not to be learned
+
+
+def known_ranges(detector: Detector) -> dict[str, tuple[float, float]]:
+    """The least and the greatest value of the images and of those outputs of which that is known, by name in ONNX files.
+
+    What is seen of them could only cut off what is bright, or sure.
+    """
+    outputs = detector.outline.outputs
+    return {INPUT: (0.0, 1.0)} | {output.name: output.known for output in outputs if output.known}
 
 
 def _plan(detector: Detector) -> _Plan:
@@ -125,8 +141,9 @@ def _plan(detector: Detector) -> _Plan:
         traced.graph,
         {node.name: tensor_name(node) for node in nodes},
         frozenset(node.name for node in _rounded(traced, nodes)),
-        frozenset(str(node.target) for node in quantizable(traced)),
+        frozenset(str(node.target) for node in eight_bit_convolutions(traced)),
         _shared(traced),
+        known_ranges(detector),
     )
 
 
@@ -135,34 +152,24 @@ def _rounded(traced: fx.GraphModule, nodes: Sequence[fx.Node]) -> Iterable[fx.No
 
     What maximum pooling and concatenation give is rounded already.
     """
-    outside = gates(traced) | {node for node in nodes if node.target in (*HEADS, torch.sigmoid)}
-    if any(node.target is operator.truediv for node in nodes):  # the image is normalised before it is rounded
+    outside = gates(traced) | ends(traced)
+    if normalises(traced):  # the image is rounded after that
         outside |= {node for node in nodes if node.op == "placeholder"}
     for node in nodes:
-        if node not in outside and not _passes(traced, node) and not _is_fused(traced, node):
+        if node not in outside and kind_of(node).values is not Values.PICKED and not _is_fused(node):
             yield node
 
 
-def _passes(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node gives the values that it gets, or some of them."""
-    return node.target is torch.cat or isinstance(_layer(traced, node), nn.MaxPool2d)
-
-
-def _is_fused(traced: fx.GraphModule, node: fx.Node) -> bool:
+def _is_fused(node: fx.Node) -> bool:
     """Whether a value, such as a residual sum, goes into a function that is computed with it and nowhere else."""
-    reader, *others = node.users
-    return not others and isinstance(_layer(traced, reader), FUSED)
-
-
-def _layer(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    return traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return [kind_of(reader).values for reader in node.users] == [Values.FUSED]
 
 
 def _shared(traced: fx.GraphModule) -> dict[str, tuple[str, ...]]:
     """The tensors that have one range because values pass from one to the other: all of them, by each one's name."""
     shared: dict[str, tuple[str, ...]] = {}
     for node in traced.graph.nodes:
-        if _passes(traced, node):
+        if kind_of(node).values is Values.PICKED:
             names = [tensor_name(part) for part in (node, *node.all_input_nodes)]
             together = tuple(dict.fromkeys(member for name in names for member in shared.get(name, (name,))))
             shared |= dict.fromkeys(together, together)
@@ -182,7 +189,7 @@ class _Simulation(fx.Interpreter):
         tensor = self.plan.observed.get(node.name)
         if tensor is None:
             return value
-        if self.ranges.training and tensor not in KNOWN:
+        if self.ranges.training and tensor not in self.plan.known:
             self.ranges.observe(tensor, value, self.pace)
         if node.name not in self.plan.rounded:
             return value

@@ -15,7 +15,7 @@ from detectkit.deploy import export, float_layers
 from detectkit.deploy.cache import write_cache
 from detectkit.deploy.calibrate import calibrate
 from detectkit.deploy.export import ExportSource, sample_images
-from detectkit.deploy.placement import quantizable
+from detectkit.deploy.placement import eight_bit_layers
 from detectkit.deploy.scales import load_table, parse_table, save_table
 from detectkit.deploy.sensitivity import Sensitivity
 from detectkit.errors import ModelError
@@ -327,7 +327,7 @@ def ranked(monkeypatch):
     """Names all layers in the order of the network, as if that were how much they hurt."""
 
     def rank(model, *_, **__):
-        return [Sensitivity(layer, 20.0 + number) for number, layer in enumerate(quantizable(model))]
+        return [Sensitivity(layer, 20.0 + number) for number, layer in enumerate(eight_bit_layers(model))]
 
     monkeypatch.setattr(float_layers, "rank", rank)
 

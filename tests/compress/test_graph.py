@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator
 
 import pytest
+import safetensors.torch
 import torch
 import torch_pruning
 from hypothesis import given, settings
@@ -15,8 +16,10 @@ from detectkit import spec
 from detectkit.compress.graph import Group, Wiring, is_depthwise, wiring
 from detectkit.compress.prune import Pruner, retained
 from detectkit.errors import ModelError
+from detectkit.model import checkpoint
 from detectkit.model.base import Backbone
 from detectkit.model.detector import Detector, build
+from detectkit.heads.layers import L2Normalisation, MaxPool2dSame, WeightedSum
 from detectkit.spec import ModelConfig, PruningConfig
 from detectkit.spec.networks import NETWORKS
 
@@ -307,24 +310,45 @@ def test_what_goes_out_is_kept():
     ]
 
 
+def test_what_is_reshaped_and_goes_out_is_kept():
+    def run(net, image):
+        value = net.stem(image)
+        return torch.cat([net.one(value).flatten(2), net.two(value).permute(0, 2, 3, 1).flatten(1, 2)], 1)
+
+    assert told(Net(run, stem=conv(3, 8), one=conv(8, 2), two=conv(8, 4))) == [
+        " > stem: 3 fixed",
+        "stem > one two: 8",
+        "one > : 2 fixed",
+        "two > : 4 fixed",
+    ]
+
+
+def test_a_convolution_of_reshaped_channels_is_one_error():
+    net = Net(
+        lambda n, x: n.head(n.stem(x).unflatten(1, (2, 4)).flatten(1, 2)), stem=conv(3, 8), head=conv(8, 2)
+    )
+    with pytest.raises(
+        ModelError, match="^cannot prune: head reads channels that were reshaped or transposed"
+    ):
+        wiring(net, 3)
+
+
 @pytest.mark.parametrize(
     ("run", "layer", "named"),
     [
         (lambda n, x: functional.pixel_shuffle(n.stem(x), 2), None, "pixel_shuffle"),
-        (lambda n, x: n.last(torch.flatten(n.stem(x), 1)), nn.Linear(8, 2), "flatten"),
-        (lambda n, x: n.last(n.stem(x)), nn.Linear(8, 2), "last (Linear)"),
-        (lambda n, x: n.last(n.stem(x)), nn.ConvTranspose2d(8, 2, 1), "last (ConvTranspose2d)"),
+        (lambda n, x: n.last(torch.flatten(n.stem(x), 1)), nn.Linear(8, 2), r"last \(Linear\("),
+        (lambda n, x: n.last(n.stem(x)), nn.Linear(8, 2), r"last \(Linear\("),
+        (lambda n, x: n.last(n.stem(x)), nn.ConvTranspose2d(8, 2, 1), r"last \(ConvTranspose2d\("),
         (lambda n, x: torch.cat([n.stem(x), x], 2), None, "cat"),
         (lambda n, x: torch.cat([n.stem(x), x]), None, "cat"),
-        (lambda n, x: n.stem(x).permute(0, 2, 3, 1), None, "permute"),
         (lambda n, x: n.stem(x)[:, :4], None, "getitem"),
     ],
 )
 def test_what_is_not_known_is_one_error(run, layer, named):
     net = Net(run, stem=conv(3, 8), **({} if layer is None else {"last": layer}))
-    with pytest.raises(ModelError) as error:
+    with pytest.raises(ModelError, match=f"^it is not known what {named}"):
         wiring(net, 3)
-    assert str(error.value) == f"cannot prune: it is not known what becomes of the channels in {named}"
 
 
 # Against Torch-Pruning
@@ -360,13 +384,16 @@ def ours(network, found, group, channel):
 def theirs(network, graph, group, channel):
     """The same of Torch-Pruning, beginning with the first layer of the group."""
     names = {layer: name for name, layer in network.named_modules()}
+    scales = {layer.scale: name for layer, name in names.items() if isinstance(layer, L2Normalisation)}
+    names |= scales
     root, found = network.get_submodule(group.members[0].layer), set()
     prune = torch_pruning.prune_conv_out_channels
     for dependency, channels in graph.get_pruning_group(root, prune, idxs=[channel]):
         layer = dependency.target.module
         across = isinstance(layer, nn.Conv2d) and not is_depthwise(layer)
         side = "in" if across and graph.is_in_channel_pruning_fn(dependency.handler) else "out"
-        if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d)):
+        # Of parameters that are no layer's it knows no better than that the last axis may be one of channels.
+        if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d)) or layer in scales:
             found |= {(names[layer], side, number) for number in channels}
     return found
 
@@ -375,7 +402,7 @@ def both(network):
     """Our groups and Torch-Pruning's: what goes with the first and with the last channel of each."""
     found = wiring(network, 3)
     image = torch.zeros(1, 3, 64, 64, device="meta")
-    graph = torch_pruning.DependencyGraph().build_dependency(network, [image])
+    graph = torch_pruning.DependencyGraph().build_dependency(network, [image], verbose=False)
     prunable = [group for group in found.groups if not group.fixed]
     ends = [(group, channel) for group in prunable for channel in (0, group.width - 1)]
     return [ours(network, found, *end) for end in ends], [theirs(network, graph, *end) for end in ends]
@@ -422,6 +449,18 @@ def test_the_groups_of_resnet10():
     assert lines[-2:] == ["output_cov > : 2 fixed", "output_bbox > : 8 fixed"] and len(lines) == 12
 
 
+def test_a_pyramid_has_the_groups_of_torch_pruning(pyramid):
+    """A convolution of all levels with a normalisation for each, weighted sums, resizing, L2 normalisation."""
+    found, expected = both(pyramid.to("meta"))
+    assert found == expected
+    assert told(pyramid) == [
+        " > fine.conv: 3 fixed",
+        "fine.conv fine.bn mid.conv mid.bn unit > mid.conv shared: 8",
+        "shared norms.0 norms.1 norms.2 > predict: 8",
+        "predict > : 6 fixed",
+    ]
+
+
 # Against zeros
 
 
@@ -435,17 +474,21 @@ class Drawn(Backbone):
         super().__init__()
         self.stride, self.out_channels = 1, 8
         self.stem, self.layers = _normalised(nn.Conv2d(3, 8, 3, padding=1)), nn.ModuleList()
+        self.norms, self.weighted, self.pool = nn.ModuleList(), WeightedSum(2), MaxPool2dSame(3, 2, 1)
         self.plan: list[tuple[str, int, int, int]] = []  # what, layer, one, two
         widths = [8]
         for what, one, two, after in steps:
             one, two = (len(widths) - 1 - number % len(widths) for number in (one, two))
             before, layer = widths[one], max(len(self.layers) - 1, 0)
-            if what in ("add", "gate") and widths[two] == before:
+            if what == "resize" or (what in ("add", "gate", "weighted") and widths[two] == before):
                 after = before
             elif what == "cat":
                 after = before + widths[two]
-            elif what == "again" and self.layers and self.layers[layer][0].in_channels == before:
+            elif what in ("again", "level") and self.layers and self.layers[layer][0].in_channels == before:
                 after = self.layers[layer][0].out_channels
+                if what == "level":
+                    two = len(self.norms)
+                    self.norms.append(nn.BatchNorm2d(after))
             else:
                 after, layer = before if what == "depthwise" else after, len(self.layers)
                 groups = {"depthwise": before, "grouped": 2}.get(what, 1)
@@ -469,6 +512,12 @@ class Drawn(Backbone):
                     values.append(first * torch.sigmoid(second))
                 case "cat":
                     values.append(torch.cat([first, second], 1))
+                case "weighted":
+                    values.append(self.weighted(first, second))
+                case "resize":
+                    values.append(self.pool(functional.interpolate(first, scale_factor=2)))
+                case "level":  # the same convolution, with a normalisation of its own
+                    values.append(functional.relu(self.norms[two](self.layers[layer][0](first))))
                 case _:
                     values.append(self.layers[layer](first))
         return self.last(torch.cat(values, 1))
@@ -503,7 +552,9 @@ def zeroed(detector, found, kept):
 
 
 STEPS = st.tuples(
-    st.sampled_from(["conv", "add", "cat", "depthwise", "grouped", "again", "gate"]),
+    st.sampled_from(
+        ["conv", "add", "cat", "depthwise", "grouped", "again", "gate", "weighted", "resize", "level"]
+    ),
     st.integers(0, 3),
     st.integers(0, 3),
     st.sampled_from([4, 8, 12]),
@@ -532,3 +583,47 @@ def test_a_cut_changes_no_more_than_zeros_would(steps, seed, share, granularity)
     images = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
     for got, wanted in zip(after(images), zeroed(before, pruner.wiring, kept)(images), strict=True):
         assert (got - wanted).abs().max() <= 1e-5 * max(1, wanted.abs().max())
+
+
+class Scaled(Backbone):
+    """Unit vectors over the channels, and the same convolution on two levels, with a normalisation for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out_channels = 8
+        self.stem, self.unit = _normalised(nn.Conv2d(3, 8, 3, padding=1)), L2Normalisation(8)
+        self.shared, self.pool = nn.Conv2d(8, 8, 1, bias=False), nn.MaxPool2d(2)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(8), nn.BatchNorm2d(8)])
+
+    def blocks(self) -> dict[int, nn.Module]:
+        return {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        fine = self.unit(self.stem(images))
+        fine, coarse = (norm(self.shared(level)) for norm, level in zip(self.norms, (fine, self.pool(fine))))
+        return fine + functional.interpolate(coarse, scale_factor=2)
+
+
+def test_channels_of_zeros_are_cut_from_all_levels_at_once(tmp_path):
+    torch.manual_seed(0)
+    before = Detector(Scaled(), classes=2, channels=3).eval().requires_grad_(False)
+    norms, kept = (before.backbone.stem[1], *before.backbone.norms), [1, 2, 4, 7]
+    for norm in norms:
+        norm.weight.uniform_(0.5, 1.5)
+        norm.bias.uniform_(0.1, 0.5)
+        for values in (norm.weight, norm.bias):
+            values[[channel for channel in range(8) if channel not in kept]] = 0
+    before.backbone.unit.scale.copy_(torch.arange(8.0))
+    config = PruningConfig(granularity=1, min_num_filters=1, criterion=PruningConfig.BATCH_NORM_SCALE)
+    after = Pruner(before, config, spec.Experiment()).pruned(0).detector
+    assert after.backbone.unit.scale.tolist() == kept
+    assert after.backbone.shared.weight.shape == (4, 4, 1, 1)
+    assert [norm.num_features for norm in after.backbone.norms] == [4, 4]
+    assert set(after.state_dict()) == set(before.state_dict())  # one tensor for both levels
+    checkpoint.save(tmp_path / "model.safetensors", after, spec.dumps(spec.Experiment()), ["car", "bus"])
+    loaded = Detector(Scaled(), classes=2, channels=3).eval()
+    checkpoint.fill(loaded, safetensors.torch.load_file(tmp_path / "model.safetensors"), "model.safetensors")
+    images = torch.rand(2, 3, 8, 8)
+    for got, read, wanted in zip(after(images), loaded(images), before(images), strict=True):
+        assert wanted.std() > 1e-3 and torch.equal(got, read)
+        torch.testing.assert_close(got, wanted)

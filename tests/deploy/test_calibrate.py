@@ -19,8 +19,8 @@ from detectkit.deploy.calibrate import calibrate, layer_report, table_of
 from detectkit.deploy.scales import METHODS, Range, ScaleTable
 from detectkit.errors import DataError, ModelError
 from detectkit.model.detector import Detector, build
-from detectkit.model.graph import folded, quantizable, tensor_name
-from detectkit.model.quantization import KNOWN, Ranges
+from detectkit.model.graph import eight_bit_convolutions, folded, tensor_name
+from detectkit.model.quantization import Ranges, known_ranges
 from detectkit.ops.quantize import channel_amax, fake_quantize
 from detectkit.spec.model_pb2 import ModelConfig
 
@@ -93,7 +93,9 @@ def test_means_are_those_of_the_channels_that_8_bit_convolutions_read(made: Dete
     images = batches(3)
     table = calibrate(made, iter(images))
     graph = folded(made)
-    assert set(table.means) == {tensor_name(node.all_input_nodes[0]) for node in quantizable(graph)}
+    assert set(table.means) == {
+        tensor_name(node.all_input_nodes[0]) for node in eight_bit_convolutions(graph)
+    }
     for name, wanted in (
         ("images", torch.cat(images)),
         ("backbone_relu", values_of(made, "backbone.relu", images)),
@@ -123,7 +125,7 @@ def test_the_noise_reported_is_that_of_rounding(
     noise = fake_quantize(values, found.amax).double() - values
     wanted = 10 * float(torch.log10(values.square().mean() / noise.square().mean()))
     assert found.sqnr == pytest.approx(wanted, abs=0.5)
-    estimated = [item for name, item in table.tensors.items() if name not in KNOWN]
+    estimated = [item for name, item in table.tensors.items() if name not in known_ranges(made)]
     assert all(0 < item.amax <= max(-item.low, item.high) for item in estimated)
 
 
@@ -157,7 +159,7 @@ def test_every_convolution_reads_a_tensor_with_a_range(arch: str) -> None:
     table = calibrate(made, batches(1))
     graph = folded(made)
     report = layer_report(table, graph)
-    assert len(report) == len(quantizable(graph)) > 20
+    assert len(report) == len(eight_bit_convolutions(graph)) > 20
     assert all(layer.input in table.tensors for layer in report)
 
 

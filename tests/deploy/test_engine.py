@@ -84,6 +84,14 @@ def test_every_backbone_becomes_an_engine_in_every_data_type(arch, depth):
         assert len(found.plan) > weights(typed)  # nothing of it was left out
 
 
+def test_a_pyramid_of_levels_becomes_an_engine(pyramid):
+    model = to_model(pyramid, height=HEIGHT, width=WIDTH)
+    names = [tensor_name(node) for node in measured(folded(pyramid))]
+    table = table_from_cache(model, dict.fromkeys(names, 4.0))
+    for typed in (model, quantize(model, table, runtime="tensorrt")):
+        assert built(typed).data_type == data_type_of(typed)
+
+
 def test_a_float_model_becomes_16_or_8_bits_on_the_way(network, tmp_path):
     model, table = network
     save_table(tmp_path / "scales.json", table)

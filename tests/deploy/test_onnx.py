@@ -268,11 +268,14 @@ class Joined(Backbone):
         lambda x: 2 * x,
         lambda x: x.relu(),
         lambda x: torch.add(x, x, alpha=2),
-        lambda x: nn.functional.relu(x),
+        lambda x: nn.functional.interpolate(x, scale_factor=2, mode="bilinear"),
+        lambda x: nn.functional.interpolate(x, scale_factor=1.5),
+        lambda x: nn.functional.interpolate(x, (8, 8)),
+        lambda x: x.flatten(0, 1),  # of all images
     ],
 )
 def test_an_unknown_function_is_refused(function: object) -> None:
-    with pytest.raises(ModelError, match="cannot write ONNX: it is not known how to write"):
+    with pytest.raises(ModelError, match="^it is not known what [a-z_]+( in backbone)? does"):
         to_onnx(Detector(Joined(function), classes=2, channels=3), height=HEIGHT, width=WIDTH)
 
 
@@ -288,13 +291,13 @@ def test_an_unknown_function_is_refused(function: object) -> None:
     ],
 )
 def test_an_unknown_layer_is_refused(layer: nn.Module) -> None:
-    with pytest.raises(ModelError, match=r"not known how to write backbone_rest_0 \("):
+    with pytest.raises(ModelError, match=r"^it is not known what backbone.rest.0 \([A-Z]"):
         to_onnx(small(layer), height=HEIGHT, width=WIDTH)
 
 
 def test_functions_of_two_values() -> None:
     def function(x: Tensor) -> Tensor:
-        return (x * x - x) / (x + x + x * x)
+        return nn.functional.relu(x * x - x * x * x) / torch.maximum(x + x, torch.minimum(x * x, x))
 
     detector = Detector(Joined(function), classes=2, channels=3).eval()
     images = torch.rand(2, 3, 16, 16) + 0.5
@@ -348,3 +351,31 @@ def test_a_model_that_cannot_run_is_one_error() -> None:
     model.opset_import[0].version = 99
     with pytest.raises(ModelError, match="cannot run the exported model"):
         check_against(detector, model.SerializeToString())
+
+
+@pytest.mark.parametrize("opset", [13, 17, 18, 20, 23])
+def test_a_pyramid_of_levels_and_outputs(pyramid: Detector, opset: int) -> None:
+    """Shared convolutions, weighted sums, resizing, TensorFlow's border of a pool, L2 normalisation, reshaped outputs."""
+    model = to_model(pyramid, height=HEIGHT, width=WIDTH, opset=opset)
+    assert shapes(model) == {
+        "images": ["N", 3, 64, 96],
+        "near/Sigmoid": ["N", 6, 32, 48],
+        "mid": ["N", 16 * 24, 6],
+        "far": ["N", 6, 8, 12],
+    }
+    assert check_against(pyramid, model.SerializeToString(), tolerance=1e-5, least_sqnr=80) < 1e-5
+    kinds = {node.op_type for node in model.graph.node}
+    assert {"Resize", "MaxPool", "LpNormalization", "Mul", "Add", "Transpose", "Reshape"} < kinds
+    constants = {value.name: numpy_helper.to_array(value) for value in model.graph.initializer}
+    assert [float(constants[f"sum_1.share{number}"]) for number in (0, 1)] == pytest.approx(
+        [0.25, 0.75], abs=1e-4
+    )
+    assert "sum.weights" not in constants  # the shares are constants of the file
+    assert not np.array_equal(constants["shared.weight"], constants["shared_1.weight"])
+    assert np.array_equal(constants["predict.weight"], constants["predict_2.weight"])
+
+
+def test_a_fixed_batch_of_reshaped_outputs(pyramid: Detector) -> None:
+    model = to_model(pyramid, height=16, width=32, batch=2)
+    assert shapes(model)["mid"] == [2, 32, 6]
+    assert check_against(pyramid, model.SerializeToString(), tolerance=1e-5) < 1e-5

@@ -6,10 +6,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 from detectkit.deploy.onnx import to_model
-from detectkit.deploy.placement import Placement, Wires, for_onnxruntime, for_tensorrt, quantizable
+from detectkit.deploy.placement import Placement, Wires, eight_bit_layers, for_onnxruntime, for_tensorrt
 from detectkit.model.detector import build
 from detectkit.model.graph import folded
-from detectkit.model.graph import quantizable as quantizable_in_torch
+from detectkit.model.graph import eight_bit_convolutions
 from detectkit.spec.model_pb2 import ModelConfig
 
 # A residual unit with a projection, one without, and two heads.
@@ -40,6 +40,9 @@ def wires(text: str) -> Wires:
         if kind == "Conv":
             constants.append(numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float32), f"{output}.weight"))
             inputs.append(f"{output}.weight")
+        if kind == "Mul" and len(inputs) == 1:
+            constants.append(numpy_helper.from_array(np.array(0.5, np.float32), f"{output}.share"))
+            inputs.append(f"{output}.share")
         if kind == "Clip":
             for end, value in (("min", 0), ("max", 6)):
                 constants.append(numpy_helper.from_array(np.array(value, np.float32), f"{output}.{end}"))
@@ -110,6 +113,42 @@ def test_what_is_concatenated_shares_a_scale_with_the_result_and_its_pool() -> N
     assert placed.groups == [{"b", "d", "e", "f"}]
 
 
+def test_a_weighted_sum_is_one_of_floats() -> None:
+    graph = wires("""
+        images Conv a
+        images Conv b
+        a Mul c
+        b Mul d
+        c,d Add e
+        e Conv f
+        f Conv cov
+        f Conv bbox
+    """)
+    assert read(for_tensorrt(graph, [])) == {"images": "a b", "e": "f"}
+    assert read(for_onnxruntime(graph, [])) == {
+        **{"images": "a b", "a": "c", "b": "d", "e": "f"},
+        "f": "bbox cov",
+    }
+
+
+def test_a_resized_map_has_the_scale_of_the_other() -> None:
+    graph = wires("""
+        images Conv a
+        a Relu b
+        b Resize c
+        b Conv d
+        c,d Add e
+        e Conv f
+        f Conv cov
+        f Conv bbox
+    """)
+    assert read(for_tensorrt(graph, [])) == {"images": "a", "b": "d", "c": "e", "e": "f"}
+    placed = for_onnxruntime(graph, [])
+    assert read(placed) == {**{"images": "a", "b": "c d", "c": "e", "d": "e", "e": "f"}, "f": "bbox cov"}
+    assert placed.groups == [{"b", "c"}]
+    assert "c" in graph.not_negative()
+
+
 def test_gates_stay_float_and_limited_relus_are_part_of_their_convolution() -> None:
     graph = wires("""
         images Conv a
@@ -165,6 +204,6 @@ def test_which_tensors_have_no_value_below_zero() -> None:
 def test_the_onnx_graph_tells_the_same_convolutions_as_the_network(arch: str, depth: int) -> None:
     config = ModelConfig(arch=arch, num_layers=depth, use_batch_norm=True)
     detector = build(config, ["square"], 3)
-    expected = [str(node.target) for node in quantizable_in_torch(folded(detector))]
-    assert quantizable(to_model(detector, height=64, width=64)) == expected
+    expected = [str(node.target) for node in eight_bit_convolutions(folded(detector))]
+    assert eight_bit_layers(to_model(detector, height=64, width=64)) == expected
     assert len(expected) > 5

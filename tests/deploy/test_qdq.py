@@ -14,13 +14,13 @@ from onnx import numpy_helper
 from torch import Tensor, fx, nn
 
 from detectkit.deploy.calibrate import calibrate
-from detectkit.deploy.onnx import to_model
-from detectkit.deploy.placement import quantizable
+from detectkit.deploy.onnx import check_against, to_model
+from detectkit.deploy.placement import eight_bit_layers
 from detectkit.deploy.qdq import Runtime, quantize, table_from_cache
 from detectkit.deploy.scales import Range, ScaleTable, check_table
 from detectkit.errors import ModelError
 from detectkit.model.detector import Detector, build
-from detectkit.model.graph import folded
+from detectkit.model.graph import eight_bit_convolutions, folded
 from detectkit.ops.quantize import fake_quantize
 from detectkit.runtimes.onnx import add_header
 from detectkit.spec.model_pb2 import ModelConfig
@@ -67,6 +67,15 @@ def run(model: onnx.ModelProto, images: Tensor = IMAGES, *, optimised: bool = Tr
     return [torch.from_numpy(value) for value in session.run(None, {"images": images.numpy()})]
 
 
+def optimised(model: onnx.ModelProto, folder: Path) -> list[onnx.NodeProto]:
+    """What ONNX Runtime makes of a network."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    options.log_severity_level = 3  # it warns that the file is for this machine only
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return list(onnx.load(folder / "optimised.onnx").graph.node)
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_weights_come_back_within_half_a_step(
@@ -76,7 +85,7 @@ def test_weights_come_back_within_half_a_step(
     before, after = constants(model), constants(
         quantize(model, table, runtime=runtime, per_channel=per_channel)
     )
-    layers = quantizable(model)
+    layers = eight_bit_layers(model)
     for layer in layers:
         weight, integers = before[f"{layer}.weight"], after[f"{layer}.weight/integer"]
         scale = after[f"{layer}.weight/scale"]
@@ -138,7 +147,7 @@ def test_layers_that_stay_float_are_as_they_were(
     assert np.array_equal(after[f"{kept}.weight"], before[f"{kept}.weight"])
     assert np.array_equal(after[f"{kept}.bias"], before[f"{kept}.bias"])
     assert f"{kept}.weight/integer" not in after
-    everything = quantize(model, table, runtime=runtime, float_layers=quantizable(model))
+    everything = quantize(model, table, runtime=runtime, float_layers=eight_bit_layers(model))
     assert [node.op_type for node in everything.graph.node] == [node.op_type for node in model.graph.node]
     for one, other in zip(run(everything), run(model), strict=True):
         assert torch.equal(one, other)
@@ -157,10 +166,10 @@ class Rounding(fx.Interpreter):
         self.table, self.given, self.unsigned = table, given, unsigned
         self.equal: dict[str, float] = {}  # share of the values that are those of the file
         with torch.no_grad():
-            for name, layer in graph.named_modules():
-                if isinstance(layer, nn.Conv2d) and "output" not in name:
-                    amax = torch.tensor(table.weights[f"{name}.weight"])
-                    layer.weight.copy_(fake_quantize(layer.weight, amax, axis=0))
+            for node in eight_bit_convolutions(graph):
+                weight = graph.get_parameter(f"{node.target}.weight")
+                amax = torch.tensor(table.weights[f"{node.target}.weight"])
+                weight.copy_(fake_quantize(weight, amax, axis=0))
 
     def run_node(self, node: fx.Node) -> object:
         value = super().run_node(node)
@@ -199,6 +208,37 @@ def test_the_file_computes_what_rounding_in_pytorch_does(
         assert 0 < noise < 0.02 * one.square().mean()
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_pyramid_in_8_bits(pyramid: Detector, runtime: Runtime) -> None:
+    """The convolution of all levels is rounded to what each of them reads; sums of shares are sums of floats."""
+    model, table = to_model(pyramid, height=64, width=96), calibrate(pyramid, [IMAGES], method="minmax")
+    check_table(table, model, "scales.json")
+    assert eight_bit_layers(model) == ["fine.conv", "mid.conv", "shared", "shared_1", "shared_2"]
+    written = quantize(model, table, runtime=runtime)
+    found = constants(written)
+    for name, before in (("shared", "sum_1"), ("shared_1", "down"), ("shared_2", "coarse")):
+        assert found[f"{name}.weight/integer"].dtype == np.int8 and f"{before}/scale" in found
+        if runtime == "onnxruntime":  # biases are whole steps of what each copy reads
+            step = found[f"{before}/scale"] * found[f"{name}.weight/scale"]
+            assert np.array_equal(found[f"{name}.bias/scale"], step)
+    noise = [(one - two).square().mean() / two.var() for one, two in zip(run(written), pyramid(IMAGES))]
+    assert 0 < min(noise) and max(noise) < 0.01
+    assert check_against(pyramid, written.SerializeToString(), tolerance=1, least_sqnr=20) > 0
+
+
+def test_onnx_runtime_resizes_integers(pyramid: Detector, tmp_path: Path) -> None:
+    model, table = to_model(pyramid, height=64, width=96), calibrate(pyramid, [IMAGES], method="minmax")
+    written = quantize(model, table, runtime="onnxruntime")
+    passed = ("mid_function", "coarse", "up", "interpolate")  # all have the values of the first
+    assert len({float(constants(written)[f"{name}/scale"]) for name in passed}) == 1
+    nodes = optimised(written, tmp_path)
+    maker = {name: node.op_type for node in nodes for name in node.output}
+    assert [maker[node.input[0]] for node in nodes if node.op_type == "Resize"] == [
+        "QLinearConv",
+        "NhwcMaxPool",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arch", "depth", "others"),
     [
@@ -214,13 +254,9 @@ def test_onnx_runtime_computes_all_but_the_heads_in_integers(
     arch: str, depth: int, others: dict[str, int], tmp_path: Path
 ) -> None:
     _, model, table = network(arch, depth)
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    options.log_severity_level = 3  # it warns that the file is for this machine only
-    written = quantize(model, table, runtime="onnxruntime").SerializeToString()
-    onnxruntime.InferenceSession(written, options, providers=["CPUExecutionProvider"])
-    found = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
-    assert found["QLinearConv"] == len(quantizable(model))
+    nodes = optimised(quantize(model, table, runtime="onnxruntime"), tmp_path)
+    found = Counter(node.op_type for node in nodes)
+    assert found["QLinearConv"] == len(eight_bit_layers(model))
     assert found["Conv"] + found["FusedConv"] == 2  # the heads
     assert {kind: found[kind] for kind in others} == others
     assert found["QuantizeLinear"] == 1  # the image

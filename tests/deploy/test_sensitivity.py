@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from detectkit.deploy.calibrate import calibrate
 from detectkit.deploy.onnx import to_model
-from detectkit.deploy.placement import quantizable
+from detectkit.deploy.placement import eight_bit_layers
 from detectkit.deploy.qdq import Runtime
 from detectkit.deploy.sensitivity import fewest_float_layers, rank
 from detectkit.errors import ModelError
@@ -84,6 +84,6 @@ def test_the_layer_that_loses_most_comes_first(runtime: Runtime) -> None:
     # Steps so large that every weight becomes 0.
     table = table._replace(weights=table.weights | {f"{bad}.weight": [500.0] * 128})
     found = rank(model, table, images, runtime=runtime, per_channel=False)
-    assert sorted(item.layer for item in found) == sorted(quantizable(model))
+    assert sorted(item.layer for item in found) == sorted(eight_bit_layers(model))
     assert found[0].layer == bad and found[0].sqnr < found[1].sqnr
     assert [item.sqnr for item in found] == sorted(item.sqnr for item in found)

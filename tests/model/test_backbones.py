@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torchvision.ops.misc import SqueezeExcitation
 
 from detectkit.errors import SpecError
 from detectkit.model.backbones import make_backbone
-from detectkit.model.base import Backbone, Conv2dSame, Convolution, Tracer, borders
-from detectkit.model.detector import receptive_field
+from detectkit.model.base import Backbone, Conv2dSame, Convolution, borders
+from detectkit.model.operators import graph_of, receptive_field
 from detectkit.spec.model_pb2 import ModelConfig
 from detectkit.spec.networks import NETWORKS
 
@@ -305,7 +305,7 @@ def test_what_does_not_exist_is_a_spec_error(settings: dict[str, Any], message: 
 @pytest.mark.parametrize(("arch", "depth"), WITH_VALUES)
 def test_a_traced_backbone_computes_the_same(arch: str, depth: int) -> None:
     network = backbone(arch, depth, device="cpu").eval()
-    traced = fx.GraphModule(network, Tracer().trace(network))
+    traced = graph_of(network)
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(traced(images), network(images))

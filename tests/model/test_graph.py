@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import fx, nn
 
+from detectkit.errors import ModelError
+from detectkit.heads.outline import Outline, Output
 from detectkit.model.detector import Detector, Normalize, build
-from detectkit.model.graph import folded, gates, measured, quantizable, tensor_name, trace
+from detectkit.model.graph import eight_bit_convolutions, ends, folded, gates, measured, tensor_name, trace
 from detectkit.spec.model_pb2 import ModelConfig
 
 QUICK = [
@@ -62,6 +64,49 @@ def test_folded_computes_what_the_detector_does_in_evaluation_mode(arch: str, de
             assert (found - expected).abs().max() < 2e-5 * max(1.0, float(expected.abs().max()))
 
 
+def test_a_convolution_with_a_normalisation_for_each_level_is_folded_into_copies(pyramid: Detector) -> None:
+    graph, images = folded(pyramid), torch.rand(2, 3, 64, 96)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in graph.modules())
+    copies = [
+        str(node.target) for node in graph.graph.nodes if str(node.target).startswith(("shared", "predict"))
+    ]
+    assert copies == [f"{name}{number}" for number in ("", "_1", "_2") for name in ("shared", "predict")]
+    assert [name for name, _ in pyramid.named_modules() if name.startswith("shared")] == ["shared"]
+    with torch.no_grad():
+        for found, expected in zip(graph(images), pyramid.plain(images), strict=True):
+            assert expected.std() > 1e-2 and (found - expected).abs().max() < 1e-5
+
+
+def test_a_pyramid_has_one_name_for_a_value_traced_or_folded(pyramid: Detector) -> None:
+    whole, short = trace(pyramid), folded(pyramid)
+    found = names(measured(whole))
+    assert found == names(measured(short)) and len(set(found)) == len(found)
+    assert {"near/Sigmoid", "mid", "far", "interpolate", "sum_1", "unit"} < set(found)
+    wanted = ["fine_conv", "mid_conv", "shared", "shared_1", "shared_2"]  # all but what makes the outputs
+    for graph in (whole, short):
+        assert names(eight_bit_convolutions(graph)) == wanted
+        assert {"predict", "permute"} <= {node.name for node in ends(graph)}
+        assert "relu" not in {node.name for node in ends(graph)}
+
+
+class Numbered(nn.Module):
+    """Has a layer whose name a copy of the other would get."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outline = Outline((Output("one", "conv", 0, 1), Output("two", "conv", 0, 1)), (), multiple=1)
+        self.conv, self.conv_1 = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def plain(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.conv(images), self.conv(self.conv_1(images))
+
+
+def test_a_name_that_a_layer_has_is_not_given_to_a_copy() -> None:
+    graph = folded(Numbered())
+    layers = {name for name, _ in graph.named_children()}
+    assert layers == {"conv", "conv_1", "conv_2"}
+
+
 def test_trace_shares_the_layers() -> None:
     detector = make("resnet", 10)
     graph = trace(detector)
@@ -105,12 +150,14 @@ def test_every_backbone_has_one_name_for_a_value_traced_or_folded(arch: str, dep
     found = names(measured(whole))
     assert found == names(measured(short)) and len(set(found)) == len(found) > 10
     assert found == names(measured(trace(detector.eval())))
-    convolutions = names(quantizable(whole))
-    assert convolutions == names(quantizable(short))
+    convolutions = names(eight_bit_convolutions(whole))
+    assert convolutions == names(eight_bit_convolutions(short))
     total = sum(isinstance(layer, nn.Conv2d) for layer in detector.modules())
     in_gates = [node for node in gates(whole) if isinstance(layer_of(whole, node), nn.Conv2d)]
     assert len(in_gates) == (32 if arch == "efficientnet_b0" else 0)  # 16 blocks, two each
     assert len(convolutions) == total - 2 - len(in_gates)
+    last = {str(node.target) for node in ends(whole) if isinstance(layer_of(whole, node), nn.Conv2d)}
+    assert last == {output.layer for output in detector.outline.outputs}
 
 
 def layer_of(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
@@ -119,7 +166,7 @@ def layer_of(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 
 def test_gates_stay_in_floating_point() -> None:
     graph = folded(make("efficientnet_b0"))
-    found = names(quantizable(graph))
+    found = names(eight_bit_convolutions(graph))
     assert found[:3] == [
         *("backbone_features_0_0", "backbone_features_1_0_block_0_0", "backbone_features_1_0_block_2_0")
     ]
@@ -153,5 +200,12 @@ class Twice(nn.Module):
 def test_what_cannot_be_folded_is_not() -> None:
     detector = make("resnet", 10)
     detector.backbone.conv1 = nn.Sequential(Twice(), detector.backbone.conv1)
-    with pytest.raises(AssertionError, match="others read"):
+    with pytest.raises(
+        ModelError, match=r"backbone.conv1.0.bn cannot be folded into .*conv1.0.conv: others read that too"
+    ):
+        folded(detector)
+    detector.backbone.conv1 = nn.Sequential(nn.MaxPool2d(1), nn.BatchNorm2d(3))
+    with pytest.raises(
+        ModelError, match="backbone.conv1.1 cannot be folded: normalise what a convolution gives"
+    ):
         folded(detector)

@@ -16,7 +16,7 @@ from detectkit.compress.prune import prune
 from detectkit.errors import ModelError
 from detectkit.model import checkpoint, header, pretrained
 from detectkit.model.detector import build
-from detectkit.model.graph import folded, quantizable
+from detectkit.model.graph import eight_bit_convolutions, folded
 from detectkit.model.quantization import Ranges
 from detectkit.ops.quantize import channel_amax, fake_quantize
 from detectkit.spec import ModelConfig
@@ -93,7 +93,7 @@ class Rounded(fx.Interpreter):
         graph, rounded = folded(detector), detector.ranges.rounded(detector)
         super().__init__(graph)
         self.amax = {name: detector.ranges.amax(name) for name in rounded}
-        for node in quantizable(graph):
+        for node in eight_bit_convolutions(graph):
             weight = graph.get_parameter(f"{node.target}.weight")
             weight.data = fake_quantize(weight.data, channel_amax(weight), axis=0).to(weight)
 
@@ -115,6 +115,37 @@ def test_every_backbone_in_8_bits(arch, monkeypatch):
         found, wanted = detector(images), Rounded(detector).run(images)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one.double(), other.double(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_pyramid_in_8_bits(pyramid, monkeypatch):
+    """A convolution of several levels is rounded once; copies of it, each folded with its normalisation, are the same."""
+    pyramid.ranges = Ranges(pyramid)
+    with torch.no_grad():
+        pyramid.ranges(pyramid, torch.rand(2, 3, 64, 96))
+    pyramid.double().eval()
+    for layer in pyramid.modules():
+        if isinstance(layer, nn.BatchNorm2d):  # powers of 2, so that folding changes no rounding of a weight
+            layer.running_var = 4 ** torch.log(layer.running_var).div(math.log(4)).round() - layer.eps
+    monkeypatch.setattr(fx.GraphModule, "float", lambda graph: graph)  # `folded` stays in 64 bits
+    images = torch.rand(1, 3, 64, 96, dtype=torch.float64)
+    with torch.no_grad():
+        found, plain, wanted = (
+            pyramid.ranges(pyramid, images),
+            pyramid.plain(images),
+            Rounded(pyramid).run(images),
+        )
+    for one, other, third in zip(found, wanted, plain, strict=True):
+        torch.testing.assert_close(one.double(), other.double(), atol=1e-5, rtol=1e-5)
+        assert (one - third).abs().max() > 1e-3
+    learned, rounded = pyramid.ranges.learned(), pyramid.ranges.rounded(pyramid)
+    assert learned["images"] == learned["near/Sigmoid"] == (0.0, 1.0)
+    assert len({learned[name] for name in ("mid_function", "coarse", "up", "interpolate")}) == 1
+    assert {"sum_1", "down", "unit", "relu_2"} < rounded and not rounded & {
+        "predict",
+        "far",
+        "permute",
+        "mid",
+    }
 
 
 @pytest.mark.parametrize("arch", ARCHS)
