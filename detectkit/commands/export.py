@@ -193,6 +193,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace, given: spec.Experiment | None, output: Path) -> dict[str, float]:
     """Everything behind the options; gives TLT's figures."""
+    from detectkit.deploy.deepstream import require_parser
     from detectkit.deploy.export import check_ranges, finish, float_model, int8_model
     from detectkit.deploy.ranges import read_ranges
     from detectkit.model.detector import parameters
@@ -206,6 +207,8 @@ def _export(args: argparse.Namespace, given: spec.Experiment | None, output: Pat
     settings = Settings(args, section, "export_config", OPTIONS)
     target = _target(settings)
     _check_usage(args, settings, target)
+    if settings.value("gen_ds_config"):
+        require_parser(source.experiment, source.detector.outline)
     with settings.named():
         model = float_model(source, target)
     ranges = _ranges(args, settings, source, model)
@@ -347,10 +350,11 @@ def _source(args: argparse.Namespace, given: spec.Experiment | None) -> Source:
     detector, experiment = network.forward, spec.spec_to_use(given, network.spec, network.file)
     assert isinstance(detector, Detector)
     make_predictor(network, experiment, "cpu")  # it refuses a spec of another model
-    if any(side % detector.stride for side in image_size(experiment)):
+    multiple = detector.outline.multiple
+    if any(side % multiple for side in image_size(experiment)):
         height, width = image_size(experiment)
         raise SpecError(
-            f"output_image_width and output_image_height must be multiples of {detector.stride} for this network,"
+            f"output_image_width and output_image_height must be multiples of {multiple} for this network,"
             f" got {width}x{height}"
         )
     return Source(detector, experiment, network.class_names)
@@ -435,6 +439,7 @@ def _write_deepstream(args: argparse.Namespace, source: Source, target: Target, 
         output,
         source.experiment,
         class_names=source.class_names,
+        outline=source.detector.outline,
         channels=source.detector.channels,
         height=height,
         width=width,

@@ -191,7 +191,7 @@ def _predictor(
     args: argparse.Namespace, given: spec.Inference | spec.Experiment | None
 ) -> tuple[Predictor, spec.Inference | spec.Experiment]:
     """What detects, and the spec that says how: the one that was given, or the model's own."""
-    from detectkit.heads.grid import ClassClustering
+    from detectkit.heads import ClassClustering
     from detectkit.predict import make_predictor
     from detectkit.runtimes import load
 
@@ -229,10 +229,10 @@ def _resized(network: Network, config: spec.InferencerConfig) -> spec.Experiment
         raise SpecError(
             f"inferencer_config.target_classes: {network.file} detects {', '.join(network.class_names)}, in this order"
         )
-    stride, channels = network.stride, network.channels
-    if config.image_width % stride or config.image_height % stride:
+    multiple, channels = network.outline.multiple, network.channels
+    if config.image_width % multiple or config.image_height % multiple:
         raise SpecError(
-            f"inferencer_config: image_width and image_height must be multiples of the network's stride {stride},"
+            f"inferencer_config: image_width and image_height must be multiples of the network's stride {multiple},"
             f" got {config.image_width}x{config.image_height}"
         )
     if config.image_channels != channels:

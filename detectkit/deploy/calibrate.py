@@ -13,7 +13,7 @@ from detectkit.deploy.scales import Range, ScaleTable
 from detectkit.errors import DataError, ModelError
 from detectkit.model.detector import Detector
 from detectkit.model.graph import folded, measured, quantizable, tensor_name
-from detectkit.model.quantization import KNOWN
+from detectkit.model.header import INPUT
 from detectkit.ops.quantize import (
     channel_amax,
     decibels,
@@ -39,15 +39,17 @@ def calibrate(detector: Detector, batches: Iterable[Tensor], *, method: str = "m
         detector: in any mode; it stays as it is.
         batches: images [B, c, H, W] in [0, 1] as the network gets them, H and W multiples of the detector's stride.
         method: one of `scales.METHODS`. mse, entropy and percentile (99.99 %): see `ops.quantize`; minmax: all values.
-            Images and coverage get 1 by any.
+            Images get 1 by any, and outputs the greatest of the range that is known of them.
 
     Raises:
         DataError: there is no batch.
         ModelError: the network gives values that are not finite.
     """
+    known = {output.name: output.known for output in detector.outline.outputs} | {INPUT: (0.0, 1.0)}
     graph = folded(detector).to(memory_format=torch.channels_last)
     read = {node.all_input_nodes[0] for node in quantizable(graph)}
-    seen = {node: _Seen(tensor_name(node)) for node in measured(graph)}
+    names = {node: tensor_name(node) for node in measured(graph)}
+    seen = {node: _Seen(name, known.get(name)) for node, name in names.items()}
     observer, images = _Observer(graph, seen), 0
     with torch.inference_mode():
         for number, batch in enumerate(batches):
@@ -150,8 +152,8 @@ class _Observer(fx.Interpreter):
 class _Seen:
     """The extremes of a tensor's values, the means of its channels, and a histogram of the magnitudes."""
 
-    def __init__(self, name: str) -> None:
-        self.name, self.low, self.high = name, math.inf, -math.inf
+    def __init__(self, name: str, known: tuple[float, float] | None = None) -> None:
+        self.name, self.known, self.low, self.high = name, known, math.inf, -math.inf
         self.counts, self.width = torch.zeros(BINS, dtype=torch.float64), 0.0
         self.sums, self.rows = (
             torch.zeros((), dtype=torch.float64),
@@ -199,8 +201,8 @@ class _Seen:
         magnitude = max(abs(self.low), abs(self.high))
         if magnitude == 0:
             return Range(0.0, self.low, self.high, None)
-        if self.name in KNOWN:
-            known = max(KNOWN[self.name])
+        if self.known:
+            known = max(map(abs, self.known))
             return Range(known, self.low, self.high, self._sqnr(known))
         search = {"entropy": entropy_amax, "percentile": percentile_amax, "mse": mse_amax}
         found = magnitude if method == "minmax" else search[method](self.counts, self.width)

@@ -71,7 +71,7 @@ def float_model(source: Source, target: Target) -> onnx.ModelProto:
     height, width = image_size(source.experiment)
     model = to_model(source.detector, height=height, width=width, opset=target.opset, batch=target.batch)
     if target.nms:
-        add_nms(model, source.experiment, stride=source.detector.stride)  # for its refusal, before long work
+        add_nms(model, source.experiment, source.detector.outline)  # for its refusal, before long work
     if target.data_type == "int8":  # `finish` checks the others
         check_against(source.detector, model.SerializeToString(), tolerance=TOLERANCES["fp32"])
     return model
@@ -110,7 +110,7 @@ def finish(
     if target.data_type == "fp16":
         model = half(model)
     if target.nms:
-        model = add_nms(model, source.experiment, stride=source.detector.stride)
+        model = add_nms(model, source.experiment, source.detector.outline)
     _describe(model, source, target, ranges)
     content = seal(model.SerializeToString())
     difference = check_against(
@@ -166,6 +166,7 @@ def _describe(model: onnx.ModelProto, source: Source, target: Target, ranges: Sc
         spec_text=spec.dumps(without_key(source.experiment)),
         class_names=source.class_names,
         channels=source.detector.channels,
+        outline=source.detector.outline,
         data_type=target.data_type,
         scales=dump_table(ranges) if ranges else None,
     )

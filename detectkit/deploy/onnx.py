@@ -23,7 +23,7 @@ from detectkit.files import atomic_write
 from detectkit.model.base import borders
 from detectkit.model.detector import Detector
 from detectkit.model.graph import folded, tensor_name
-from detectkit.model.header import INPUT, OUTPUTS
+from detectkit.model.header import INPUT
 from detectkit.ops.quantize import decibels
 from detectkit.runtimes.onnx import FAILURES, make_session
 
@@ -115,7 +115,7 @@ def check_against(
         grains = GRAINS if math.isfinite(least_sqnr) else GRAINS[:1]
         every = random_images(sum(sizes), channels, height, width, grains=grains)
         batches = list(torch.split(every, sizes))
-        found = [session.run(OUTPUTS, {INPUT: images.numpy()}) for images in batches]
+        found = [session.run(detector.outline.names, {INPUT: images.numpy()}) for images in batches]
     except FAILURES as error:
         reason = str(error).splitlines()[0]
         raise ModelError(
@@ -124,7 +124,7 @@ def check_against(
     with torch.no_grad():
         expected = [reference.plain(images) for images in batches]
     worst = 0.0
-    for place, name in enumerate(OUTPUTS):
+    for place, name in enumerate(detector.outline.names):
         ours = [maps[place] for maps in expected]
         theirs = [torch.from_numpy(maps[place]) for maps in found]
         worst = max(worst, *(_difference(*pair, name, tolerance) for pair in zip(ours, theirs, strict=True)))

@@ -12,9 +12,10 @@ from torchvision.ops import stochastic_depth
 
 from detectkit.model.base import Tracer
 from detectkit.model.detector import Detector
-from detectkit.model.header import INPUT, OUTPUTS
+from detectkit.model.header import INPUT
 
 HEADS = ("output_cov", "output_bbox")
+OUTPUTS = ("output_cov/Sigmoid", "output_bbox/BiasAdd")
 # Functions that a runtime computes in the convolution before them: only what comes out of them is ever stored.
 FUSED = (nn.ReLU, nn.ReLU6)
 
@@ -28,7 +29,16 @@ def trace(detector: Detector) -> fx.GraphModule:
 
     The layers act in the mode that they are in, except EfficientNet's `stochastic_depth`, whose mode is that of now.
     """
-    return fx.GraphModule(detector, _Tracer().trace(detector), "Detector")
+    made = fx.GraphModule(detector, _Tracer().trace(detector), "Detector")
+    outline = detector.outline
+    (found,) = next(iter(reversed(made.graph.nodes))).args
+    for node, output in zip(found, outline.outputs, strict=True):
+        while node.op == "call_method":
+            node = node.args[0]
+        node.meta["output"] = output.name
+    for node in made.graph.nodes:
+        node.meta["head"] = node.target in {o.layer for o in outline.outputs}
+    return made
 
 
 def folded(detector: Detector) -> fx.GraphModule:
@@ -63,9 +73,7 @@ def tensor_name(node: fx.Node) -> str:
         node = _source(node)
     if node.op == "placeholder":
         return INPUT
-    if node.target == HEADS[1]:
-        return OUTPUTS[1]
-    return OUTPUTS[0] if node.target is torch.sigmoid else node.name
+    return str(node.meta.get("output", node.name))
 
 
 def measured(graph: fx.GraphModule) -> list[fx.Node]:
@@ -105,7 +113,7 @@ def quantizable(graph: fx.GraphModule) -> list[fx.Node]:
     return [
         node
         for node in graph.graph.nodes
-        if isinstance(_layer(node), nn.Conv2d) and node.target not in HEADS and node not in outside
+        if isinstance(_layer(node), nn.Conv2d) and not node.meta["head"] and node not in outside
     ]
 
 

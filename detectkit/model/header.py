@@ -1,4 +1,4 @@
-"""What a model file says of itself, whatever its format: the spec it was trained with, its classes, its channels.
+"""What a model file says of itself, whatever its format: the spec it was trained with, its classes, channels and outputs.
 
 Safetensors models, ONNX models and the files beside engines all hold this one JSON text, under the key `HEADER`.
 """
@@ -17,6 +17,7 @@ from google.protobuf import text_format
 
 from detectkit.console import visible
 from detectkit.errors import ModelError
+from detectkit.heads.outline import Outline, parse_outline
 from detectkit.spec.check import check, control_character
 from detectkit.spec.experiment_pb2 import Experiment
 
@@ -29,9 +30,7 @@ CHECKSUM = re.compile(rb'"checksum\\?": \\?"(.{64})', re.DOTALL)  # a damaged on
 JUDGED = ("augmentation_config.preprocessing", "model_config", "postprocessing_config", "evaluation_config")
 NAMED = 3  # broken rules in one error
 
-# The input of an exported network, and its two outputs by TLT's names, which its DeepStream parsers ask for.
-INPUT = "images"
-OUTPUTS = ("output_cov/Sigmoid", "output_bbox/BiasAdd")
+INPUT = "images"  # of an exported network
 
 
 class Header(NamedTuple):
@@ -40,18 +39,22 @@ class Header(NamedTuple):
     spec: Experiment  # as resolved when the model was trained
     classes: list[str]  # in the order of the network's outputs
     channels: int  # of the images, 1 or 3
+    outline: (
+        Outline | None
+    )  # what the network gives; None: that of the spec's network, in a file of an older detectkit
 
 
-def dumps(spec_text: str, classes: Sequence[str], channels: int) -> str:
+def dumps(spec_text: str, classes: Sequence[str], channels: int, outline: Outline) -> str:
     """The header as JSON.
 
     Args:
         spec_text: the resolved experiment spec, as protobuf text.
         classes: in the order of the network's outputs.
         channels: of the images, 1 or 3.
+        outline: what the network gives.
     """
     header = {"format": FORMAT, "checksum": UNSEALED, "classes": list(classes), "channels": channels}
-    return json.dumps(header | {"spec": spec_text})
+    return json.dumps(header | {"outline": outline.content(), "spec": spec_text})
 
 
 def seal(content: bytes) -> bytes:
@@ -111,7 +114,12 @@ def loads(text: str | None, path: str | os.PathLike[str]) -> Header:
         )
     try:
         experiment = text_format.Parse(str(header["spec"]), Experiment())
-        found = Header(experiment, [str(name) for name in header["classes"]], int(header["channels"]))
+        found = Header(
+            experiment,
+            [str(name) for name in header["classes"]],
+            int(header["channels"]),
+            parse_outline(header["outline"]) if "outline" in header else None,
+        )
     except (KeyError, OverflowError, TypeError, ValueError, text_format.ParseError) as error:
         raise ModelError(f"{path} is damaged: its description cannot be read ({error})") from error
     if not found.classes or found.channels not in (1, 3):

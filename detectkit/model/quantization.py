@@ -19,7 +19,8 @@ from torch.func import functional_call
 
 from detectkit.model.detector import Detector
 from detectkit.model.graph import FUSED, HEADS, gates, measured, quantizable, tensor_name, trace
-from detectkit.model.header import INPUT, OUTPUTS
+from detectkit.model.graph import OUTPUTS
+from detectkit.model.header import INPUT
 from detectkit.ops.quantize import channel_amax, fake_quantize
 
 DECAY = 0.999  # of the moving averages that ranges are
@@ -66,7 +67,7 @@ class Ranges(nn.Module):
         plan = _plan(detector)
         return {plan.observed[node] for node in plan.rounded}
 
-    def forward(self, detector: Detector, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, detector: Detector, images: Tensor) -> tuple[Tensor, ...]:
         """Run the detector in 8-bit rounding: see `Detector.forward`.
 
         In training mode each tensor's range takes in the batch before the tensor is rounded to it.
@@ -76,7 +77,7 @@ class Ranges(nn.Module):
         pace = self._pace()
         if self.training:
             self.batches += 1
-        outputs: tuple[Tensor, Tensor] = _Simulation(detector, self, self._used, pace).run(images)
+        outputs: tuple[Tensor, ...] = _Simulation(detector, self, self._used, pace).run(images)
         return outputs
 
     def train(self, mode: bool = True) -> Ranges:

@@ -16,14 +16,13 @@ from detectkit.data.dataset import Batch, sample_from_image, training_frames, va
 from detectkit.data.formats import is_image
 from detectkit.errors import DataError
 from detectkit.files import files_below
-from detectkit.heads.grid import GridHead
+from detectkit.heads import make_head
 from detectkit.model import checkpoint
 from detectkit.model.detector import Detector, build, parameters
 from detectkit.predict import default_device
 from detectkit.spec import Experiment
-from detectkit.train import optim
+from detectkit.train import optim, step
 from detectkit.train.precision import number_format
-from detectkit.train.weighting import ObjectiveWeights
 
 STEPS, SECONDS = 6, 12.0  # of each measurement, at most; libraries choose their kernels in the first ones
 BOXES = 3  # of each random image
@@ -50,22 +49,18 @@ def measure(experiment: Experiment, images: Path | None) -> Speed:
     """
     device = default_device()
     detector = _network(experiment).to(device).to(memory_format=torch.channels_last)
-    head = GridHead(experiment, stride=detector.stride)
+    head = make_head(experiment, detector.outline)
     size = spec.batch_size(experiment)
     batch = _random_batch(experiment, size)
-    weights = ObjectiveWeights(experiment.cost_function_config)
+    balance = head.balance()
     optimizer = optim.make_optimizer(detector, experiment.training_config.optimizer)
     dtype = number_format(experiment.model_config.training_precision, device)
     augmentation = experiment.augmentation_config
 
     def learn() -> None:
         drawn = torch.Generator().manual_seed(0)
-        prepared = augment.prepare(batch, augmentation, generator=drawn, device=device)
-        targets = head.targets(prepared)
-        is_short = dtype != torch.float32
-        with torch.autocast(device.type, dtype=dtype if is_short else None, enabled=is_short):
-            outputs = detector(prepared.images.contiguous(memory_format=torch.channels_last))
-        cost = weights.total(head.costs(outputs, targets, prepared.weights))
+        forwarded = step.forward(detector, head, batch, augmentation, generator=drawn, number_format=dtype)
+        cost = balance.total(forwarded.costs)
         cost.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -137,12 +132,12 @@ def _random_batch(experiment: Experiment, size: int) -> Batch:
     )
 
 
-def _seconds(step: Callable[[], None]) -> float:
-    """Of the quickest step."""
+def _seconds(work: Callable[[], None]) -> float:
+    """Of the quickest time."""
     times: list[float] = []
     while len(times) < STEPS and sum(times) < SECONDS:
         start = time.perf_counter()
-        step()
+        work()
         times.append(time.perf_counter() - start)
     return min(times)
 
