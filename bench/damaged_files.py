@@ -216,7 +216,13 @@ def _model(folder: Path, experiment: spec.Experiment) -> Path:
 def _onnx(model: Path) -> Path:
     loaded = checkpoint.load(model)
     exported = to_model(loaded.detector, height=HEIGHT, width=WIDTH, batch=None)
-    add_header(exported, spec_text=spec.dumps(loaded.spec), class_names=loaded.class_names, channels=3)
+    add_header(
+        exported,
+        spec_text=spec.dumps(loaded.spec),
+        class_names=loaded.class_names,
+        channels=3,
+        outline=loaded.detector.outline,
+    )
     path = model.with_suffix(".onnx")
     path.write_bytes(seal(exported.SerializeToString()))
     return path

@@ -37,7 +37,7 @@ from detectkit.deploy.scales import METHODS
 from detectkit.evaluation.predictions import predictions
 from detectkit.model import checkpoint
 from detectkit.model.graph import folded, measured, tensor_name
-from detectkit.model.header import INPUT, OUTPUTS
+from detectkit.model.header import INPUT
 from detectkit.ops.quantize import sqnr
 from detectkit.predict import Predictor, load_model
 
@@ -286,7 +286,9 @@ def entropy(name: str, model: Path, folder: Path) -> Iterator[Figure]:
     seen = Spread(folded(loaded.detector))
     with torch.inference_mode():
         seen.run(images)
-    rounded = [item for item in seen.histograms if item not in OUTPUTS]  # the heads are not
+    rounded = [
+        item for item in seen.histograms if item not in loaded.detector.outline.names
+    ]  # the heads are not
     for bins in (128, 2048):  # ONNX Runtime's own choice, and TensorRT's
         with tempfile.TemporaryDirectory() as place:
             calibrator = EntropyCalibrater(

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from detectkit.data.batch import Batch, collate, has_crop
 from detectkit.data.dataset import sample_from_image
 from detectkit.data.images import STRETCHED, TURNED
 from detectkit.errors import ModelError
-from detectkit.heads.grid import ClassClustering, GridHead
+from detectkit.heads import ClassClustering, Head, make_head
 from detectkit.ops.boxes import area, clip, transform
 from detectkit.ops.cluster import Detections
 from detectkit.runtimes import Forward, Network, load
@@ -40,7 +40,7 @@ class Predicted(NamedTuple):
 
     batch: Batch
     prepared: Prepared
-    outputs: tuple[Tensor, Tensor]  # coverage [B, C, h, w] and boxes [B, 4C, h, w]
+    outputs: tuple[Tensor, ...]  # maps, as the network's outline describes them
     detections: list[Detections]  # one an image, in network pixels
     latency: Latency
 
@@ -95,7 +95,7 @@ class Predictor:
     """A network with all that stands between image files and detections.
 
     Args:
-        forward: images [B, c, H, W] in [0, 1] on `device` to coverage and box maps, as `Detector.forward`.
+        forward: images [B, c, H, W] in [0, 1] on `device` to maps, as `Detector.forward`.
         head: decoding and clustering.
         augmentation: of the spec; its preprocessing is applied, its augmentation never.
         channels: of the images, 1 or 3.
@@ -105,7 +105,7 @@ class Predictor:
     def __init__(
         self,
         forward: Forward,
-        head: GridHead,
+        head: Head[Any],
         *,
         augmentation: AugmentationConfig,
         channels: int = 3,
@@ -223,7 +223,7 @@ def make_predictor(
 
     Args:
         device: that the network was loaded on.
-        clustering: instead of the spec's, by class name, see `GridHead`.
+        clustering: instead of the spec's, by class name, see `heads.make_head`.
 
     Raises:
         ModelError: the network is not for the classes, channels and image size of `experiment`.
@@ -231,7 +231,7 @@ def make_predictor(
     _check_fits(network, experiment)
     return Predictor(
         network.forward,
-        GridHead(experiment, stride=network.stride, clustering=clustering),
+        make_head(experiment, network.outline, clustering=clustering),
         augmentation=experiment.augmentation_config,
         channels=network.channels,
         device=device,

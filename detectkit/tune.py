@@ -11,7 +11,8 @@ from torch import Tensor
 
 from detectkit.console import ProgressBar
 from detectkit.evaluation import Evaluation, Truth, image_truths, new_scores, placements
-from detectkit.heads.grid import GridHead, clustering_arguments, spec_clustering
+from detectkit.heads import Head
+from detectkit.heads.clustering import clustering_arguments, spec_clustering
 from detectkit.ops.cluster import Detections, cluster
 from detectkit.predict import Predicted
 from detectkit.spec import ClusteringConfig, EvaluationConfig, Experiment, PostProcessingConfig, class_names
@@ -58,7 +59,7 @@ class _Group(NamedTuple):
     images: list[_Image]
 
 
-def tune_clustering(predictions: Iterable[Predicted], head: GridHead, experiment: Experiment) -> Tuned:
+def tune_clustering(predictions: Iterable[Predicted], head: Head[Any], experiment: Experiment) -> Tuned:
     """Search `coverage_threshold`, `dbscan_eps` and `dbscan_min_samples` for every class by itself.
 
     One value is changed at a time, from those of the spec, and kept where AP rises. A class that another algorithm
@@ -116,21 +117,17 @@ def _copy(config: ClusteringConfig, **changes: Any) -> ClusteringConfig:
 
 
 def _candidates(
-    predicted: Predicted, head: GridHead, config: EvaluationConfig, *, lowest: float
+    predicted: Predicted, head: Head[Any], config: EvaluationConfig, *, lowest: float
 ) -> list[_Image]:
-    """What clustering needs of a batch: the cells of more coverage than `lowest`."""
-    boxes, coverage = head.candidates(predicted.outputs)
-    truths, places = image_truths(predicted, config), placements(predicted, config)
+    """What clustering needs of a batch: the candidates of a score above `lowest`."""
+    found, classes = head.candidates(predicted.outputs, lowest=lowest), range(len(head.class_names))
     images = []
-    for cells, values, truth, place in zip(boxes, coverage, truths, places, strict=True):
-        kept = [class_values > lowest for class_values in values]
+    for number, (truth, place) in enumerate(
+        zip(image_truths(predicted, config), placements(predicted, config), strict=True)
+    ):
+        own = [(found.images == number) & (found.classes == index) for index in classes]
         images.append(
-            _Image(
-                [class_cells[mask] for class_cells, mask in zip(cells, kept, strict=True)],
-                [class_values[mask] for class_values, mask in zip(values, kept, strict=True)],
-                truth,
-                place,
-            )
+            _Image([found.boxes[mask] for mask in own], [found.scores[mask] for mask in own], truth, place)
         )
     return images
 

@@ -286,8 +286,13 @@ def _exported(file: Path, *, batch: int | None = None) -> onnx.ModelProto:
     size = model.spec.augmentation_config.preprocessing
     height, width = size.output_image_height, size.output_image_width
     found = to_model(model.detector, height=height, width=width, batch=batch)
-    channels = model.detector.channels
-    add_header(found, spec_text=spec.dumps(model.spec), class_names=model.class_names, channels=channels)
+    add_header(
+        found,
+        spec_text=spec.dumps(model.spec),
+        class_names=model.class_names,
+        channels=model.detector.channels,
+        outline=model.detector.outline,
+    )
     return found
 
 
@@ -393,7 +398,7 @@ def _fit_heads(detector: Detector, experiment: spec.Experiment) -> None:
         for batch in batches:
             prepared = prepare(batch, augmentation, generator=None, device="cpu")
             targets = head.targets(prepared)
-            features.append(detector.backbone(prepared.images))
+            features += detector.backbone(prepared.images)
             coverage.append(targets.coverage.clamp(0.002, 0.9).logit())
             bbox.append(targets.bbox.flatten(1, 2))
     values = _cells(features)

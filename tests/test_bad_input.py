@@ -586,8 +586,11 @@ def save_onnx(path: Path, experiment: spec.Experiment) -> Path:
     """A model for the spec, not trained, as ONNX for 96x64 images; smaller than any that `detectkit train` makes."""
     names = spec.class_names(experiment)
     experiment.model_config.arch, experiment.model_config.num_layers = "squeezenet", 0
-    exported = to_model(build(experiment.model_config, names, 3), height=64, width=96)
-    add_header(exported, spec_text=spec.dumps(experiment), class_names=names, channels=3)
+    network = build(experiment.model_config, names, 3)
+    exported = to_model(network, height=64, width=96)
+    add_header(
+        exported, spec_text=spec.dumps(experiment), class_names=names, channels=3, outline=network.outline
+    )
     onnx.save(exported, path)
     return path
 

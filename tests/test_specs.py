@@ -195,7 +195,7 @@ def test_the_network_gives_the_grid_that_the_targets_have(path: Path) -> None:
             len(names), channels, preprocessing.output_image_height, preprocessing.output_image_width
         )
         coverage, bbox = detector(images)
-    head = GridHead(experiment, stride=detector.stride)
+    head = GridHead(experiment, detector.outline)
     prepared = one_box_of_each_class(head, size=150.0)
     targets = head.targets(prepared)
     assert coverage.shape == targets.coverage.shape

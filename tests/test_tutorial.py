@@ -169,7 +169,7 @@ def test_the_blocks_of_the_tutorial_run_from_conversion_to_inference(root: Path)
     pruned = root / "pruned.safetensors"
     run("prune", "-pm", trained, "-o", pruned, "-eq", "intersection", "-pth", 0.95, "-k", "key", "--gpus", 0)
     narrow = checkpoint.load(pruned, "cpu").detector
-    assert narrow.backbone.out_channels < first.detector.backbone.out_channels
+    assert narrow.outline.levels[0].channels < first.detector.outline.levels[0].channels
 
     start, stop = printed.index("model_config {"), printed.index("training_config {")
     retrain = change(
@@ -180,7 +180,7 @@ def test_the_blocks_of_the_tutorial_run_from_conversion_to_inference(root: Path)
     retrained = root / "retrained" / "weights" / "model.safetensors"
     last = checkpoint.load(retrained, "cpu")
     assert last.class_names == first.class_names
-    assert last.detector.backbone.out_channels == narrow.backbone.out_channels
+    assert last.detector.outline.levels == narrow.outline.levels
 
     found = detect(root, retrained)
     names = [f"{number:06}" for number in range(FRAMES)]

@@ -127,7 +127,7 @@ def _evaluate_model(args: argparse.Namespace, given: spec.Experiment | None) -> 
     from detectkit.evaluation.collect import Collector
     from detectkit.evaluation.predictions import measured_images, predictions
     from detectkit.predict import make_predictor
-    from detectkit.train.weighting import ObjectiveWeights, validation_cost
+    from detectkit.train.step import validation_cost
     from detectkit.tune import tune_clustering
 
     device = choose_device(args)
@@ -146,14 +146,14 @@ def _evaluate_model(args: argparse.Namespace, given: spec.Experiment | None) -> 
         predictor.seen.warn_of_larger()
         say(f"put this into the spec, in place of its postprocessing_config:\n\n{tuned.block}")
         return Measured(tuned.evaluation, tuned=tuned)
-    weights = ObjectiveWeights(experiment.cost_function_config)
+    balance = predictor.head.balance()
     collector = Collector(names, config, images) if args.results_dir else None
     result = evaluate(
         collector.watch(predicted) if collector else predicted,
         names,
         config,
         geometry=predictor.head.geometry,
-        cost=lambda batch: validation_cost(weights, predictor.head, batch),
+        cost=lambda batch: validation_cost(balance, predictor.head, batch),
     )
     predictor.seen.warn_of_larger()
     details = collector.details(result) if collector else None

@@ -84,6 +84,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace, given: spec.Experiment | None, output: Path) -> dict[str, float]:
     """Everything behind the options; gives TLT's figures."""
+    from detectkit.deploy.deepstream import require_parser
     from detectkit.deploy.export import check_ranges, finish, float_model, int8_model, load_source
     from detectkit.deploy.ranges import read_ranges, write_tlt_ranges
     from detectkit.model.detector import parameters
@@ -97,6 +98,8 @@ def _export(args: argparse.Namespace, given: spec.Experiment | None, output: Pat
     settings = Settings(args, section, "export_config", OPTIONS)
     target = target_of(settings)
     check_usage(args, settings, target)
+    if settings.value("gen_ds_config"):
+        require_parser(source.experiment, source.detector.outline)
     with settings.named():
         model = float_model(source, target)
     ranges = _ranges(args, settings, source, model)
@@ -223,6 +226,7 @@ def _write_deepstream(args: argparse.Namespace, source: ExportSource, target: Ta
         output,
         source.experiment,
         class_names=source.class_names,
+        outline=source.detector.outline,
         channels=source.detector.channels,
         height=height,
         width=width,

@@ -66,10 +66,12 @@ def _pictures(experiment: spec.Experiment, count: int) -> Iterator[tuple[str, Im
     from detectkit.data.augment import prepare
     from detectkit.data.records import training_frames
     from detectkit.data.workers import loader, training_order
-    from detectkit.heads.grid import GridHead
+    from detectkit.heads import make_head
+    from detectkit.model.detector import outline_of
 
     augmentation, seed = experiment.augmentation_config, experiment.random_seed
-    head = GridHead(experiment)
+    channels = augmentation.preprocessing.output_image_channel
+    head = make_head(experiment, outline_of(experiment.model_config, spec.class_names(experiment), channels))
     colors = draw.class_colors(len(head.class_names))
     training = training_frames(experiment.dataset_config, head.class_names)
     order = training_order(training.groups(), 1, seed=seed, epoch=0)[:count]
@@ -77,7 +79,7 @@ def _pictures(experiment: spec.Experiment, count: int) -> Iterator[tuple[str, Im
     batches = loader(training, augmentation, batch_size=BATCH_SIZE, order=order, workers=0)
     for batch in batches:
         prepared = prepare(batch, augmentation, generator=generator, device="cpu")
-        coverage = head.targets(prepared).coverage.numpy()
+        coverage = head.coverage(head.targets(prepared)).numpy()
         pixels = (prepared.images * 255).round().byte().permute(0, 2, 3, 1).numpy()
         for index, frame_id in enumerate(batch.frame_ids):
             own = prepared.labels.image_index == index

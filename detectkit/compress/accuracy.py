@@ -11,7 +11,7 @@ from detectkit.data.records import validation_frames
 from detectkit.errors import DataError, DetectkitError
 from detectkit.evaluation import Evaluation, evaluate, require_package
 from detectkit.evaluation.predictions import predictions
-from detectkit.heads.grid import GridHead
+from detectkit.heads import make_head
 from detectkit.model.detector import Detector
 from detectkit.predict import Predictor
 
@@ -65,7 +65,7 @@ def measured(network: Detector, experiment: spec.Experiment, images: Dataset, *,
     """
     predictor = Predictor(
         network,
-        GridHead(experiment, stride=network.stride),
+        make_head(experiment, network.outline),
         augmentation=experiment.augmentation_config,
         channels=network.channels,
         device=next(network.parameters()).device,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +16,15 @@ from torch import Tensor, nn
 from detectkit import spec
 from detectkit.compress.graph import Group
 from detectkit.console import progress
-from detectkit.data import augment
 from detectkit.data.batch import Batch
 from detectkit.data.records import training_frames
 from detectkit.data.workers import loader, training_order
 from detectkit.errors import ModelError
-from detectkit.heads.grid import GridHead
+from detectkit.heads import Head, make_head
 from detectkit.model.detector import Detector
 from detectkit.model.operators import Channels, Values, graph_of, kind_of
 from detectkit.spec import PruningConfig
+from detectkit.train import step
 
 TINY = 1e-30  # keeps the quotients of a layer without weights finite
 
@@ -74,12 +75,13 @@ def taylor(detector: Detector, experiment: spec.Experiment, *, batches: int) -> 
         DataError: no training images, or one that cannot be read.
     """
     mean = mean_costs(detector, experiment, batches=batches)
+    head = make_head(experiment, detector.outline)
     network = copy.deepcopy(detector).eval().requires_grad_(False)
     shares = torch.where(mean > 0, 1 / mean, 0)
     gates = _Gates(network)
     squares: dict[str, Tensor] = {}
     images = 0
-    for costs in _costs(network, experiment, batches):
+    for costs in _costs(network, head, experiment, batches):
         slopes = gates.slopes((shares * costs).sum())
         images += len(next(iter(slopes.values())))
         for name, slope in slopes.items():
@@ -89,18 +91,17 @@ def taylor(detector: Detector, experiment: spec.Experiment, *, batches: int) -> 
 
 @torch.no_grad()
 def mean_costs(detector: Detector, experiment: spec.Experiment, *, batches: int) -> Tensor:
-    """The cost [C, 2] of each class and objective on training images, unweighted; arguments and errors as in `taylor`."""
-    return torch.stack(list(_costs(copy.deepcopy(detector).eval(), experiment, batches))).mean(0)
+    """The cost [C, objectives] of each class and objective on training images, unweighted; arguments and errors as in `taylor`."""
+    head = make_head(experiment, detector.outline)
+    return torch.stack(list(_costs(copy.deepcopy(detector).eval(), head, experiment, batches))).mean(0)
 
 
-def _costs(network: Detector, experiment: spec.Experiment, batches: int) -> Iterator[Tensor]:
-    """The costs [C, 2] of training batches."""
-    head, device = GridHead(experiment, stride=network.stride), next(network.parameters()).device
+def _costs(network: Detector, head: Head[Any], experiment: spec.Experiment, batches: int) -> Iterator[Tensor]:
+    """The costs [C, objectives] of training batches."""
     count, drawn = training_batches(experiment, batches, size=spec.batch_size(experiment))
     for batch in progress(drawn, total=count, label="weighing filters", unit="batches"):
-        prepared = augment.prepare(batch, experiment.augmentation_config, generator=None, device=device)
-        outputs = network(prepared.images.contiguous(memory_format=torch.channels_last))
-        yield head.costs(outputs, head.targets(prepared), prepared.weights)
+        costs = step.forward(network, head, batch, experiment.augmentation_config).costs
+        yield torch.stack(list(costs.values()), dim=-1)
 
 
 class _Gates:

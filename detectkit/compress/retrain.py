@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from detectkit import spec
 from detectkit.compress.accuracy import what_is_left
@@ -15,6 +16,7 @@ from detectkit.console import log
 from detectkit.errors import UsageError
 from detectkit.model import checkpoint
 from detectkit.model.checkpoint import Model
+from detectkit.model.detector import Detector
 from detectkit.spec import PruningConfig
 from detectkit.spec.schema import short
 from detectkit.train.loop import train
@@ -103,14 +105,18 @@ def _check_same(file: Path, model: Model, turn: PruningConfig) -> None:
     """Refuse a file that was not made of this model in this way."""
     found = checkpoint.load(file)
     wanted = spec.resolved(spec.Experiment(pruning_config=turn)).pruning_config
-    # Pruning leaves the heads' biases as they are.
-    before, after = (network.output_bbox.bias for network in (model.detector, found.detector))
-    assert before is not None and after is not None
+    before, after = (_output_biases(network) for network in (model.detector, found.detector))
     for other, is_same in (
         ("pruning_config", found.spec.pruning_config == wanted),
-        ("model", torch.equal(before.cpu(), after)),
+        ("model", torch.equal(before, after)),
     ):
         if not is_same:
             raise UsageError(
                 f"{file} was pruned with another {other}: use another -r, or delete {file.parent} and what follows it"
             )
+
+
+def _output_biases(network: Detector) -> Tensor:
+    """What pruning leaves as it is."""
+    layers = dict.fromkeys(output.layer for output in network.outline.outputs)
+    return torch.cat([network.get_parameter(f"{layer}.bias").detach().cpu() for layer in layers])

@@ -16,9 +16,11 @@ from typing import NamedTuple
 from detectkit import spec
 from detectkit.console import visible
 from detectkit.data.batch import has_crop
+from detectkit.errors import UsageError
 from detectkit.files import atomic_write
-from detectkit.heads.grid import ClassClustering, spec_clustering
-from detectkit.model.header import OUTPUTS
+from detectkit.heads import Outline, make_head
+from detectkit.heads.clustering import ClassClustering, spec_clustering
+from detectkit.heads.grid import GridHead
 from detectkit.spec.schema import short
 
 LABELS, CONFIG = "labels.txt", "nvinfer_config.txt"  # TLT's names
@@ -38,6 +40,19 @@ class Files(NamedTuple):
     cache: str | None = None  # calibration cache, by which TensorRT 8 to 10 make a float ONNX file 8-bit
 
 
+def require_parser(experiment: spec.Experiment, outline: Outline) -> None:
+    """Refuse maps that nvinfer's own parser does not read: it reads TLT's grid.
+
+    Raises:
+        UsageError: the head is another.
+    """
+    if not isinstance(make_head(experiment, outline), GridHead):
+        raise UsageError(
+            "nvinfer's own parser reads the grid head only (objective_set): leave --gen_ds_config out, and give nvinfer a"
+            " parser of this head's maps"
+        )
+
+
 def labels_text(class_names: Sequence[str]) -> str:
     """The file of `labelfile-path`: one class a line, in the order of the network's outputs."""
     return "".join(f"{visible(name)}\n" for name in class_names)
@@ -53,6 +68,7 @@ def write_config(
     experiment: spec.Experiment,
     *,
     class_names: Sequence[str],
+    outline: Outline,
     channels: int,
     height: int,
     width: int,
@@ -76,6 +92,7 @@ def write_config(
         experiment,
         files,
         class_names=class_names,
+        outline=outline,
         channels=channels,
         height=height,
         width=width,
@@ -94,6 +111,7 @@ def nvinfer_config(
     files: Files,
     *,
     class_names: Sequence[str],
+    outline: Outline,
     channels: int,
     height: int,
     width: int,
@@ -106,6 +124,7 @@ def nvinfer_config(
 
     Args:
         class_names: in the order of the network's outputs.
+        outline: what it gives.
         channels: of the images, 3 or 1.
         height: of the network's input in pixels.
         width: likewise.
@@ -133,7 +152,7 @@ def nvinfer_config(
         "maintain-aspect-ratio": 0,
         "scaling-filter": 1,  # bilinear; nvinfer's own choice is the nearest pixel
         "num-detected-classes": len(class_names),
-        "output-blob-names": ";".join(OUTPUTS),
+        "output-blob-names": ";".join(outline.names),
         "cluster-mode": mode,
     }
     notes = [

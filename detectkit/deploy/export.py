@@ -78,10 +78,11 @@ def load_source(path: Path, given: Experiment | None) -> ExportSource:
     detector, experiment = network.forward, spec.spec_to_use(given, network.spec, network.file)
     assert isinstance(detector, Detector)
     make_predictor(network, experiment, "cpu")  # it refuses a spec of another model
-    if any(side % detector.stride for side in image_size(experiment)):
+    multiple = detector.outline.multiple
+    if any(side % multiple for side in image_size(experiment)):
         height, width = image_size(experiment)
         raise SpecError(
-            f"output_image_width and output_image_height must be multiples of {detector.stride} for this network,"
+            f"output_image_width and output_image_height must be multiples of {multiple} for this network,"
             f" got {width}x{height}"
         )
     return ExportSource(detector, experiment, network.class_names)
@@ -97,7 +98,7 @@ def float_model(source: ExportSource, target: Target) -> onnx.ModelProto:
     height, width = image_size(source.experiment)
     model = to_model(source.detector, height=height, width=width, opset=target.opset, batch=target.batch)
     if target.nms:
-        add_nms(model, source.experiment, stride=source.detector.stride)  # for its refusal, before long work
+        add_nms(model, source.experiment, source.detector.outline)  # for its refusal, before long work
     if target.data_type == "int8":  # `finish` checks the others
         check_against(source.detector, model.SerializeToString(), tolerance=TOLERANCES["fp32"])
     return model
@@ -136,7 +137,7 @@ def finish(
     if target.data_type == "fp16":
         model = half(model)
     if target.nms:
-        model = add_nms(model, source.experiment, stride=source.detector.stride)
+        model = add_nms(model, source.experiment, source.detector.outline)
     _describe(model, source, target, ranges)
     content = seal(model.SerializeToString())
     difference = check_against(
@@ -196,6 +197,7 @@ def _describe(
         spec_text=spec.dumps(without_key(source.experiment)),
         class_names=source.class_names,
         channels=source.detector.channels,
+        outline=source.detector.outline,
         data_type=target.data_type,
         scales=dump_table(ranges) if ranges else None,
     )

@@ -1,4 +1,4 @@
-"""Boxes and non-maximum suppression inside an ONNX model: what `heads.GridHead` does with the maps, as nodes.
+"""Boxes and non-maximum suppression inside an ONNX model: what `heads.grid.GridHead` does with the maps, as nodes.
 
 B images, C classes, K cells, N boxes kept by the suppression, M detections.
 """
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from detectkit.errors import UsageError
+from detectkit.heads import Outline, make_head
 from detectkit.heads.grid import GridHead
-from detectkit.model.header import OUTPUTS
 from detectkit.spec import Experiment
 
 DETECTIONS = "detections"
 
 
-def add_nms(model: onnx.ModelProto, experiment: Experiment, *, stride: int) -> onnx.ModelProto:
+def add_nms(model: onnx.ModelProto, experiment: Experiment, outline: Outline) -> onnx.ModelProto:
     """A copy with a third output, "detections" [M, 7] float32: image, class, score, x1, y1, x2, y2.
 
     They are those of `GridHead.detections`, by image and descending score: the image is the place in the batch, the class
@@ -30,12 +30,14 @@ def add_nms(model: onnx.ModelProto, experiment: Experiment, *, stride: int) -> o
     Args:
         model: as `onnx.to_model` makes it, or half precision or 8 bits of that; it stays as it is.
         experiment: `postprocessing_config` says how; all classes must cluster with NMS.
-        stride: pixels a grid cell.
+        outline: of the network.
 
     Raises:
-        UsageError: the spec clusters a class in another way.
+        UsageError: the spec clusters a class in another way, or the head is not the grid.
     """
-    head = GridHead(experiment, stride=stride)
+    head = make_head(experiment, outline)
+    if not isinstance(head, GridHead):
+        raise UsageError("NMS in the file is written for the grid head only (objective_set): leave --nms out")
     for name, options in zip(head.class_names, head.clustering, strict=True):
         if options["algorithm"] != "nms":
             raise UsageError(
@@ -44,7 +46,7 @@ def add_nms(model: onnx.ModelProto, experiment: Experiment, *, stride: int) -> o
             )
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    _Writer(result.graph, head).write()
+    _Writer(result.graph, head, outline.names).write()
     shape: list[int | str] = ["M", 7]
     result.graph.output.append(helper.make_tensor_value_info(DETECTIONS, TensorProto.FLOAT, shape))
     onnx.checker.check_model(result, full_check=True)
@@ -52,10 +54,11 @@ def add_nms(model: onnx.ModelProto, experiment: Experiment, *, stride: int) -> o
 
 
 class _Writer:
-    def __init__(self, graph: onnx.GraphProto, head: GridHead) -> None:
+    def __init__(self, graph: onnx.GraphProto, head: GridHead, outputs: list[str]) -> None:
         self.graph, self.head = graph, head
+        self.coverage, self.distances = outputs
         sides = {value.name: value.type.tensor_type.shape.dim for value in graph.output}
-        self.rows, self.columns = (side.dim_value for side in sides[OUTPUTS[0]][2:])
+        self.rows, self.columns = (side.dim_value for side in sides[self.coverage][2:])
         self.cells = self.rows * self.columns
 
     def write(self) -> None:
@@ -80,7 +83,7 @@ class _Writer:
         )
         centres = np.stack([np.tile(x, self.rows), np.repeat(y, self.columns)])  # [2, K]
         ends = _floats([[head.width], [head.height]])
-        distances = self._add("Reshape", "maps", OUTPUTS[1], np.array([0, classes, 4, self.cells]))
+        distances = self._add("Reshape", "maps", self.distances, np.array([0, classes, 4, self.cells]))
         pixels = self._add("Mul", "distances", distances, np.float32(head.scale))
         near, far = (
             self._add("Gather", name, pixels, np.array(index), axis=2)
@@ -96,7 +99,7 @@ class _Writer:
     def _scores(self) -> str:
         """Coverage [B, C, K] of the candidates; -1 for the other cells."""
         classes = len(self.head.class_names)
-        coverage = self._add("Reshape", "coverage", OUTPUTS[0], np.array([0, classes, self.cells]))
+        coverage = self._add("Reshape", "coverage", self.coverage, np.array([0, classes, self.cells]))
         clustering = self.head.clustering
         above = _floats([[options["coverage_threshold"]] for options in clustering])
         least = _floats(

@@ -14,7 +14,7 @@ from detectkit.deploy.placement import eight_bit_layers
 from detectkit.deploy.qdq import Runtime, quantize
 from detectkit.deploy.scales import ScaleTable
 from detectkit.errors import ModelError
-from detectkit.model.header import INPUT, OUTPUTS
+from detectkit.model.header import INPUT
 from detectkit.ops.quantize import decibels
 from detectkit.runtimes.onnx import make_session
 
@@ -23,7 +23,7 @@ class Sensitivity(NamedTuple):
     """What a convolution costs when it alone is in 8 bits."""
 
     layer: str  # as `eight_bit_layers` names it
-    sqnr: float  # signal to noise of the output maps against the float network's, dB, of the worse of the two
+    sqnr: float  # signal to noise of the output maps against the float network's, dB, of the worst of them
 
 
 def rank(
@@ -55,8 +55,8 @@ def rank(
         others = [other for other in layers if other != layer]
         alone = quantize(model, table, runtime=runtime, per_channel=per_channel, float_layers=others)
         maps = _maps(alone, images)
-        worse = min(_sqnr(one, other) for one, other in zip(exact, maps, strict=True))
-        found.append(Sensitivity(layer, worse))
+        worst = min(_sqnr(one, other) for one, other in zip(exact, maps, strict=True))
+        found.append(Sensitivity(layer, worst))
     return sorted(found, key=lambda item: item.sqnr)
 
 
@@ -110,7 +110,7 @@ def fewest_float_layers(
 
 def _maps(model: onnx.ModelProto, images: Tensor) -> list[NDArray[np.float32]]:
     session = make_session(model.SerializeToString())
-    maps: list[NDArray[np.float32]] = session.run(OUTPUTS, {INPUT: images.numpy()})
+    maps: list[NDArray[np.float32]] = session.run(None, {INPUT: images.numpy()})
     return maps
 
 

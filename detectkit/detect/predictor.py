@@ -9,7 +9,7 @@ import torch
 
 from detectkit import spec
 from detectkit.errors import SpecError, UsageError
-from detectkit.heads.grid import ClassClustering
+from detectkit.heads.clustering import ClassClustering
 from detectkit.predict import Predictor, make_predictor
 from detectkit.runtimes import Network, load
 
@@ -63,10 +63,10 @@ def _resized(network: Network, config: spec.InferencerConfig) -> spec.Experiment
         raise SpecError(
             f"inferencer_config.target_classes: {network.file} detects {', '.join(network.class_names)}, in this order"
         )
-    stride, channels = network.stride, network.channels
-    if config.image_width % stride or config.image_height % stride:
+    multiple, channels = network.outline.multiple, network.channels
+    if config.image_width % multiple or config.image_height % multiple:
         raise SpecError(
-            f"inferencer_config: image_width and image_height must be multiples of the network's stride {stride},"
+            f"inferencer_config: image_width and image_height must be multiples of the network's stride {multiple},"
             f" got {config.image_width}x{config.image_height}"
         )
     if config.image_channels != channels:

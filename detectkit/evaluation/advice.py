@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from detectkit.evaluation.results import ClassMistakes, Evaluation
-from detectkit.heads.grid import spec_clustering
+from detectkit.heads.clustering import spec_clustering
 from detectkit.spec import ClusteringConfig, Experiment
 
 # Networks that had learnt gave 0.002 to 0.02 where nothing is, and up to 5 detections for each label and image; one after a

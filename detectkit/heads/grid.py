@@ -7,28 +7,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from detectkit import spec
 from detectkit.data.augment import Labels, Prepared
 from detectkit.data.labels import DONTCARE
-from detectkit.ops.cluster import Detections, by_image_and_score, cluster
+from detectkit.heads.clustering import (
+    ClassClustering,
+    clustered,
+    clustering_arguments,
+    lowest_score,
+    of_class,
+    spec_clustering,
+)
+from detectkit.heads.head import Candidates, Maps
+from detectkit.heads.outline import Outline
+from detectkit.heads.pictures import pictures
+from detectkit.heads.weighting import OBJECTIVES, ObjectiveWeights
+from detectkit.ops.cluster import Detections
 from detectkit.ops.decode import decode
 from detectkit.ops.losses import bbox_cost, coverage_cost, giou_cost
 from detectkit.ops.rasterize import ClassGeometry, Targets, rasterize, touched
-
-OBJECTIVES = ("cov", "bbox")
-
-
-class ClassClustering(NamedTuple):
-    """How the cells of one class become detections."""
-
-    config: spec.ClusteringConfig
-    confidence_threshold: float = 0.0  # detections of a lower confidence are dropped
-    confidence_model: str = "aggregate_cov"
 
 
 class GridHead:
@@ -36,19 +38,19 @@ class GridHead:
 
     Args:
         experiment: the spec; `cost_function_config.target_classes` gives the classes in channel order.
-        stride: input pixels per grid cell, when the network at hand is not that of the spec.
-        clustering: clustering by class name, when it is not to be that of `postprocessing_config` (an inference
-            spec brings its own); the entry "default" serves the classes without one.
+        outline: of the network; None: that of the spec's, whose cells are known.
+        clustering: see `heads.make_head`.
     """
 
     def __init__(
         self,
         experiment: spec.Experiment,
+        outline: Outline | None = None,
         *,
-        stride: int | None = None,
         clustering: Mapping[str, ClassClustering] | None = None,
     ):
-        self.stride = stride or spec.NETWORKS[experiment.model_config.arch].stride
+        stride = outline.levels[0].stride if outline else spec.NETWORKS[experiment.model_config.arch].stride
+        self.stride = stride  # input pixels a grid cell
         self.class_names = spec.class_names(experiment)
         preprocessing = experiment.augmentation_config.preprocessing
         self.width, self.height = preprocessing.output_image_width, preprocessing.output_image_height
@@ -64,7 +66,11 @@ class GridHead:
         self.loss_mask = LossMask(experiment, self.class_names)
         if clustering is None:
             clustering = spec_clustering(experiment.postprocessing_config)
-        self.clustering = [clustering_arguments(_for_class(clustering, name)) for name in self.class_names]
+        self.clustering = [clustering_arguments(of_class(clustering, name)) for name in self.class_names]
+        self._cost_config = experiment.cost_function_config
+        shown = experiment.training_config.visualizer.target_class_config
+        # Of cells whose boxes are drawn; 0 for the classes without one.
+        self._drawn_above = {name: entry.coverage_threshold for name, entry in shown.items()}
 
     def targets(self, prepared: Prepared) -> Targets:
         """Rasterise the boxes of a batch into coverage [B, C, H, W] and boxes [B, C, 4, H, W], on its device."""
@@ -84,8 +90,12 @@ class GridHead:
         )
         return targets._replace(mask=self.loss_mask.of(prepared, targets.coverage, stride=self.stride))
 
-    def costs(self, outputs: tuple[Tensor, Tensor], targets: Targets, image_weights: Tensor) -> Tensor:
-        """Unweighted cost of every class and objective, [C, 2] in the order of `OBJECTIVES`.
+    def coverage(self, targets: Targets) -> Tensor:
+        """That of the targets, [B, C, H, W]."""
+        return targets.coverage
+
+    def costs(self, outputs: Maps, targets: Targets, image_weights: Tensor) -> dict[str, Tensor]:
+        """Unweighted cost of every class, [C], by objective.
 
         Args:
             outputs: coverage [B, C, H, W] and boxes [B, 4C, H, W] as the detector gives them.
@@ -103,38 +113,41 @@ class GridHead:
         cost = coverage_cost(
             coverage, targets.coverage, foreground_weight=weight, focal_gamma=self.focal_gamma, mask=mask
         )
-        return torch.stack([cost, box_cost], dim=1)
+        return {"cov": cost, "bbox": box_cost}
 
-    def candidates(self, outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Boxes [B, C, H, W, 4] in network pixels, clipped to the image, and their coverage [B, C, H, W], on the CPU."""
-        coverage, bbox = outputs
-        boxes = decode(
-            by_class(bbox),
+    def balance(self) -> ObjectiveWeights:
+        """A new balance of the costs, with the initial weights of the spec."""
+        return ObjectiveWeights(self._cost_config)
+
+    def boxes(self, outputs: Maps) -> Tensor:
+        """The box of every cell, [B, C, H, W, 4] in network pixels, clipped to the image."""
+        return decode(
+            by_class(outputs[1]),
             stride=self.stride,
             scale=self.scale,
             offset=self.offset,
             width=self.width,
             height=self.height,
         )
-        return boxes.cpu(), coverage.cpu()
 
-    def detections(self, outputs: tuple[Tensor, Tensor]) -> list[Detections]:
+    def candidates(self, outputs: Maps, *, lowest: float) -> Candidates:
+        """The boxes of the cells of more coverage than `lowest`."""
+        coverage = outputs[0]
+        is_candidate = coverage > lowest
+        images, classes, _, _ = is_candidate.nonzero(as_tuple=True)
+        columns = self.boxes(outputs)[is_candidate], coverage[is_candidate], classes, images
+        return Candidates(*(column.cpu() for column in columns))
+
+    def detections(self, outputs: Maps) -> list[Detections]:
         """Cluster the cells of every image and class into detections, boxes in network pixels."""
-        boxes, coverage = self.candidates(outputs)
-        count, classes = coverage.shape[:2]
-        cells = torch.repeat_interleave(torch.arange(count), coverage[0, 0].numel())
-        parts = [
-            cluster(boxes[:, index].reshape(-1, 4), coverage[:, index].flatten(), cells, **arguments)
-            for index, arguments in enumerate(self.clustering)
-        ]
-        found, scores, images = (torch.cat(column) for column in zip(*parts))
-        numbers = torch.repeat_interleave(
-            torch.arange(classes), torch.tensor([len(part[1]) for part in parts])
-        )
-        order = by_image_and_score(images, scores)
-        sizes = torch.bincount(images, minlength=count).tolist()
-        columns = (torch.split(values[order], sizes) for values in (found, scores, numbers))
-        return [Detections(*image) for image in zip(*columns)]
+        found = self.candidates(outputs, lowest=lowest_score(self.clustering))
+        return clustered(found, self.clustering, images=len(outputs[0]))
+
+    def pictures(
+        self, prepared: Prepared, targets: Targets, outputs: Maps, *, count: int
+    ) -> dict[str, list[Image.Image]]:
+        """See `heads.pictures`."""
+        return pictures(self, prepared, targets, outputs, count=count, thresholds=self._drawn_above)
 
 
 class LossMask:
@@ -220,37 +233,6 @@ def by_class(bbox: Tensor) -> Tensor:
     """[B, 4C, H, W], class-major as the network gives it, to [B, C, 4, H, W]."""
     batch, channels, height, width = bbox.shape
     return bbox.reshape(batch, channels // 4, 4, height, width)
-
-
-def spec_clustering(config: spec.PostProcessingConfig) -> dict[str, ClassClustering]:
-    """The clustering of a training spec by class name."""
-    return {
-        name: ClassClustering(entry.clustering_config, entry.confidence_config.confidence_threshold)
-        for name, entry in config.target_class_config.items()
-    }
-
-
-def clustering_arguments(clustering: ClassClustering) -> dict[str, Any]:
-    """The keyword arguments of `ops.cluster.cluster` for one class."""
-    config = clustering.config
-    algorithm = spec.ClusteringConfig.ClusteringAlgorithm.Name(config.clustering_algorithm).lower()
-    return {
-        "algorithm": algorithm,
-        "coverage_threshold": config.coverage_threshold,
-        "minimum_height": config.minimum_bounding_box_height,
-        "dbscan_eps": config.dbscan_eps,
-        "dbscan_min_samples": config.dbscan_min_samples,
-        "dbscan_confidence_threshold": config.dbscan_confidence_threshold,
-        "nms_iou_threshold": config.nms_iou_threshold,
-        "nms_confidence_threshold": config.nms_confidence_threshold,
-        "confidence_model": clustering.confidence_model,
-        "confidence_threshold": clustering.confidence_threshold,
-    }
-
-
-def _for_class(clustering: Mapping[str, ClassClustering], name: str) -> ClassClustering:
-    found = clustering.get(name, clustering.get("default"))
-    return ClassClustering(spec.ClusteringConfig()) if found is None else found
 
 
 def _geometry(config: spec.BboxRasterizerConfig, class_names: Sequence[str]) -> ClassGeometry:

@@ -1,1 +1,1 @@
-"""The network: backbones, the detector with its two heads, and the files it is kept in."""
+"""The network: backbones, the detector, and the files it is kept in."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -28,17 +28,19 @@ TLT_EPSILON = 1e-3  # of batch normalisation, Keras's default
 ALPHA = {"leaky_relu": 0.1, "elu": 1.0}  # the functions that have this parameter, and its default
 
 
-def make_backbone(model_config: ModelConfig, channels: int) -> Backbone:
+def make_backbone(model_config: ModelConfig, channels: int, strides: Sequence[int] = ()) -> Backbone:
     """A backbone with random weights from torch's global generator, on the default device.
 
     Args:
         model_config: the choices that an `arch` does not have are not read.
         channels: of the images, 1 or 3.
+        strides: of the maps that it shall give, the finest first; with 32 among them it goes as far as torchvision's. Without
+            any it gives its last map, where TLT's ends.
 
     Raises:
-        SpecError: `arch`, `num_layers` or `activation` name something that does not exist.
+        SpecError: `arch`, `num_layers` or `activation` name something that does not exist, or there is no such stride.
     """
-    backbone = _family(model_config)
+    backbone = _family(model_config, strides)
     backbone.arch = model_config.arch
     backbone.depth = NETWORKS[backbone.arch].depth(model_config.num_layers)
     backbone.title = _title(model_config)
@@ -54,6 +56,7 @@ def make_backbone(model_config: ModelConfig, channels: int) -> Backbone:
         function = _function(model_config.activation)
         replace(backbone, FUNCTIONS, lambda _: function())
     initialise(backbone)
+    backbone.give(strides)
     return backbone
 
 
@@ -75,8 +78,8 @@ def _chooses_no_batch_norm(config: ModelConfig) -> bool:
     return NETWORKS[config.arch].batch_norm is None and not config.use_batch_norm
 
 
-def _family(config: ModelConfig) -> Backbone:
-    arch = config.arch
+def _family(config: ModelConfig, strides: Sequence[int]) -> Backbone:
+    arch, deep = config.arch, 32 in strides
     if arch not in NETWORKS:
         raise SpecError(f'model_config.arch: there is no "{arch}"; use one of: {", ".join(NETWORKS)}')
     depths, depth = NETWORKS[arch].depths, NETWORKS[arch].depth(config.num_layers)
@@ -86,23 +89,25 @@ def _family(config: ModelConfig) -> Backbone:
     tlt = has_tlt_layout(config)
     match arch:
         case "resnet":
-            return ResNet(depth, pooling=config.use_pooling, all_projections=config.all_projections, tlt=tlt)
+            return ResNet(
+                depth, pooling=config.use_pooling, all_projections=config.all_projections, tlt=tlt, deep=deep
+            )
         case "vgg":
-            return VGG(depth, pooling=config.use_pooling, batch_norm=config.use_batch_norm)
+            return VGG(depth, pooling=config.use_pooling, batch_norm=config.use_batch_norm, deep=deep)
         case "darknet":
             return DarkNet(depth)
         case "mobilenet_v1":
-            return MobileNetV1()
+            return MobileNetV1(deep=deep)
         case "mobilenet_v2":
-            return MobileNetV2(tlt=tlt)
+            return MobileNetV2(tlt=tlt, deep=deep)
         case "squeezenet":
             return SqueezeNet()
         case "googlenet":
-            return GoogLeNet(tlt=tlt)
+            return GoogLeNet(tlt=tlt, deep=deep)
         case "efficientnet_lite0" | "efficientnet_lite1":
-            return EfficientNetLite(arch)
+            return EfficientNetLite(arch, deep=deep)
         case _:
-            return EfficientNet(arch, tlt=tlt)
+            return EfficientNet(arch, tlt=tlt, whole=not strides)
 
 
 def _take_channels(layer: nn.Conv2d, channels: int) -> None:

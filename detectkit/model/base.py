@@ -1,6 +1,6 @@
 """What every backbone has, and the convolution that those of ours are made of.
 
-B batch, c image channels, H W pixels, h w grid cells.
+B batch, c image channels, H W pixels, h w cells.
 """
 
 from __future__ import annotations
@@ -8,25 +8,31 @@ from __future__ import annotations
 import abc
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
+
+from detectkit.errors import SpecError
+from detectkit.heads.outline import Level
 
 L = TypeVar("L", bound=nn.Module)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+PROBE = 64  # pixels a side of the image that strides are read from: two cells of the widest
 
 
 class Backbone(nn.Module, abc.ABC):
-    """A feature extractor: images [B, c, H, W] -> [B, out_channels, H / stride, W / stride].
+    """A chain of layers: images [B, c, H, W] -> the maps [B, channels, H / stride, W / stride] of its levels.
 
     It can be traced by torch.fx, so that a program can see which layer feeds which.
     """
 
-    stride = 16  # input pixels per grid cell
-    out_channels: int
+    order: Sequence[str]  # names of the layers, each of which reads what the one before gives
+    given: Sequence[str]  # those of them whose maps are the levels, the finest first
     arch, depth = "", 0  # of model_config; the depth is 0 where a family has one
     title = ""  # what model_config asks for, as in "resnet 18"
     tlt = False  # TLT's form of the network, see `model_config.layout`
@@ -36,6 +42,75 @@ class Backbone(nn.Module, abc.ABC):
     behind: tuple[str, ...] = ("classifier.",)
     # What those weights expect to be taken from the image, and it to be divided by, for each colour.
     mean, std = IMAGENET_MEAN, IMAGENET_STD
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._levels: tuple[Level, ...] | None = None  # None: to be read from the layers
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """What the network gives, the finest first.
+
+        They are read from a run without values, in which hooks take part: ask before there are any.
+        """
+        if self._levels is None:
+            self._levels = tuple(
+                Level(name, PROBE // features.shape[-1], features.shape[1])
+                for name, features in zip(self.given, self._shapes(), strict=True)
+            )
+        return self._levels
+
+    def give(self, strides: Sequence[int]) -> None:
+        """Give the last maps of these strides, the finest first, and lose what is behind them; none: the last map.
+
+        Raises:
+            SpecError: there is no such stride.
+        """
+        self.given = self.order
+        last = {level.stride: level for level in self.levels}
+        missing = sorted(set(strides) - set(last))
+        if missing:
+            raise SpecError(
+                f"model_config.arch: {self.title} has no maps at a stride of {missing[0]}, which this head wants: use another"
+                " network"
+            )
+        self._levels = tuple(last[stride] for stride in strides) or self.levels[-1:]
+        self.given = [level.name for level in self._levels]
+        end = self.order.index(self.given[-1]) + 1
+        for name in self.order[end:]:
+            owner, _, leaf = name.rpartition(".")
+            delattr(self.get_submodule(owner), leaf)
+            self.behind += (f"{name}.",)
+        self.order = self.order[:end]
+
+    def widths_changed(self) -> None:
+        """To be called when layers have got other widths."""
+        self._levels = None
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Run the chain; the maps of the levels."""
+        features, maps = images, []
+        for name in self.order:
+            features = self.get_submodule(name)(features)
+            if name in self.given:
+                maps.append(features)
+        return tuple(maps)
+
+    @torch.no_grad()
+    def _shapes(self) -> tuple[Tensor, ...]:
+        """The maps of an image of `PROBE` pixels without values: nothing is computed."""
+        tensors = {name: tensor.to("meta") for name, tensor in self.state_dict().items()}
+        first = first_convolution(self).weight
+        images = torch.empty(1, first.shape[1], PROBE, PROBE, dtype=first.dtype, device="meta")
+        training = [layer for layer in self.modules() if layer.training]
+        for layer in training:  # in whose mode batch normalisation without values takes ten times as long
+            layer.training = False
+        try:
+            maps: tuple[Tensor, ...] = functional_call(self, tensors, images)
+        finally:
+            for layer in training:
+                layer.training = True
+        return maps
 
     @abc.abstractmethod
     def blocks(self) -> dict[int, nn.Module]:
@@ -52,11 +127,7 @@ class Features(Backbone):
     def __init__(self, features: nn.Sequential) -> None:
         super().__init__()
         self.features = features
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, c, H, W] -> [B, out_channels, H / stride, W / stride]."""
-        features: Tensor = self.features(images)
-        return features
+        self.order = [f"features.{number}" for number in range(len(features))]
 
 
 class Conv2dSame(nn.Conv2d):

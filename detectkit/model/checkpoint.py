@@ -1,4 +1,4 @@
-"""Model files: safetensors with the spec and the class names in the header.
+"""Model files: safetensors with the spec, the class names and the outputs in the header.
 
 A file is data: reading one runs no code. Widths are the shapes of the stored tensors, so a pruned model is a model.
 """
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from detectkit.errors import ModelError, SpecError
 from detectkit.files import atomic_write
+from detectkit.heads import Outline
 from detectkit.model import header, tlt
 from detectkit.model.detector import Detector, Normalize, build
 from detectkit.model.header import HEADER
@@ -27,7 +28,6 @@ from detectkit.spec.model_pb2 import ModelConfig
 from detectkit.spec.networks import NETWORKS, is_keras
 
 RANGES = "ranges."  # how the names of those tensors begin
-HEADS = {"output_cov": 1, "output_bbox": 4}  # channels a class
 
 
 class Model(NamedTuple):
@@ -52,7 +52,7 @@ def save(
     Raises:
         OutputError: the file cannot be written.
     """
-    description = header.dumps(spec_text, class_names, detector.channels)
+    description = header.dumps(spec_text, class_names, detector.channels, detector.outline)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
     content = header.seal(safetensors.torch.save(tensors, {HEADER: description}))
     with atomic_write(path) as temporary:
@@ -87,6 +87,10 @@ def load(
     fill(detector, stored.tensors, path)
     detector.eval()
     _check_runs(path, detector, len(stored.classes))
+    if stored.outline not in (None, detector.outline):
+        raise ModelError(
+            f"{path} is damaged: the outputs that it describes are not those of its weights; copy it again, or make it again"
+        )
     return Model(detector.to(device), stored.spec, stored.classes)
 
 
@@ -110,11 +114,11 @@ def _load_keras(
     found = tlt.convert(path, detector, whole=True)
     if not found.heads:
         raise ModelError(
-            f"{path} is no detector: it lacks the heads {' and '.join(HEADS)}; name it in model_config.pretrained_model_file"
+            f"{path} is no detector: it lacks the heads {' and '.join(detector.head_layers)}; name it in model_config.pretrained_model_file"
             " to train from its weights"
         )
     check_channels(path, detector, found.channels)
-    classes = len(found.heads["output_cov.weight"])
+    classes = tlt.classes(found.heads)
     if classes != len(names):
         raise ModelError(
             f"{path} detects {classes} classes, the spec {len(names)} ({', '.join(names)}): use the spec that it was trained with"
@@ -172,6 +176,7 @@ class _File(NamedTuple):
     spec: Experiment
     classes: list[str]
     channels: int
+    outline: Outline | None
     tensors: dict[str, Tensor]
 
 
@@ -237,7 +242,7 @@ def cut_to(detector: Detector, tensors: Mapping[str, Tensor]) -> None:
     }
     for name, tensor in changed.items():
         _replace(detector, name, tensor)
-    detector.backbone.out_channels = detector.output_cov.in_channels
+    detector.backbone.widths_changed()
 
 
 def _replace(network: nn.Module, name: str, tensor: Tensor) -> None:
@@ -256,23 +261,25 @@ def _replace(network: nn.Module, name: str, tensor: Tensor) -> None:
         layer.out_channels, layer.in_channels = len(tensor), tensor.shape[1] * layer.groups
 
 
-def check_widths(path: str | os.PathLike[str], detector: Detector, classes: int) -> tuple[Tensor, Tensor]:
+def check_widths(path: str | os.PathLike[str], detector: Detector, classes: int) -> tuple[Tensor, ...]:
     """Send a tiny black image through the network: every layer must take what the one before it gives; gives the maps."""
     try:
+        outline = detector.outline
+        side = outline.multiple
         with torch.no_grad():
-            coverage, bbox = detector(torch.zeros(1, detector.channels, 32, 32))
+            maps: tuple[Tensor, ...] = detector(torch.zeros(1, detector.channels, side, side))
     except RuntimeError as error:
         raise ModelError(
             f"{path} is damaged: its layers do not fit together ({str(error).splitlines()[0]})"
         ) from error
-    if coverage.shape[1] != classes or bbox.shape[1] != 4 * classes:
+    if [tuple(values.shape[1:]) for values in maps] != outline.shapes(classes, side, side):
         raise ModelError(f"{path} is damaged: its heads are not those of {classes} classes")
-    return coverage, bbox
+    return maps
 
 
 def _check_runs(path: str | os.PathLike[str], detector: Detector, classes: int) -> None:
     """Refuse a network whose layers do not fit together, or that gives what is no number."""
-    if not all(bool(maps.isfinite().all()) for maps in check_widths(path, detector, classes)):
+    if not all(bool(values.isfinite().all()) for values in check_widths(path, detector, classes)):
         raise ModelError(f"{path}: its maps of a black image are not finite: take another checkpoint")
 
 

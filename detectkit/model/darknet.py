@@ -36,8 +36,7 @@ class DarkNet(Backbone):
         depth: 19 (each stage after the first begins with a 2x2 maximum pool) or 53 (with a 3x3 convolution of stride 2).
     """
 
-    stride = 32
-    out_channels = 1024
+    order = tuple(f"stage{number}" for number in range(6))
 
     def __init__(self, depth: int) -> None:
         super().__init__()
@@ -46,14 +45,7 @@ class DarkNet(Backbone):
 
     def blocks(self) -> dict[int, nn.Module]:
         """What `freeze_blocks` can name: the six stages, 0 to 5."""
-        return {number: self.get_submodule(f"stage{number}") for number in range(6)}
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, c, H, W] -> [B, 1024, H / 32, W / 32]."""
-        features = images
-        for stage in self.blocks().values():
-            features = stage(features)
-        return features
+        return dict(enumerate(self.children()))
 
 
 def _stage_19(number: int) -> nn.Sequential:

@@ -1,12 +1,11 @@
-"""The grid detector: normalisation, backbone and two 1x1 heads.
+"""The detector: normalisation, backbone, and the layers of a head.
 
-B batch, C class, c image channels, H W pixels, h w grid cells.
+B batch, C class, c image channels, H W pixels, h w cells.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from detectkit.heads.outline import Level, Outline, Output
+from detectkit import heads
+from detectkit.heads import Layers, Outline
 from detectkit.model.backbones import make_backbone
 from detectkit.model.base import Backbone
 from detectkit.model.operators import receptive_field
@@ -40,84 +40,76 @@ class Normalize(nn.Module):
 
 
 class Detector(nn.Module):
-    """Images to coverage and box maps.
+    """Images to the maps that `outline` describes.
 
     Args:
-        backbone: gives [B, backbone.out_channels, h, w].
-        classes: number of classes C.
+        backbone: gives the maps that the head's layers take.
+        layers: of the head; they become children of the detector, by which names they are in files.
         channels: of the images, 1 or 3.
-        dropout: share of the values between backbone and heads that is dropped at random in training.
+        dropout: share of the values between backbone and head that is dropped at random in training.
         freeze_bn: batch normalisation keeps its running mean and variance while training; its scale and shift are
             trained all the same (TLT DetectNet_v2).
         freeze_pretrained: `pretrained.load_pretrained` shall freeze what it takes from a file.
-        coverage_prior: the coverage in (0, 1) that a fresh head gives every cell.
     """
 
     def __init__(
         self,
         backbone: Backbone,
+        layers: Layers,
         *,
-        classes: int,
         channels: int,
         dropout: float = 0.0,
         freeze_bn: bool = False,
         freeze_pretrained: bool = False,
-        coverage_prior: float = 0.01,
     ) -> None:
         super().__init__()
         self.normalize = Normalize(channels)
         self.backbone = backbone
         self.dropout = nn.Dropout(dropout)
-        self.output_cov = nn.Conv2d(backbone.out_channels, classes, kernel_size=1)
-        self.output_bbox = nn.Conv2d(backbone.out_channels, 4 * classes, kernel_size=1)
-        self.stride: int = backbone.stride
+        self._layers = (layers,)  # in a tuple, so that it is no child itself
+        for name, layer in layers.named_children():
+            self.add_module(name, layer)
         self.channels = channels
         self.freeze_bn = freeze_bn
         self.freeze_pretrained = freeze_pretrained
-        self.coverage_prior = coverage_prior
         # With quantisation-aware training: what makes `forward` round to 8 bits.
         self.ranges: Ranges | None = None
         self.frozen: frozenset[str] = frozenset()  # tensors that `freeze` holds
         self.settled = False
         # Of the backbone's parameters, while it is frozen.
         self._trained_before: dict[str, bool] | None = None
-        self.reset_heads()
 
-    def reset_heads(self) -> None:
-        """Glorot's uniform distribution (TLT DetectNet_v2), and biases that give `coverage_prior` and no distance."""
-        log_odds = math.log(self.coverage_prior / (1 - self.coverage_prior))
-        for head, bias in ((self.output_cov, log_odds), (self.output_bbox, 0.0)):
-            nn.init.xavier_uniform_(head.weight)
-            nn.init.constant_(_bias(head), bias)
+    @property
+    def layers(self) -> Layers:
+        """Those of the head."""
+        return self._layers[0]
+
+    @property
+    def head_layers(self) -> list[str]:
+        """The names of the children that are the head's."""
+        return [name for name, _ in self.layers.named_children()]
 
     @property
     def outline(self) -> Outline:
-        """What the network gives. The outputs have TLT's names, which its DeepStream parsers ask for."""
-        return Outline(
-            outputs=(
-                Output("output_cov/Sigmoid", "output_cov", 0, 1, known=(0.0, 1.0)),
-                Output("output_bbox/BiasAdd", "output_bbox", 0, 4),
-            ),
-            levels=(Level("backbone", self.stride, self.backbone.out_channels),),
-            multiple=self.stride,
-        )
+        """What the network gives."""
+        levels = [level._replace(name=f"backbone.{level.name}") for level in self.backbone.levels]
+        return self.layers.outline(levels)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Run the network.
 
         Args:
-            images: [B, c, H, W] in [0, 1], H and W multiples of the stride.
+            images: [B, c, H, W] in [0, 1], H and W multiples of `outline.multiple`.
 
         Returns:
-            coverage [B, C, h, w] in (0, 1), and boxes [B, 4C, h, w], class-major: left, top, right, bottom.
+            The maps of `outline.outputs`, [B, channels, h, w].
         """
         return self.plain(images) if self.ranges is None else self.ranges(self, images)
 
-    def plain(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def plain(self, images: Tensor) -> tuple[Tensor, ...]:
         """As `forward`, in floating point throughout; `model.graph` reads the network from here."""
-        features = self.dropout(self.backbone(self.normalize(images)))
-        # In 16 bits a coverage near 1 would round to 1, which costs as if it were sure.
-        return torch.sigmoid(self.output_cov(features).float()), self.output_bbox(features).float()
+        maps = self.backbone(self.normalize(images))
+        return self.layers.forward(tuple(self.dropout(features) for features in maps))
 
     def freeze(self, names: Iterable[str]) -> None:
         """Train these tensors no more, for good.
@@ -153,6 +145,7 @@ class Detector(nn.Module):
     def train(self, mode: bool = True) -> Detector:
         """As nn.Module.train, except that what is frozen stays in evaluation mode."""
         super().train(mode)
+        self.layers.train(mode)
         if self._trained_before is not None:
             self.backbone.eval()
         for name, layer in self.named_modules():
@@ -168,19 +161,26 @@ def build(model_config: ModelConfig, class_names: Sequence[str], channels: int) 
     """A new detector with random weights from torch's global generator, on the default device.
 
     Raises:
-        SpecError: `arch`, `num_layers` or `activation` name something that does not exist.
+        SpecError: `arch`, `num_layers` or `activation` name something that does not exist, or the backbone has no maps for
+            the head.
     """
-    backbone = make_backbone(model_config, channels)
+    layers = heads.family(model_config).layers
+    backbone = make_backbone(model_config, channels, layers.strides)
     _freeze(backbone, model_config.freeze_blocks)
     return Detector(
         backbone,
-        classes=len(class_names),
+        layers(model_config, backbone.levels, len(class_names)),
         channels=channels,
         dropout=model_config.dropout_rate,
         freeze_bn=model_config.freeze_bn,
         freeze_pretrained=model_config.freeze_pretrained_layers,
-        coverage_prior=model_config.objective_set.cov.prior,
     )
+
+
+def outline_of(model_config: ModelConfig, class_names: Sequence[str], channels: int) -> Outline:
+    """What a network of such a spec gives, with all its channels; no weights are made. Errors as `build`."""
+    with torch.device("meta"):
+        return build(model_config, class_names, channels).outline
 
 
 def _freeze(backbone: Backbone, blocks: Iterable[float]) -> None:
@@ -201,8 +201,8 @@ class Summary(NamedTuple):
     parameters: int
     trainable: int
     gmacs: float  # 1e9 multiply-accumulates of all convolutions for one image
-    stride: int  # pixels a grid cell
-    receptive_field: int  # side in pixels of what a grid cell sees
+    strides: tuple[int, ...]  # pixels a cell of each level
+    receptive_field: int  # side in pixels of what a cell of the last level sees
 
 
 def summary(detector: Detector, height: int, width: int) -> Summary:
@@ -211,7 +211,7 @@ def summary(detector: Detector, height: int, width: int) -> Summary:
         parameters=parameters(detector),
         trainable=sum(weight.numel() for weight in detector.parameters() if weight.requires_grad),
         gmacs=gmacs(detector, height, width),
-        stride=detector.stride,
+        strides=tuple(level.stride for level in detector.outline.levels),
         receptive_field=receptive_field(detector.backbone),
     )
 
@@ -228,8 +228,3 @@ def gmacs(detector: Detector, height: int, width: int) -> float:
         shadow.plain(torch.empty(1, detector.channels, height, width, device="meta"))
     flops: int = counter.get_total_flops()
     return flops / 2e9
-
-
-def _bias(head: nn.Conv2d) -> Tensor:
-    assert head.bias is not None  # heads are made with one
-    return head.bias

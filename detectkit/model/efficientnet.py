@@ -1,6 +1,6 @@
 """EfficientNets (Tan and Le 2019) and EfficientNet-Lites (Liu 2020), their form without gates.
 
-B batch, c image channels, H W pixels, h w grid cells.
+B batch, h w cells.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class EfficientNet(Features):
     Args:
         arch: "efficientnet_b0" to "efficientnet_b7".
         tlt: with TensorFlow's padding.
+        whole: with the last convolution, the classifier's; without, 320 channels in b0 to 640 in b7.
     """
 
-    stride = 32
-
-    def __init__(self, arch: str, *, tlt: bool = False) -> None:
-        whole = models.get_model(arch, weights=None)
-        super().__init__(whole.features)
+    def __init__(self, arch: str, *, tlt: bool = False, whole: bool = True) -> None:
+        layers = models.get_model(arch, weights=None).features
+        super().__init__(layers if whole else layers[:-1])
         self.published = f"torchvision's {arch}"
-        self.out_channels = whole.classifier[1].in_features
+        if not whole:
+            self.behind = (f"features.{len(layers) - 1}.", "classifier.")
         if tlt:
             replace(self, nn.Conv2d, _padded_as_tensorflow)
 
@@ -53,9 +53,13 @@ def _padded_as_tensorflow(layer: nn.Conv2d) -> nn.Conv2d:
     )
 
 
-# Of the stages at strides up to 16: channels of a block's input that it widens to, kernel, stride, channels.
-LITE_STAGES = ((1, 3, 1, 16), (6, 3, 2, 24), (6, 5, 2, 40), (6, 3, 2, 80), (6, 5, 1, 112))
-# Blocks of all seven stages. The last two are at a stride of 32.
+# Of each stage: channels of a block's input that it widens to, kernel, stride, channels. The last two are at a stride of 32.
+LITE_STAGES = (
+    *((1, 3, 1, 16), (6, 3, 2, 24), (6, 5, 2, 40), (6, 3, 2, 80), (6, 5, 1, 112)),
+    *((6, 5, 2, 192), (6, 3, 1, 320)),
+)
+SHALLOW = 5  # stages at strides up to 16
+# Blocks of all seven stages.
 LITE_REPEATS = {
     "efficientnet_lite0": (1, 2, 2, 3, 3, 4, 1),
     "efficientnet_lite1": (1, 3, 3, 4, 4, 5, 1),
@@ -96,28 +100,30 @@ class EfficientNetLite(Backbone):
 
     Args:
         arch: a key of `LITE_REPEATS`.
+        deep: with the stages at a stride of 32: 320 channels.
     """
 
-    out_channels = 112
     mean, std = (127 / 255,) * 3, (128 / 255,) * 3
 
-    def __init__(self, arch: str) -> None:
+    def __init__(self, arch: str, *, deep: bool = False) -> None:
         super().__init__()
         self.published = f"EfficientNet-PyTorch's {arch.replace('_', '-')}"
         self.block0 = Convolution(3, 32, 3, stride=2, function=nn.ReLU6(inplace=True), eps=1e-3, same=True)
-        before, self.last, repeats = 32, 0, LITE_REPEATS[arch]
-        for (ratio, size, stride, after), count in zip(LITE_STAGES, repeats):
+        before, last, repeats = 32, 0, LITE_REPEATS[arch]
+        stages = LITE_STAGES if deep else LITE_STAGES[:SHALLOW]
+        for (ratio, size, stride, after), count in zip(stages, repeats):
             for step in (stride, *[1] * (count - 1)):
-                self.last += 1
+                last += 1
                 block = InvertedResidual(before, after, ratio=ratio, size=size, stride=step)
-                self.add_module(f"block{self.last}", block)
+                self.add_module(f"block{last}", block)
                 before = after
-        behind = (f"block{number}." for number in range(self.last + 1, sum(repeats) + 1))
+        behind = (f"block{number}." for number in range(last + 1, sum(repeats) + 1))
         self.behind = (*behind, "_conv_head.", "_bn1.", "_fc.")
+        self.order = [name for name, _ in self.named_children()]
 
     def blocks(self) -> dict[int, nn.Module]:
         """What `freeze_blocks` can name: 0 is the first convolution, the others are the inverted residuals."""
-        return {number: self.get_submodule(f"block{number}") for number in range(self.last + 1)}
+        return dict(enumerate(self.children()))
 
     def named_here(self, name: str) -> str:
         """As `Backbone`: `_blocks.0._bn1.bias` is `block1.depthwise.bn.bias`."""
@@ -128,10 +134,3 @@ class EfficientNetLite(Backbone):
         if not found or found[2] not in LITE_LAYERS:
             return name
         return f"block{int(found[1]) + 1}.{LITE_LAYERS[found[2]]}.{found[3]}"
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, c, H, W] -> [B, 112, H / 16, W / 16]."""
-        features = images
-        for block in self.blocks().values():
-            features = block(features)
-        return features

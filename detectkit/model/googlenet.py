@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 from torchvision import models
 from torchvision.models.googlenet import Inception
 
@@ -22,22 +23,23 @@ class GoogLeNet(Backbone):
 
     Args:
         tlt: with the paper's 5x5 convolutions, where torchvision has 3x3, and 2x2 pools between the stages.
+        deep: with the fourth pool.
     """
 
     published = "torchvision's googlenet"
-    out_channels = 1024
     behind = ("aux1.", "aux2.", "fc.")
     mean = std = (0.5, 0.5, 0.5)
 
-    def __init__(self, *, tlt: bool = False) -> None:
+    def __init__(self, *, tlt: bool = False, deep: bool = False) -> None:
         super().__init__()
         blocks = [_convolution, partial(Inception, conv_block=_convolution), nn.Identity]
         whole = models.GoogLeNet(aux_logits=False, init_weights=False, blocks=blocks)
-        self.order = (*STEM, *INCEPTIONS[:2], "maxpool3", *INCEPTIONS[2:])
+        last = ("maxpool4", *INCEPTIONS[7:]) if deep else INCEPTIONS[7:]
+        self.order = (*STEM, *INCEPTIONS[:2], "maxpool3", *INCEPTIONS[2:7], *last)
         for name in self.order:
             self.add_module(name, getattr(whole, name))
         if tlt:
-            for name in ("maxpool1", "maxpool2", "maxpool3"):
+            for name in filter(re.compile("maxpool").match, self.order):
                 self.add_module(name, nn.MaxPool2d(2, 2))
             for name in INCEPTIONS:
                 small = self.get_submodule(f"{name}.branch3.1.conv")
@@ -49,13 +51,6 @@ class GoogLeNet(Backbone):
         """What `freeze_blocks` can name: 0 is the first three convolutions, 1 to 9 are the inception modules."""
         stem = nn.ModuleList(self.get_submodule(name) for name in STEM)
         return {0: stem} | {number: self.get_submodule(name) for number, name in enumerate(INCEPTIONS, 1)}
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, c, H, W] -> [B, 1024, ceil(H / 16), ceil(W / 16)]."""
-        features = images
-        for name in self.order:
-            features = self.get_submodule(name)(features)
-        return features
 
 
 def _convolution(

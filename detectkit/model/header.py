@@ -1,4 +1,4 @@
-"""What a model file says of itself, whatever its format: the spec it was trained with, its classes, its channels.
+"""What a model file says of itself, whatever its format: the spec it was trained with, its classes, channels and outputs.
 
 Safetensors models, ONNX models and the files beside engines all hold this one JSON text, under the key `HEADER`.
 """
@@ -16,6 +16,7 @@ from typing import NamedTuple
 from detectkit import __version__
 from detectkit.console import visible
 from detectkit.errors import ModelError
+from detectkit.heads.outline import Outline, parse_outline
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.rules import check
 from detectkit.spec.schema import control_character
@@ -31,9 +32,7 @@ CHECKSUM = re.compile(rb'"checksum\\?": \\?"(.{64})', re.DOTALL)  # a damaged on
 JUDGED = ("augmentation_config.preprocessing", "model_config", "postprocessing_config", "evaluation_config")
 NAMED = 3  # broken rules in one error
 
-# The input of an exported network, and its two outputs by TLT's names, which its DeepStream parsers ask for.
-INPUT = "images"
-OUTPUTS = ("output_cov/Sigmoid", "output_bbox/BiasAdd")
+INPUT = "images"  # of an exported network
 
 
 class Header(NamedTuple):
@@ -42,18 +41,22 @@ class Header(NamedTuple):
     spec: Experiment  # as resolved when the model was trained
     classes: list[str]  # in the order of the network's outputs
     channels: int  # of the images, 1 or 3
+    outline: (
+        Outline | None
+    )  # what the network gives; None: that of the spec's network, in a file of an older detectkit
 
 
-def dumps(spec_text: str, classes: Sequence[str], channels: int) -> str:
+def dumps(spec_text: str, classes: Sequence[str], channels: int, outline: Outline) -> str:
     """The header as JSON.
 
     Args:
         spec_text: the resolved experiment spec, as protobuf text.
         classes: in the order of the network's outputs.
         channels: of the images, 1 or 3.
+        outline: what the network gives.
     """
     header = {"format": FORMAT, WRITER: __version__, "checksum": UNSEALED, "classes": list(classes)}
-    return json.dumps(header | {"channels": channels, "spec": spec_text})
+    return json.dumps(header | {"channels": channels, "outline": outline.content(), "spec": spec_text})
 
 
 def seal(content: bytes) -> bytes:
@@ -114,7 +117,12 @@ def loads(text: str | None, path: str | os.PathLike[str]) -> Header:
         )
     try:
         stored = read_stored(str(header["spec"]))
-        found = Header(stored.spec, [str(name) for name in header["classes"]], int(header["channels"]))
+        found = Header(
+            stored.spec,
+            [str(name) for name in header["classes"]],
+            int(header["channels"]),
+            parse_outline(header["outline"]) if "outline" in header else None,
+        )
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise ModelError(
             f"{path} is damaged: its description cannot be read ({error}){other_writer(writer)}"

@@ -7,8 +7,9 @@ from torchvision.models import mobilenet_v2
 
 from detectkit.model.base import Backbone, Convolution, Features, replace
 
-# Channels and stride of blocks 1 to 11 of version 1; what follows in the paper has a stride of 32.
+# Channels and stride of blocks 1 to 11 of version 1, and of those that follow in the paper.
 SEPARABLE = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5)
+DEEP = ((1024, 2), (1024, 1))
 
 
 class Separable(nn.Module):
@@ -28,28 +29,24 @@ class Separable(nn.Module):
 
 
 class MobileNetV1(Backbone):
-    """Version 1 up to its last block at a stride of 16, as TLT DetectNet_v2 cuts it: 512 channels."""
+    """Version 1 up to its last block at a stride of 16, as TLT DetectNet_v2 cuts it: 512 channels.
 
-    out_channels = 512
+    Args:
+        deep: with the blocks at a stride of 32: 1024 channels.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *, deep: bool = False) -> None:
         super().__init__()
         self.block0 = Convolution(3, 32, 3, stride=2, function=nn.ReLU(inplace=True))
         before = 32
-        for number, (after, stride) in enumerate(SEPARABLE, start=1):
+        for number, (after, stride) in enumerate(SEPARABLE + DEEP * deep, start=1):
             self.add_module(f"block{number}", Separable(before, after, stride))
             before = after
+        self.order = [name for name, _ in self.named_children()]
 
     def blocks(self) -> dict[int, nn.Module]:
-        """What `freeze_blocks` can name: 0 is the first convolution, 1 to 11 are the separable ones."""
-        return {number: self.get_submodule(f"block{number}") for number in range(12)}
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, c, H, W] -> [B, 512, ceil(H / 16), ceil(W / 16)]."""
-        features = images
-        for block in self.blocks().values():
-            features = block(features)
-        return features
+        """What `freeze_blocks` can name: 0 is the first convolution, the others are the separable ones."""
+        return dict(enumerate(self.children()))
 
 
 class MobileNetV2(Features):
@@ -57,17 +54,18 @@ class MobileNetV2(Features):
 
     Args:
         tlt: with ReLU in the place of ReLU6.
+        deep: with the blocks at a stride of 32: 320 channels.
     """
 
     published = "torchvision's mobilenet_v2"
-    out_channels = 96
-    behind = (*(f"features.{number}." for number in range(14, 19)), "classifier.")
 
-    def __init__(self, *, tlt: bool = False) -> None:
-        super().__init__(mobilenet_v2(weights=None).features[:14])
+    def __init__(self, *, tlt: bool = False, deep: bool = False) -> None:
+        end = 18 if deep else 14
+        super().__init__(mobilenet_v2(weights=None).features[:end])
+        self.behind = (*(f"features.{number}." for number in range(end, 19)), "classifier.")
         if tlt:
             replace(self, nn.ReLU6, lambda _: nn.ReLU(inplace=True))
 
     def blocks(self) -> dict[int, nn.Module]:
-        """What `freeze_blocks` can name: 0 is the first convolution, 1 to 13 are the inverted residuals."""
+        """What `freeze_blocks` can name: 0 is the first convolution, the others are the inverted residuals."""
         return dict(enumerate(self.features))

@@ -18,7 +18,6 @@ from detectkit.errors import ModelError
 from detectkit.model import checkpoint, keras, tlt
 from detectkit.model.base import Backbone, Features, computes_the_same, first_convolution
 from detectkit.model.checkpoint import (
-    HEADS,
     Model,
     check_channels,
     check_finite,
@@ -118,14 +117,14 @@ def _from_detectkit(
     _check_layout(path, detector, source)
     own, new = detector.state_dict(), source.detector.state_dict()
     check_names(path, own, new, f"give model_config its architecture: {_architecture(source.spec)}")
-    heads = [name for name in own if name.partition(".")[0] in HEADS]
+    heads = [f"{layer}.{leaf}" for layer, leaf, _ in _by_class(detector)]
     widths = new | {name: new[name].new_empty(len(own[name]), *new[name].shape[1:]) for name in heads}
     check_fits(path, own, widths)
     narrowed = any(own[name].shape != tensor.shape for name, tensor in widths.items())
     if narrowed:
         _check_layers(path, detector, source)
         cut_to(detector, widths)
-        detector.reset_heads()
+        detector.layers.reset()
     for name, tensor in detector.state_dict().items():
         if name not in heads:
             tensor.copy_(new[name])
@@ -139,11 +138,21 @@ def _copy_classes(detector: Detector, source: Model, class_names: Sequence[str])
     same = [name for name in class_names if name in source.class_names]
     to = [list(class_names).index(name) for name in same]
     origin = [source.class_names.index(name) for name in same]
-    for head, channels in HEADS.items():
-        for name, tensor in detector.get_submodule(head).state_dict().items():
-            rows = source.detector.get_submodule(head).state_dict()[name].unflatten(0, (-1, channels))
-            tensor.unflatten(0, (-1, channels))[to] = rows[origin].to(tensor.device)
+    for layer, leaf, values in _by_class(detector):
+        tensor = detector.get_submodule(layer).state_dict()[leaf]
+        rows = source.detector.get_submodule(layer).state_dict()[leaf].unflatten(0, (-1, values))
+        tensor.unflatten(0, (-1, values))[to] = rows[origin].to(tensor.device)
     return same
+
+
+def _by_class(detector: Detector) -> list[tuple[str, str, int]]:
+    """The tensors of a head whose rows are those of classes: layer, name in it, rows of a class."""
+    layers = {output.layer: output.values for output in detector.outline.outputs if output.of_classes}
+    return [
+        (layer, leaf, values)
+        for layer, values in layers.items()
+        for leaf in detector.get_submodule(layer).state_dict()
+    ]
 
 
 def _architecture(experiment: Experiment) -> str:
@@ -204,7 +213,7 @@ def _from_keras(
         new[first] = new[first].sum(1, keepdim=True)
     else:
         check_channels(path, detector, found.channels)
-    classes = len(found.heads["output_cov.weight"]) if found.heads else 0
+    classes = tlt.classes(found.heads)
     taken = heads and classes == len(class_names)
     if taken:
         new |= found.heads
@@ -235,14 +244,14 @@ def _take_widths(
     own = detector.state_dict()
     missing = [name for name in own if name.startswith("backbone.") and name not in new]
     if missing or not heads:
-        what = few(missing) if missing else f"the heads {' and '.join(HEADS)}"
+        what = few(missing) if missing else f"the heads {' and '.join(detector.head_layers)}"
         raise ModelError(
             f"{path} is a pruned network and lacks {what}: give the whole model, and its network in the spec"
         )
     features = heads["output_cov.weight"].shape[1]
-    fresh = {f"{head}.weight": own[f"{head}.weight"][:, :1].repeat(1, features, 1, 1) for head in HEADS}
+    fresh = {name: own[name][:, :1].repeat(1, features, 1, 1) for name in heads if name.endswith(".weight")}
     cut_to(detector, {**own, **fresh, **new})
-    detector.reset_heads()
+    detector.layers.reset()
     training = detector.training
     check_widths(path, detector.eval(), len(own["output_cov.bias"]))
     detector.train(training)

@@ -1,11 +1,8 @@
-"""Residual networks (He et al. 2015).
-
-B batch, c image channels, H W pixels, h w grid cells.
-"""
+"""Residual networks (He et al. 2015)."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
 from detectkit.model.base import Backbone
@@ -37,11 +34,16 @@ class ResNet(Backbone):
         pooling: maximum pooling after the first convolution.
         all_projections: a 1x1 convolution on every shortcut, not only on those that change the shape.
         tlt: bottlenecks carry their stride on the first 1x1 convolution.
+        deep: the last stage halves the image, too, as torchvision's.
     """
 
     behind = ("fc.",)
 
-    def __init__(self, depth: int, *, pooling: bool, all_projections: bool, tlt: bool = False) -> None:
+    order = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+
+    def __init__(
+        self, depth: int, *, pooling: bool, all_projections: bool, tlt: bool = False, deep: bool = False
+    ) -> None:
         super().__init__()
         block, repeats = RESNETS[depth]
         self.published = f"torchvision's resnet{depth}" if depth in TORCHVISION else None
@@ -49,34 +51,28 @@ class ResNet(Backbone):
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1) if pooling else nn.Identity()
-        strides = (1, 2, 2, 1) if pooling else (2, 2, 2, 1)
-        self.out_channels = 64
+        strides = (1 if pooling else 2, 2, 2, 2 if deep else 1)
+        before = 64
         for stage, (units, stride) in enumerate(zip(repeats, strides, strict=True)):
-            layer = [self._unit(block, 64 << stage, stride, all_projections)]
-            layer += [self._unit(block, 64 << stage, 1, all_projections) for _ in range(units - 1)]
+            planes, after = 64 << stage, (64 << stage) * block.expansion
+            layer = [_unit(block, before, planes, stride, all_projections)]
+            layer += [_unit(block, after, planes, 1, all_projections) for _ in range(units - 1)]
+            before = after
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layer))
             first = layer[0]
             if tlt and isinstance(first, Bottleneck):
                 first.conv1.stride, first.conv2.stride = first.conv2.stride, first.conv1.stride
 
-    def _unit(
-        self, block: type[BasicBlock | Bottleneck], planes: int, stride: int, projection: bool
-    ) -> nn.Module:
-        before, after = self.out_channels, planes * block.expansion
-        self.out_channels = after
-        shortcut = None
-        if projection or stride != 1 or before != after:
-            shortcut = nn.Sequential(conv1x1(before, after, stride), nn.BatchNorm2d(after))
-        unit: nn.Module = block(before, planes, stride, shortcut)
-        return unit
-
     def blocks(self) -> dict[int, nn.Module]:
         """What `freeze_blocks` can name: 0 is the first convolution, 1 to 4 are the stages."""
         return {0: self.conv1} | {stage: self.get_submodule(f"layer{stage}") for stage in (1, 2, 3, 4)}
 
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, c, H, W] -> [B, out_channels, ceil(H / 16), ceil(W / 16)]."""
-        features: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        for stage in (1, 2, 3, 4):
-            features = self.get_submodule(f"layer{stage}")(features)
-        return features
+
+def _unit(
+    block: type[BasicBlock | Bottleneck], before: int, planes: int, stride: int, projection: bool
+) -> nn.Module:
+    after, shortcut = planes * block.expansion, None
+    if projection or stride != 1 or before != after:
+        shortcut = nn.Sequential(conv1x1(before, after, stride), nn.BatchNorm2d(after))
+    unit: nn.Module = block(before, planes, stride, shortcut)
+    return unit

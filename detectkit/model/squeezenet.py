@@ -17,7 +17,6 @@ class SqueezeNet(Features):
     """
 
     published = "torchvision's squeezenet1_0"
-    out_channels = 512
 
     def __init__(self) -> None:
         super().__init__(squeezenet1_0(weights=None).features)

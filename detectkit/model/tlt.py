@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -27,7 +27,6 @@ from detectkit.model.resnet import RESNETS
 from detectkit.model.vgg import BLOCKS
 from detectkit.spec.networks import NETWORKS
 
-HEADS = ("output_cov", "output_bbox")  # they have the same names here
 LETTERS = [
     *string.ascii_lowercase,
     *(f"a{letter}" for letter in string.ascii_lowercase),
@@ -77,7 +76,7 @@ def convert(path: str | os.PathLike[str], detector: Detector, *, whole: bool) ->
     _check_layout(path, backbone)
     table = list(units(backbone.arch, backbone.depth, batch_norm=_has_batch_norm(backbone)))
     _check_network(path, file, backbone)
-    _check_layers(path, file, table)
+    _check_layers(path, file, table, detector.head_layers)
     _check_epsilon(path, file, table)
     remarks = _differences(file, backbone, table)
     if whole and remarks:
@@ -90,12 +89,17 @@ def convert(path: str | os.PathLike[str], detector: Detector, *, whole: bool) ->
                 found[f"backbone.{name}"] = tensor
     heads = {
         f"{head}.{leaf}": tensor
-        for head in HEADS
-        if all(name in file.tensors for name in HEADS)
+        for head in detector.head_layers  # which have the same names there
+        if all(name in file.tensors for name in detector.head_layers)
         for leaf, tensor in _convolution(path, file, head).items()
     }
     first = next(name for name, layer in modules.items() if layer is first_convolution(backbone))
     return Converted(found, heads, found[f"backbone.{first}.weight"].shape[1], remarks)
+
+
+def classes(heads: Mapping[str, Tensor]) -> int:
+    """How many the heads of a file are for, 0 without any."""
+    return len(heads["output_cov.weight"]) if heads else 0
 
 
 # What a file is
@@ -147,12 +151,14 @@ def _network(file: KerasFile) -> tuple[str, int] | None:
     return max(sizes, key=lambda pair: sizes[pair], default=None)
 
 
-def _check_layers(path: str | os.PathLike[str], file: KerasFile, table: Iterable[Unit]) -> None:
+def _check_layers(
+    path: str | os.PathLike[str], file: KerasFile, table: Iterable[Unit], heads: Iterable[str]
+) -> None:
     """Refuse a file with layers of its own among those of the network; what is behind them, such as a classifier, may be."""
     known = {name for unit in table for name in (unit.convolution, unit.normalisation)}
     names = list(file.tensors)
     last = max(place for place, name in enumerate(names) if name in known)
-    known |= {*HEADS, *(name for name in names if name.endswith(ROUNDING) or PROJECTED in name)}
+    known |= {*heads, *(name for name in names if name.endswith(ROUNDING) or PROJECTED in name)}
     others = [name for name in names[:last] if name not in known]
     if others:
         raise ModelError(

@@ -19,17 +19,17 @@ class VGG(Features):
         pooling: a 2x2 maximum after each of the first four blocks, as torchvision; otherwise the first convolution of the
             four blocks that follow has a stride of 2, as in TLT DetectNet_v2. Tensors have the same names either way.
         batch_norm: as torchvision's vgg16_bn; without, as its vgg16.
+        deep: with the fifth pool.
     """
 
-    out_channels = 512
-
-    def __init__(self, depth: int, *, pooling: bool, batch_norm: bool) -> None:
-        super().__init__(make_layers(cfgs[CONFIGURATIONS[depth]], batch_norm=batch_norm)[:-1])
+    def __init__(self, depth: int, *, pooling: bool, batch_norm: bool, deep: bool = False) -> None:
+        layers = make_layers(cfgs[CONFIGURATIONS[depth]], batch_norm=batch_norm)
+        super().__init__(layers if deep else layers[:-1])
         self.published = f"torchvision's vgg{depth}{'_bn' * batch_norm}"
         if not pooling:
             for number in (2, 3, 4, 5):
                 first_convolution(self.blocks()[number]).stride = (2, 2)
-            for number, layer in enumerate(self.features):
+            for number, layer in enumerate(self.features[:-1]):
                 if isinstance(layer, nn.MaxPool2d):
                     self.features[number] = nn.Identity()
 
@@ -41,4 +41,4 @@ class VGG(Features):
                 blocks.append([])
             else:
                 blocks[-1].append(layer)
-        return {number: nn.ModuleList(layers) for number, layers in enumerate(blocks, start=1)}
+        return {number: nn.ModuleList(layers) for number, layers in enumerate(blocks, start=1) if layers}

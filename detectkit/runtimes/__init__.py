@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from detectkit.errors import ModelError
+from detectkit.heads.outline import Outline
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.networks import ENCRYPTED_FILES, KERAS_FILES
 
-Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
+Forward = Callable[[Tensor], tuple[Tensor, ...]]
 
 ENGINES = (".engine", ".plan", ".trt")
 SUFFIXES = (".safetensors", *KERAS_FILES, ".onnx", *ENGINES)
@@ -23,11 +24,11 @@ SUFFIXES = (".safetensors", *KERAS_FILES, ".onnx", *ENGINES)
 class Network(NamedTuple):
     """A network on its device, with what its file says of it."""
 
-    forward: Forward  # images [B, c, H, W] float32 in [0, 1] to coverage [B, C, h, w] and boxes [B, 4C, h, w]
+    forward: Forward  # images [B, c, H, W] float32 in [0, 1] to the maps of `outline.outputs`
     spec: Experiment  # as resolved when the model was trained
     class_names: list[str]  # in the order of the outputs
     channels: int  # of the images, 1 or 3
-    stride: int  # pixels a grid cell
+    outline: Outline  # what it gives
     size: tuple[int, int] | None  # (height, width) of the only images that it takes; None: any
     kind: str  # "model", "onnx" or "engine"
     file: Path
@@ -97,7 +98,7 @@ def _load_model(file: Path, device: torch.device, experiment: Experiment | None)
         spec=model.spec,
         class_names=model.class_names,
         channels=detector.channels,
-        stride=detector.stride,
+        outline=detector.outline,
         size=None,
         kind="model",
         file=file,

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from detectkit.console import log
 from detectkit.errors import ModelError
+from detectkit.heads.outline import Outline
 from detectkit.model import header
-from detectkit.model.header import HEADER, INPUT, OUTPUTS, Header
+from detectkit.model.detector import outline_of
+from detectkit.model.header import HEADER, INPUT, Header
 from detectkit.runtimes import Network
 
 SCALES = "detectkit.scales"  # metadata: the table of scales of an 8-bit model, as JSON
@@ -52,6 +54,7 @@ def add_header(
     spec_text: str,
     class_names: Sequence[str],
     channels: int,
+    outline: Outline,
     data_type: str = "fp32",
     scales: str | None = None,
 ) -> None:
@@ -61,10 +64,11 @@ def add_header(
         spec_text: the resolved experiment spec, as protobuf text.
         class_names: in the order of the outputs.
         channels: of the images, 1 or 3.
+        outline: what the network gives.
         data_type: fp32, fp16 or int8.
         scales: the table of scales of an 8-bit model, as JSON.
     """
-    new = {HEADER: header.dumps(spec_text, class_names, channels), DATA_TYPE: data_type}
+    new = {HEADER: header.dumps(spec_text, class_names, channels, outline), DATA_TYPE: data_type}
     if scales is not None:
         new[SCALES] = scales
     onnx.helper.set_model_props(model, metadata(model) | new)
@@ -73,6 +77,11 @@ def add_header(
 def metadata(model: onnx.ModelProto) -> dict[str, str]:
     """The metadata of an ONNX model by key."""
     return {item.key: item.value for item in model.metadata_props}
+
+
+def outline_in(stored: Header) -> Outline:
+    """What a network gives by the header of its file; without one, what the network of its spec does."""
+    return stored.outline or outline_of(stored.spec.model_config, stored.classes, stored.channels)
 
 
 def read_header(model: onnx.ModelProto, path: str | os.PathLike[str]) -> Header:
@@ -152,13 +161,15 @@ def load_onnx(path: str | os.PathLike[str], device: str | torch.device) -> Netwo
             f" ({_reason(error)}): export it again"
         ) from error
     _check_finite(onnx.load_from_string(content), file)
-    forward, size = _forward(session, stored, file)
+    outline = outline_in(stored)
+    forward, size = _forward(session, stored, outline, file)
+    _try_out(forward, stored, outline, size or _size_of(stored), file)
     return Network(
         forward=forward,
         spec=stored.spec,
         class_names=stored.classes,
         channels=stored.channels,
-        stride=_try_out(forward, stored, size or _size_of(stored), file),
+        outline=outline,
         size=size,
         kind="onnx",
         file=file,
@@ -179,40 +190,45 @@ class _Forward:
     """Runs a session on batches of any size.
 
     Args:
+        outputs: the names of those that are wanted.
         number: what its input holds.
         batch: the only number of images that it takes; None: any.
     """
 
-    def __init__(self, session: Any, number: type[np.floating[Any]], batch: int | None) -> None:
-        self.session, self.number, self.batch = session, number, batch
+    def __init__(
+        self, session: Any, outputs: list[str], number: type[np.floating[Any]], batch: int | None
+    ) -> None:
+        self.session, self.outputs, self.number, self.batch = session, outputs, number, batch
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [B, c, H, W] to coverage [B, C, h, w] and boxes [B, 4C, h, w], float32 on the device of the images.
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Images [B, c, H, W] to the maps of the outputs, float32 on the device of the images.
 
         A session of a fixed batch N takes the images in groups of N, the last filled up with zeros.
         """
         values = images.detach().cpu().contiguous().numpy().astype(self.number, copy=False)
         step = self.batch or len(values)
         groups = [self._maps(values[start : start + step]) for start in range(0, len(values), step)]
-        coverage, boxes = (torch.from_numpy(np.concatenate(maps)) for maps in zip(*groups, strict=True))
-        return coverage.to(images.device), boxes.to(images.device)
+        found = (torch.from_numpy(np.concatenate(maps)) for maps in zip(*groups, strict=True))
+        return tuple(maps.to(images.device) for maps in found)
 
     def _maps(self, values: NDArray[np.floating[Any]]) -> list[NDArray[np.float32]]:
         count = len(values)
         if self.batch and count < self.batch:
             values = np.concatenate([values, values[:1].repeat(self.batch - count, axis=0) * 0])
-        found = self.session.run(OUTPUTS, {INPUT: values})
+        found = self.session.run(self.outputs, {INPUT: values})
         return [maps[:count].astype(np.float32, copy=False) for maps in found]
 
 
-def _forward(session: Any, stored: Header, file: Path) -> tuple[_Forward, tuple[int, int] | None]:
+def _forward(
+    session: Any, stored: Header, outline: Outline, file: Path
+) -> tuple[_Forward, tuple[int, int] | None]:
     """The session as a function, and the (height, width) that it is bound to."""
     inputs = {item.name: item for item in session.get_inputs()}
-    missing = set(OUTPUTS) - {item.name for item in session.get_outputs()}
+    missing = set(outline.names) - {item.name for item in session.get_outputs()}
     if list(inputs) != [INPUT] or missing:
         raise ModelError(
             f"{file} is not as detectkit export writes it: its input must be {INPUT}, among its outputs must be"
-            f" {' and '.join(OUTPUTS)}"
+            f" {' and '.join(outline.names)}"
         )
     number, shape = NUMBERS.get(inputs[INPUT].type), inputs[INPUT].shape
     if number is None or len(shape) != 4 or shape[1] not in (stored.channels, None):
@@ -220,7 +236,7 @@ def _forward(session: Any, stored: Header, file: Path) -> tuple[_Forward, tuple[
             f"{file} takes {inputs[INPUT].type} {shape}: it must take float images [N, {stored.channels}, height, width]"
         )
     batch, _, height, width = (side if isinstance(side, int) else None for side in shape)
-    return _Forward(session, number, batch), (height, width) if height and width else None
+    return _Forward(session, outline.names, number, batch), (height, width) if height and width else None
 
 
 def _size_of(stored: Header) -> tuple[int, int]:
@@ -229,26 +245,22 @@ def _size_of(stored: Header) -> tuple[int, int]:
     return preprocessing.output_image_height, preprocessing.output_image_width
 
 
-def _try_out(forward: _Forward, stored: Header, size: tuple[int, int], file: Path) -> int:
-    """Send one image of zeros through the network; gives its stride."""
+def _try_out(forward: _Forward, stored: Header, outline: Outline, size: tuple[int, int], file: Path) -> None:
+    """Send one image of zeros through the network: its maps must be those of the outline."""
     height, width = size
     try:
-        coverage, boxes = forward(torch.zeros(1, stored.channels, height, width))
+        found = forward(torch.zeros(1, stored.channels, height, width))
     except FAILURES as error:
         raise ModelError(
             f"{file} cannot run in ONNX Runtime {onnxruntime.__version__} ({_reason(error)}): export it again"
         ) from error
-    classes, shapes = len(stored.classes), (tuple(coverage.shape), tuple(boxes.shape))
-    rows = coverage.shape[2] if coverage.dim() == 4 else 0
-    stride = height // rows if rows else 1
-    cells = (height // stride, width // stride)
-    if shapes != ((1, classes, *cells), (1, 4 * classes, *cells)):
+    classes, shapes = len(stored.classes), [tuple(maps.shape) for maps in found]
+    if shapes != [(1, *shape) for shape in outline.shapes(classes, height, width)]:
         raise ModelError(
-            f"{file} is damaged: its maps {shapes[0]} and {shapes[1]} are not those of {classes} classes"
+            f"{file} is damaged: its maps {' and '.join(map(str, shapes))} are not those of {classes} classes"
         )
-    if not (coverage.isfinite().all() and boxes.isfinite().all()):
+    if not all(maps.isfinite().all() for maps in found):
         raise ModelError(f"{file}: its maps of a black image are not finite: export another checkpoint")
-    return stride
 
 
 def _reason(error: Exception) -> str:

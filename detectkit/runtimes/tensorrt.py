@@ -19,7 +19,8 @@ from detectkit.console import log
 from detectkit.errors import ModelError
 from detectkit.files import atomic_write
 from detectkit.model import header
-from detectkit.model.header import INPUT, OUTPUTS
+from detectkit.model.detector import outline_of
+from detectkit.model.header import INPUT
 from detectkit.runtimes import Network
 from detectkit.spec.stored import WRITER, unknown_entries, warn_of_unknown
 
@@ -202,20 +203,24 @@ def load_engine(path: str | os.PathLike[str], device: str | torch.device) -> Net
         )
     sidecar = load_sidecar(file)
     stored = header.loads(json.dumps(sidecar.header), sidecar_path(file))
-    forward = _Forward(library(sidecar.builder), plan, sidecar, file, device)
-    _, classes, rows, _ = forward.shape(OUTPUTS[0])
-    expected = (stored.channels, sidecar.height, sidecar.width)
-    if forward.shape(INPUT)[1:] != expected or classes != len(stored.classes):
+    outline = stored.outline or outline_of(stored.spec.model_config, stored.classes, stored.channels)
+    forward = _Forward(library(sidecar.builder), plan, sidecar, outline.names, file, device)
+    expected = [
+        (stored.channels, sidecar.height, sidecar.width),
+        *outline.shapes(len(stored.classes), sidecar.height, sidecar.width),
+    ]
+    found = [forward.shape(name)[1:] for name in (INPUT, *outline.names)]
+    if found != expected:
         raise ModelError(
-            f"{sidecar_path(file)} is of another engine: {file} takes {forward.shape(INPUT)[1:]} and finds {classes}"
-            f" classes, not {expected} and {len(stored.classes)}; run detectkit engine again"
+            f"{sidecar_path(file)} is of another engine: {file} takes and gives {found}, not the {expected} of"
+            f" {len(stored.classes)} classes; run detectkit engine again"
         )
     return Network(
         forward=forward,
         spec=stored.spec,
         class_names=stored.classes,
         channels=stored.channels,
-        stride=sidecar.height // rows,
+        outline=outline,
         size=(sidecar.height, sidecar.width),
         kind="engine",
         file=file,
@@ -225,8 +230,16 @@ def load_engine(path: str | os.PathLike[str], device: str | torch.device) -> Net
 class _Forward:
     """Runs an engine on the images of a GPU, in torch's memory; see `detectkit.runtimes.Forward`."""
 
-    def __init__(self, library: Library, plan: bytes, sidecar: Sidecar, file: Path, device: torch.device):
-        self.maker, self.file = library, file
+    def __init__(
+        self,
+        library: Library,
+        plan: bytes,
+        sidecar: Sidecar,
+        outputs: list[str],
+        file: Path,
+        device: torch.device,
+    ):
+        self.maker, self.outputs, self.file = library, outputs, file
         self.smallest, _, self.largest = sidecar.batch
         with torch.cuda.device(device):
             self.runtime = library.trt.Runtime(library.log)
@@ -240,9 +253,9 @@ class _Forward:
             # On the default stream TensorRT waits more often than it must.
             self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         names = {self.engine.get_tensor_name(number) for number in range(self.engine.num_io_tensors)}
-        if names != {INPUT, *OUTPUTS} or self.context is None:
+        if names != {INPUT, *outputs} or self.context is None:
             self._fail(
-                f"takes and gives {', '.join(sorted(names))}, not {INPUT} and the two maps: build it from a model that was"
+                f"takes and gives {', '.join(sorted(names))}, not {INPUT} and {' and '.join(outputs)}: build it from a model that was"
                 " exported without --nms"
             )
 
@@ -250,18 +263,17 @@ class _Forward:
         """Of a tensor; -1 for the batch if it is dynamic."""
         return tuple(self.engine.get_tensor_shape(name))
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [B, c, H, W] to coverage [B, C, h, w] and boxes [B, 4C, h, w], on the GPU of the images."""
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Images [B, c, H, W] to the maps of the outputs, on the GPU of the images."""
         found = [self._maps(piece) for piece in pieces(images, self.smallest, self.largest)]
-        coverage, boxes = (torch.cat(maps)[: len(images)] for maps in zip(*found, strict=True))
-        return coverage, boxes
+        return tuple(torch.cat(maps)[: len(images)] for maps in zip(*found, strict=True))
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         images = images.float().contiguous()
         self.context.set_input_shape(INPUT, tuple(images.shape))
         maps = {
             name: torch.empty(tuple(self.context.get_tensor_shape(name)), device=images.device)
-            for name in OUTPUTS
+            for name in self.outputs
         }
         for name, tensor in {INPUT: images, **maps}.items():
             self.context.set_tensor_address(name, tensor.data_ptr())

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from detectkit import evaluation, spec
 from detectkit.console import ProgressBar, log
-from detectkit.data import augment
 from detectkit.data.batch import Batch
 from detectkit.data.dataset import Dataset
 from detectkit.data.inputs import spread
@@ -30,12 +29,10 @@ from detectkit.evaluation import Evaluation
 from detectkit.model import checkpoint
 from detectkit.ops.schedule import observe
 from detectkit.predict import Predictor
-from detectkit.train import optim, state as states
+from detectkit.train import optim, state as states, step
 from detectkit.train.report import conclude, plot, report
 from detectkit.train.run import RESUME_FILE, Run
 from detectkit.train.stages import begin, stages
-from detectkit.train.teacher import features_of
-from detectkit.train.weighting import ObjectiveWeights, validation_cost
 
 CHECK_STEPS = 20  # the cost is looked at this often; looking waits for the GPU
 SAVE_SECONDS = 300  # the state is saved when the last time is longer ago
@@ -136,34 +133,19 @@ def train_step(run: Run, batch: Batch) -> Tensor:
     optim.set_learning_rate(state.optimizer, rate)
     seeds = np.random.SeedSequence([run.experiment.random_seed, state.epoch, state.step]).generate_state(2)
     torch.manual_seed(int(seeds[1]))  # of dropout and its kind
-    prepared = augment.prepare(
+    forwarded = step.forward(
+        state.detector,
+        run.head,
         batch,
         run.experiment.augmentation_config,
         generator=torch.Generator().manual_seed(int(seeds[0])),
-        device=run.device,
+        number_format=run.number_format,
     )
-    targets = run.head.targets(prepared)
-    images = prepared.images.contiguous(memory_format=torch.channels_last)
-    with features_of(state.detector) as features:
-        outputs = forward(run, images)
-    costs = run.head.costs(outputs, targets, prepared.weights)
-    task_cost = state.weights.total(costs)
-    teacher_cost = None if state.teacher is None else state.teacher.cost(images, features.pop())
-    regularization = optim.regularization_cost(run.regularized, run.config.regularizer)
-    total = task_cost + regularization + (0 if teacher_cost is None else teacher_cost)
+    terms = {term.name: term(forwarded) for term in run.terms}
+    total = step.total(terms)
     _descend(run, total)
-    state.weights.accumulate(costs)
-    run.board.step(
-        state,
-        run.steps,
-        prepared=prepared,
-        targets=targets,
-        outputs=outputs,
-        costs=costs.detach(),
-        teacher_cost=None if teacher_cost is None else teacher_cost.detach(),
-        regularization=regularization.detach(),
-        rate=rate,
-    )
+    state.balance.accumulate(forwarded.costs)
+    run.board.step(state, run.steps, forwarded=forwarded, terms=terms, rate=rate)
     return total.detach()
 
 
@@ -177,14 +159,6 @@ def current_rate(run: Run) -> float:
         epochs=run.stage.epochs,
         annealing_start=state.plateau.annealing_start,
     )
-
-
-def forward(run: Run, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The network in the number format of the run."""
-    is_short = run.number_format != torch.float32
-    with torch.autocast(run.device.type, dtype=run.number_format if is_short else None, enabled=is_short):
-        outputs: tuple[Tensor, Tensor] = run.state.detector(images)
-    return outputs
 
 
 def _descend(run: Run, cost: Tensor) -> None:
@@ -233,7 +207,7 @@ def end_epoch(run: Run) -> None:
 
 
 def _adapt_weights(run: Run) -> None:
-    starved = run.state.weights.end_epoch()
+    starved = run.state.balance.end_epoch()
     if run.experiment.model_config.load_graph:
         return  # trained again: what has been learnt before does not fall
     for number, objective in starved:
@@ -340,13 +314,13 @@ def _measure(run: Run, frames: Dataset, order: Sequence[int]) -> Evaluation:
         device=run.device,
     )
     batches = _loader(run, frames, order)
-    weights = ObjectiveWeights(run.experiment.cost_function_config)
+    balance = run.head.balance()
     return evaluation.evaluate(
         predictor.batches(batches),
         run.head.class_names,
         run.experiment.evaluation_config,
         geometry=run.head.geometry,
-        cost=lambda predicted: validation_cost(weights, run.head, predicted),
+        cost=lambda predicted: step.validation_cost(balance, run.head, predicted),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -98,17 +99,20 @@ def step(optimizer: Optimizer, *, clip_norm: float, scale: CostScale | None) -> 
     scale.update(overflow)
 
 
-def regularized_weights(network: nn.Module) -> list[Tensor]:
+def regularized_weights(network: nn.Module, *, head: Collection[str]) -> list[Tensor]:
     """Kernels of all convolutions, and biases of those of the backbone (TLT); batch normalisation is not regularised.
 
-    Neither are the biases of the heads, unlike TLT's: that of coverage has to reach the share of cells that are covered.
+    Neither are the biases of the head, unlike TLT's: that of coverage has to reach the share of cells that are covered.
+
+    Args:
+        head: the names of the layers of the head.
     """
     return [
         weight
         for layer_name, layer in network.named_modules()
         if isinstance(layer, nn.Conv2d)
         for name, weight in layer.named_parameters()
-        if name != "bias" or not layer_name.startswith("output_")
+        if name != "bias" or layer_name.partition(".")[0] not in head
     ]
 
 

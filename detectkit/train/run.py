@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from detectkit import spec
 from detectkit.console import StatusLog, log
@@ -19,7 +18,7 @@ from detectkit.data.records import training_frames, validation_frames
 from detectkit.data.warn import beside, left_out, misnamed, require_seen, warnings
 from detectkit.errors import DataError, ModelError, UsageError
 from detectkit.files import atomic_write, clear_left_behind, make_directory
-from detectkit.heads.grid import GridHead
+from detectkit.heads import Balance, Head, make_head
 from detectkit.model import checkpoint, pretrained
 from detectkit.model.detector import Detector, build, summary
 from detectkit.model.quantization import Ranges
@@ -31,8 +30,8 @@ from detectkit.train.board import Board
 from detectkit.train.precision import cost_scale, number_format
 from detectkit.train.stages import Stage, begin, stages
 from detectkit.train.state import State
+from detectkit.train.step import Regularization, Task, Term
 from detectkit.train.teacher import load_teacher
-from detectkit.train.weighting import ObjectiveWeights
 
 RESUME_FILE = "resume.pt"
 SPEC_FILE = "experiment_spec.txt"
@@ -48,9 +47,9 @@ class Run:
     device: torch.device
     training: Dataset
     validation: Dataset | None
-    head: GridHead
+    head: Head[Any]
     state: State
-    regularized: list[Tensor]
+    terms: list[Term]  # of the cost
     board: Board
     status: StatusLog
     number_format: torch.dtype
@@ -129,15 +128,19 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
     torch.manual_seed(experiment.random_seed)
     training, validation = _open_data(experiment)
     network = _network(experiment, saved, results)
+    cell = network.outline.levels[0].stride
     if saved or experiment.model_config.load_graph:  # the first training on these images has said the rest
-        require_seen(training, experiment.augmentation_config, stride=network.stride)
+        require_seen(training, experiment.augmentation_config, stride=cell)
     else:
         _say_labels(experiment, training, validation)
-        for doubt in warnings(training, validation, experiment.augmentation_config, stride=network.stride):
+        for doubt in warnings(training, validation, experiment.augmentation_config, stride=cell):
             log.warning(doubt)
     detector = network.to(device).to(memory_format=torch.channels_last)
+    head = make_head(experiment, detector.outline)
     dtype = number_format(experiment.model_config.training_precision, device)
-    state = _state(experiment, results, detector, dtype=dtype, device=device, images=len(training))
+    state = _state(
+        experiment, results, detector, head.balance(), dtype=dtype, device=device, images=len(training)
+    )
     if saved:
         _resume(state, saved, experiment, results)
     _say_precision(dtype, experiment, state)
@@ -148,7 +151,6 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
     for folder in (results, results / "weights"):
         clear_left_behind(folder)
     _write_spec(results / SPEC_FILE, experiment)
-    head = GridHead(experiment, stride=detector.stride)
     first_step = state.epoch * steps + state.step
     return Run(
         experiment=experiment,
@@ -159,7 +161,7 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
         validation=validation,
         head=head,
         state=state,
-        regularized=optim.regularized_weights(detector),
+        terms=_terms(experiment, state),
         board=Board(results / "events", watched, head, first_step=first_step),
         status=StatusLog(results / "status.jsonl"),
         number_format=dtype,
@@ -173,7 +175,7 @@ def describe(run: Run) -> str:
     size = summary(detector, head.height, head.width)
     return (
         f"{detector.backbone.title}: {size.parameters:,} parameters ({size.trainable:,} trained),"
-        f" {size.gmacs:.2f} GMACs at {head.width}x{head.height}, stride {size.stride},"
+        f" {size.gmacs:.2f} GMACs at {head.width}x{head.height}, stride {', '.join(map(str, size.strides))},"
         f" each cell sees {size.receptive_field} pixels"
     )
 
@@ -248,6 +250,7 @@ def _state(
     experiment: spec.Experiment,
     results: Path,
     detector: Detector,
+    balance: Balance,
     *,
     dtype: torch.dtype,
     device: torch.device,
@@ -257,7 +260,7 @@ def _state(
     config = experiment.training_config
     state = State(
         detector,
-        ObjectiveWeights(experiment.cost_function_config),
+        balance,
         images=images,
         average=WeightAverage(detector, config.ema_decay) if config.ema_decay else None,
         teacher=load_teacher(experiment, results, detector, number_format=dtype),
@@ -265,6 +268,16 @@ def _state(
     )
     begin(state, config, 0)
     return state
+
+
+def _terms(experiment: spec.Experiment, state: State) -> list[Term]:
+    """What the cost is the sum of, in this order."""
+    weights = optim.regularized_weights(state.detector, head=state.detector.head_layers)
+    terms: list[Term] = [
+        Task(state.balance),
+        Regularization(weights, experiment.training_config.regularizer),
+    ]
+    return terms + ([state.teacher] if state.teacher else [])
 
 
 def _resume(state: State, saved: dict[str, Any], experiment: spec.Experiment, results: Path) -> None:

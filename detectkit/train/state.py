@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from detectkit import __version__
 from detectkit.errors import ModelError
 from detectkit.files import atomic_write
+from detectkit.heads import Balance
 from detectkit.model.detector import Detector
 from detectkit.model.pretrained import UNREADABLE
 from detectkit.ops.schedule import Plateau
@@ -24,7 +25,6 @@ from detectkit.spec.stored import WRITER, other_writer
 from detectkit.train.average import WeightAverage
 from detectkit.train.precision import CostScale
 from detectkit.train.teacher import Teacher
-from detectkit.train.weighting import ObjectiveWeights
 
 FORMAT = 4
 UNSEALED = 3  # the format that differs by having no checksum
@@ -64,7 +64,7 @@ class State:
     """
 
     detector: Detector
-    weights: ObjectiveWeights
+    balance: Balance
     images: int
     average: WeightAverage | None = None
     teacher: Teacher | None = None
@@ -109,7 +109,7 @@ def save(path: Path, state: State, spec_text: str) -> None:
         "teacher": state.teacher.digest() if state.teacher else None,
         "optimizer": state.optimizer.state_dict(),
         "cost_scale_exponent": float(state.scale.exponent) if state.scale else None,
-        "weights": state.weights.state(),
+        "weights": state.balance.state(),
         "images": state.images,
         "position": [state.epoch, state.step],
         "stage": [state.stage, state.stage_start],
@@ -228,7 +228,7 @@ def _restore(state: State, content: dict[str, Any]) -> None:
         state.teacher.adapter.load_state_dict(content["adapter"])
     if state.scale and content["cost_scale_exponent"] is not None:
         state.scale.exponent.fill_(content["cost_scale_exponent"])
-    state.weights.restore(content["weights"])
+    state.balance.restore(content["weights"])
     state.epoch, state.step = content["position"]
     state.stage, state.stage_start = content["stage"]
     state.plateau = Plateau(*content["plateau"])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,12 +15,13 @@ from detectkit.model import checkpoint
 from detectkit.model.detector import Detector, parameters
 from detectkit.ops.losses import correlation_cost
 from detectkit.spec.networks import is_keras
+from detectkit.train.step import Forwarded
 
 FIELD = "training_config.distillation.teacher_model_file"
 
 
 class Teacher:
-    """A network whose features, which its backbone gives, are to be found again in those of the network that is trained.
+    """A network whose features, the last level of its backbone, are to be found again in those of the network that is trained.
 
     The student's go through a convolution to the teacher's channels, which is trained with it and thrown away at the end
     (FitNets, Romero et al. 2015), and are then correlated with them (PKD, Cao et al. 2022).
@@ -34,12 +33,14 @@ class Teacher:
         number_format: in which the teacher's features are computed.
     """
 
+    name = "teacher"
+
     def __init__(
         self, network: Detector, *, channels: int, weight: float, number_format: torch.dtype
     ) -> None:
         network.ranges = None  # in 8-bit rounding it would be less sure of what it knows
         self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        self.adapter = nn.Conv2d(channels, network.backbone.out_channels, kernel_size=1)
+        self.adapter = nn.Conv2d(channels, network.backbone.levels[-1].channels, kernel_size=1)
         self.adapter.to(next(network.parameters()).device)
         self.weight, self.number_format = weight, number_format
 
@@ -48,7 +49,7 @@ class Teacher:
 
         Args:
             images: [B, c, H, W], channels last, as the student has seen them.
-            features: [B, n, h, w], the student's, see `features_of`.
+            features: [B, n, h, w], the student's, of its last level.
         """
         is_short = self.number_format != torch.float32
         with (
@@ -57,8 +58,12 @@ class Teacher:
                 images.device.type, dtype=self.number_format if is_short else None, enabled=is_short
             ),
         ):
-            own = self.network.backbone(self.network.normalize(images))
+            *_, own = self.network.backbone(self.network.normalize(images))
         return self.weight * correlation_cost(self.adapter(features.float()), own)
+
+    def __call__(self, forwarded: Forwarded) -> Tensor:
+        """As a term of the cost."""
+        return self.cost(forwarded.images, forwarded.features[-1])
 
     def digest(self) -> str:
         """Of its weights: two teachers are the same where they have the same, wherever their files are."""
@@ -67,17 +72,6 @@ class Teacher:
             found.update(name.encode())
             found.update(tensor.cpu().contiguous().numpy().tobytes())
         return found.hexdigest()
-
-
-@contextmanager
-def features_of(network: Detector) -> Iterator[list[Tensor]]:
-    """Collects what the backbone gives in each run of a network in this block, [B, n, h, w], before dropout."""
-    found: list[Tensor] = []
-    hook = network.dropout.register_forward_pre_hook(lambda layer, inputs: found.append(inputs[0]))
-    try:
-        yield found
-    finally:
-        hook.remove()
 
 
 def load_teacher(
@@ -103,7 +97,7 @@ def load_teacher(
         f"taught by {path}, of {parameters(network):,} parameters: the cost counts {config.weight:g} of what is missed of"
         " its features, too"
     )
-    channels = student.backbone.out_channels
+    channels = student.backbone.levels[-1].channels
     return Teacher(network, channels=channels, weight=config.weight, number_format=number_format)
 
 
@@ -117,7 +111,7 @@ def read_teacher(path: Path, experiment: spec.Experiment, student: Detector) -> 
         other = f"; if it is another network than this spec's: detectkit export -e ITS_SPEC -m {path} -o TEACHER.safetensors"
         raise ModelError(f"{FIELD}: {error}{other if is_keras(str(path)) else ''}") from error
     for what, their, our in (
-        ("stride", network.stride, student.stride),
+        ("stride", network.outline.levels[-1].stride, student.outline.levels[-1].stride),
         ("channels of images", network.channels, student.channels),
     ):
         if their != our:

@@ -338,7 +338,13 @@ def test_an_onnx_file_is_refused(run, learnt, place):
 
     model = checkpoint.load(learnt)
     content = to_model(model.detector, height=64, width=96)
-    add_header(content, spec_text=spec.dumps(model.spec), class_names=model.class_names, channels=3)
+    add_header(
+        content,
+        spec_text=spec.dumps(model.spec),
+        class_names=model.class_names,
+        channels=3,
+        outline=model.detector.outline,
+    )
     onnx.save(content, "model.onnx")
     code, _, error = run("-m", "model.onnx", "-o", "out")
     assert code == USAGE and "give the .safetensors model that it was made from" in complaint(error)

@@ -13,6 +13,7 @@ from detectkit import spec
 from detectkit.compress.prune import Pruner, prune, widths
 from detectkit.compress.retrain import save_pruned
 from detectkit.deploy.onnx import to_onnx
+from detectkit.heads.grid_layers import GridLayers
 from detectkit.model import checkpoint, pretrained
 from detectkit.model.base import Backbone, Convolution
 from detectkit.model.detector import Detector, build, parameters
@@ -20,6 +21,7 @@ from detectkit.spec import PruningConfig
 from detectkit.spec.networks import NETWORKS
 from detectkit.train.loop import train
 from detectkit.train.run import set_up
+from detectkit.spec.model_pb2 import ModelConfig
 
 CLASSES = ["square", "bar"]
 HEIGHT, WIDTH = 64, 96
@@ -145,7 +147,7 @@ def test_it_reloads_learns_a_step_and_is_pruned_again(
         smaller = again(loaded.eval())
         assert parameters(smaller) < parameters(loaded)
         found = outputs(smaller, images)
-        assert found.shape == (2, 10, HEIGHT // network.stride, WIDTH // network.stride)
+        assert found.shape == (2, 10, HEIGHT // network.outline.multiple, WIDTH // network.outline.multiple)
         assert found.isfinite().all()
     checkpoint.save(tmp_path / "twice.safetensors", smaller, text, CLASSES)
     assert torch.equal(outputs(checkpoint.load(tmp_path / "twice.safetensors").detector, images), found)
@@ -181,7 +183,7 @@ def test_a_fresh_detector_of_full_width_starts_from_it(
         report = pretrained.load_pretrained(fresh, tmp_path / "pruned.safetensors", CLASSES)
         assert report.narrowed and not report.skipped
         assert [layer for layer in widths(network, fresh) if layer.before != layer.after] == []
-        assert fresh.backbone.out_channels == network.backbone.out_channels
+        assert fresh.backbone.levels == network.backbone.levels
         assert torch.equal(outputs(fresh.eval(), images), outputs(network, images))
 
 
@@ -201,24 +203,27 @@ def test_onnx_runtime_computes_the_same(narrowed: list[Detector], number: int) -
 class Grouped(Backbone):
     """Grouped convolutions that are not depthwise, which none of the backbones has."""
 
-    out_channels = 32
+    given = ("grouped",)
 
     def __init__(self) -> None:
         super().__init__()
         self.first = Convolution(3, 24, 3, stride=4, function=nn.ReLU())
         self.grouped = Convolution(24, 32, 3, stride=4, groups=4, function=nn.ReLU())
 
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.grouped(self.first(images))
-        return features
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return (self.grouped(self.first(images)),)
 
     def blocks(self) -> dict[int, nn.Module]:
         return {}
 
 
+def gridded(backbone: Backbone, *, classes: int) -> Detector:
+    return Detector(backbone, GridLayers(ModelConfig(), backbone.levels, classes), channels=3)
+
+
 def test_the_groups_of_a_convolution_keep_the_same_places() -> None:
     torch.manual_seed(0)
-    original = with_statistics(Detector(Grouped(), classes=2, channels=3))
+    original = with_statistics(gridded(Grouped(), classes=2))
     config = PruningConfig(granularity=1, min_num_filters=1)
     pruner = Pruner(original, config, spec.Experiment())
     for threshold in pruner.thresholds()[:-1]:

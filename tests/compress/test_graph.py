@@ -16,6 +16,7 @@ from detectkit import spec
 from detectkit.compress.graph import Group, Wiring, is_depthwise, wiring
 from detectkit.compress.prune import Pruner, retained
 from detectkit.errors import ModelError
+from detectkit.heads.grid_layers import GridLayers
 from detectkit.model import checkpoint
 from detectkit.model.base import Backbone
 from detectkit.model.detector import Detector, build
@@ -470,9 +471,10 @@ class Drawn(Backbone):
     Values are counted from the newest, over and over; what does not fit becomes a convolution of the first value.
     """
 
+    given = ("last",)
+
     def __init__(self, steps: list[tuple[str, int, int, int]]) -> None:
         super().__init__()
-        self.stride, self.out_channels = 1, 8
         self.stem, self.layers = _normalised(nn.Conv2d(3, 8, 3, padding=1)), nn.ModuleList()
         self.norms, self.weighted, self.pool = nn.ModuleList(), WeightedSum(2), MaxPool2dSame(3, 2, 1)
         self.plan: list[tuple[str, int, int, int]] = []  # what, layer, one, two
@@ -501,7 +503,7 @@ class Drawn(Backbone):
     def blocks(self) -> dict[int, nn.Module]:
         return {}
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         values = [self.stem(images)]
         for what, layer, one, two in self.plan:
             first, second = values[one], values[two]
@@ -520,7 +522,11 @@ class Drawn(Backbone):
                     values.append(functional.relu(self.norms[two](self.layers[layer][0](first))))
                 case _:
                     values.append(self.layers[layer](first))
-        return self.last(torch.cat(values, 1))
+        return (self.last(torch.cat(values, 1)),)
+
+
+def gridded(backbone: Backbone, *, classes: int) -> Detector:
+    return Detector(backbone, GridLayers(ModelConfig(), backbone.levels, classes), channels=3)
 
 
 def _normalised(layer: nn.Conv2d) -> nn.Module:
@@ -530,7 +536,7 @@ def _normalised(layer: nn.Conv2d) -> nn.Module:
 def drawn_detector(steps, seed):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = Detector(Drawn(steps), classes=2, channels=3).eval()
+        made = gridded(Drawn(steps), classes=2).eval()
         for layer in made.modules():
             if isinstance(layer, nn.BatchNorm2d):  # a dropped channel shall be far from 0
                 nn.init.normal_(layer.weight)

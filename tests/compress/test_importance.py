@@ -241,8 +241,9 @@ class Gated:
 
     def costs(self, experiment, prepared):
         """By class and objective, [2, 2]."""
-        head = GridHead(experiment, stride=self.network.stride)
-        return head.costs(self.network(prepared.images), head.targets(prepared), prepared.weights)
+        head = GridHead(experiment, self.network.outline)
+        costs = head.costs(self.network(prepared.images), head.targets(prepared), prepared.weights)
+        return torch.stack(list(costs.values()), dim=1)
 
 
 def training_batches(experiment, count):

@@ -15,9 +15,11 @@ from detectkit import spec
 from detectkit.compress import prune as prune_module
 from detectkit.compress.prune import STEPS, Pruner, Width, _short, find_threshold, prune, retained, widths
 from detectkit.errors import ModelError, SpecError
+from detectkit.heads.grid_layers import GridLayers
 from detectkit.model.base import Backbone
 from detectkit.model.detector import Detector, gmacs, parameters
 from detectkit.spec import PruningConfig
+from detectkit.spec.model_pb2 import ModelConfig
 
 FINE = {"granularity": 1, "min_num_filters": 1}
 # The norms of the filters of `Small`, each layer's greatest first.
@@ -29,7 +31,7 @@ WIDE = [1 - 0.05 * number for number in range(20)]
 class Small(Backbone):
     """Two layers of 12 filters that are summed, then one of 20."""
 
-    out_channels = 20
+    given = ("wide",)
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,19 +40,22 @@ class Small(Backbone):
         self.branch = nn.Conv2d(12, 12, 3, padding=1)
         self.wide = nn.Conv2d(12, 20, 1, stride=4)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         features = torch.relu(self.bn(self.stem(images)))
-        result: Tensor = self.wide(torch.relu(features + self.branch(features)))
-        return result
+        return (self.wide(torch.relu(features + self.branch(features))),)
 
     def blocks(self) -> dict[int, nn.Module]:
         return {}
 
 
+def gridded(backbone: Backbone, *, classes: int) -> Detector:
+    return Detector(backbone, GridLayers(ModelConfig(), backbone.levels, classes), channels=3)
+
+
 @pytest.fixture
 def small() -> Detector:
     torch.manual_seed(0)
-    detector = Detector(Small(), classes=2, channels=3).eval()
+    detector = gridded(Small(), classes=2).eval()
     with torch.no_grad():
         for layer, norms in (("stem", STEM), ("branch", BRANCH), ("wide", WIDE)):
             weight = detector.get_parameter(f"backbone.{layer}.weight")
@@ -188,7 +193,7 @@ def test_the_filters_of_a_sum_are_the_same_on_both_sides(small: Detector) -> Non
     assert torch.equal(after["backbone.wide.weight"], before["backbone.wide.weight"][wide][:, both])
     assert torch.equal(after["output_cov.weight"], before["output_cov.weight"][:, wide])
     assert torch.equal(after["output_bbox.bias"], before["output_bbox.bias"])
-    assert network.backbone.out_channels == 7 and network.get_submodule("backbone.bn").num_features == 8
+    assert network.backbone.levels[0].channels == 7 and network.get_submodule("backbone.bn").num_features == 8
     assert network(torch.rand(2, 3, 64, 96))[1].shape == (2, 8, 4, 6)
 
 
@@ -212,7 +217,7 @@ def test_the_original_stays_as_it_was_and_shares_nothing(small: Detector) -> Non
     after = small.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.state_dict().items())
     assert widths(before, small) == [Width(name, same, same) for name, _, same in widths(before, small)]
-    assert small.backbone.out_channels == 20 and not small.training and not network.training
+    assert small.backbone.levels[0].channels == 20 and not small.training and not network.training
     held = [name for name, weight in network.named_parameters() if not weight.requires_grad]
     assert held == [name for name, weight in small.named_parameters() if not weight.requires_grad]
     assert held == ["backbone.wide.weight"]
@@ -260,7 +265,7 @@ def test_excluded_layers_keep_their_width_and_that_of_their_group(small: Detecto
 def test_excluded_layers_take_fewer_channels_all_the_same(small: Detector) -> None:
     network = pruned(small, threshold=0.65, excluded_layers=["backbone.wide"], **FINE).detector
     assert network.get_parameter("backbone.wide.weight").shape == (20, 8, 1, 1)
-    assert network.backbone.out_channels == 20
+    assert network.backbone.levels[0].channels == 20
 
 
 def test_the_outputs_may_be_excluded_and_are_never_pruned(small: Detector) -> None:
@@ -390,9 +395,9 @@ def test_a_share_of_the_multiplications(small: Detector) -> None:
 
 
 def test_a_share_of_anything_that_can_be_measured(small: Detector) -> None:
-    sizes = {"target_latency": lambda network: network.backbone.out_channels / 20}
+    sizes = {"target_latency": lambda network: network.backbone.levels[0].channels / 20}
     result = pruned(small, sizes, target_latency=0.6, **FINE)
-    assert result.detector.backbone.out_channels == 12
+    assert result.detector.backbone.levels[0].channels == 12
     assert 0.4 <= result.threshold < 0.45  # of the wide layer 8 have 0.4 and less
 
 

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from detectkit import spec
 from detectkit.deploy import deepstream
 from detectkit.deploy.deepstream import Files, cluster_mode, engine_name, labels_text, nvinfer_config
-from detectkit.heads.grid import GridHead, spec_clustering
+from detectkit.heads.clustering import spec_clustering
+from detectkit.heads.grid import GridHead
+from detectkit.model.detector import outline_of
 from detectkit.ops.boxes import iou
 from detectkit.ops.cluster import cluster
 
@@ -33,6 +35,7 @@ def text(experiment, files=FILES, *, channels=3, data_type="fp32"):
         experiment,
         files,
         class_names=spec.class_names(experiment),
+        outline=outline_of(experiment.model_config, spec.class_names(experiment), channels),
         channels=channels,
         height=64,
         width=96,

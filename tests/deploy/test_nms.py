@@ -19,10 +19,12 @@ from detectkit.deploy.nms import add_nms
 from detectkit.deploy.onnx import to_model
 from detectkit.errors import UsageError
 from detectkit.heads.grid import GridHead
+from detectkit.model.detector import outline_of
 from detectkit.model import checkpoint
-from detectkit.model.header import INPUT, OUTPUTS
+from detectkit.model.header import INPUT
 
-ROWS, COLUMNS, STRIDE = 4, 6, 16  # of the tiny experiment
+ROWS, COLUMNS = 4, 6  # of the tiny experiment
+OUTLINE = outline_of(spec.ModelConfig(), ["square", "bar"], 3)
 NMS = spec.ClusteringConfig.NMS
 
 
@@ -31,10 +33,10 @@ def maps_only(opset: int = 20) -> onnx.ModelProto:
     maps = helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["N", 10, ROWS, COLUMNS])
     outputs = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", channels, ROWS, COLUMNS])
-        for name, channels in zip(OUTPUTS, (2, 8), strict=True)
+        for name, channels in zip(OUTLINE.names, (2, 8), strict=True)
     ]
     sizes = helper.make_tensor("sizes", TensorProto.INT64, [2], [2, 8])
-    nodes = [helper.make_node("Split", [INPUT, "sizes"], list(OUTPUTS), axis=1)]
+    nodes = [helper.make_node("Split", [INPUT, "sizes"], OUTLINE.names, axis=1)]
     graph = helper.make_graph(nodes, "maps", [maps], outputs, initializer=[sizes])
     opsets = [helper.make_opsetid("", opset)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets))
@@ -68,7 +70,7 @@ def run(model: onnx.ModelProto, values: Tensor) -> Tensor:
 
 def expected(experiment: spec.Experiment, coverage: Tensor, bbox: Tensor) -> Tensor:
     """The rows that `GridHead.detections` means."""
-    images = GridHead(experiment, stride=STRIDE).detections((coverage, bbox))
+    images = GridHead(experiment, OUTLINE).detections((coverage, bbox))
     rows = [
         torch.column_stack(
             (torch.full((len(found.scores),), float(number)), found.classes, found.scores, found.boxes)
@@ -99,7 +101,7 @@ def check_random(
 @pytest.mark.parametrize("overlap", [0.3, 0.5])  # one threshold for both classes, or two
 def test_random_maps_give_the_same_rows_to_the_last_bit(suppressed: spec.Experiment, overlap: float) -> None:
     clusters(suppressed, "square").nms_iou_threshold = overlap
-    model = add_nms(maps_only(), suppressed, stride=STRIDE)
+    model = add_nms(maps_only(), suppressed, OUTLINE)
     assert sum(node.op_type == "NonMaxSuppression" for node in model.graph.node) == (
         1 if overlap == 0.3 else 2
     )
@@ -111,7 +113,7 @@ def test_random_maps_give_the_same_rows_to_the_last_bit(suppressed: spec.Experim
 @pytest.mark.parametrize("opset", [13, 17, 18, 23])
 def test_every_opset_has_it(suppressed: spec.Experiment, opset: int) -> None:
     coverage, bbox = random_maps(1, 2)
-    model = add_nms(maps_only(opset), suppressed, stride=STRIDE)
+    model = add_nms(maps_only(opset), suppressed, OUTLINE)
     wanted = expected(suppressed, coverage, bbox)
     assert len(wanted) > 10
     assert torch.equal(run(model, torch.cat((coverage, bbox), dim=1)), wanted)
@@ -135,7 +137,7 @@ def test_thresholds_count_as_in_python(suppressed: spec.Experiment) -> None:
     put(1, 2, 2, 0.4375, (0, 0, 8, 21))
     put(1, 3, 4, 0.75, (0, 9, 16, 9))  # too low, better than, and half of the next
     put(1, 3, 5, 0.5, (16, 20, 0, 12))
-    model = add_nms(maps_only(), suppressed, stride=STRIDE)
+    model = add_nms(maps_only(), suppressed, OUTLINE)
     found = run(model, torch.cat((coverage, bbox), dim=1))
     assert torch.equal(found, expected(suppressed, coverage, bbox))
     assert found[:, 1:3].tolist() == [[0, 0.5], [1, 0.4375]]
@@ -152,7 +154,7 @@ def test_what_is_no_number_is_no_detection(suppressed: spec.Experiment) -> None:
     bbox[torch.rand(bbox.shape, generator=generator) < 0.1] = torch.inf
     bbox[torch.rand(bbox.shape, generator=generator) < 0.1] = -torch.inf
     wanted = expected(suppressed, coverage, bbox)
-    found = run(add_nms(maps_only(), suppressed, stride=STRIDE), torch.cat((coverage, bbox), dim=1))
+    found = run(add_nms(maps_only(), suppressed, OUTLINE), torch.cat((coverage, bbox), dim=1))
     assert len(wanted) > 5 and torch.equal(found, wanted)
 
 
@@ -162,8 +164,8 @@ def test_a_whole_network_detects_what_is_on_the_pictures(
 ) -> None:
     detector = checkpoint.load(learnt).detector
     plain = to_model(detector, height=64, width=96)
-    model = add_nms(half(plain) if precision == "fp16" else plain, suppressed, stride=detector.stride)
-    assert [output.name for output in model.graph.output] == [*OUTPUTS, "detections"]
+    model = add_nms(half(plain) if precision == "fp16" else plain, suppressed, detector.outline)
+    assert [output.name for output in model.graph.output] == [*OUTLINE.names, "detections"]
     assert len(plain.graph.output) == 2  # it stays as it was
     images = torch.rand(2, 3, 64, 96)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -175,8 +177,8 @@ def test_another_clustering_is_refused(suppressed: spec.Experiment) -> None:
     before = copy.deepcopy(suppressed)
     clusters(suppressed, "bar").clustering_algorithm = spec.ClusteringConfig.DBSCAN
     with pytest.raises(UsageError, match='clusters "bar" with DBSCAN.*clustering_algorithm: NMS'):
-        add_nms(maps_only(), suppressed, stride=STRIDE)
+        add_nms(maps_only(), suppressed, OUTLINE)
     clusters(suppressed, "bar").clustering_algorithm = spec.ClusteringConfig.HYBRID
     with pytest.raises(UsageError, match="HYBRID"):
-        add_nms(maps_only(), suppressed, stride=STRIDE)
-    assert add_nms(maps_only(), before, stride=STRIDE).graph.output[2].name == "detections"
+        add_nms(maps_only(), suppressed, OUTLINE)
+    assert add_nms(maps_only(), before, OUTLINE).graph.output[2].name == "detections"

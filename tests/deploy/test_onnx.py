@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from detectkit.deploy.onnx import check_against, save_onnx, to_model, to_onnx
 from detectkit.errors import ModelError, UsageError
+from detectkit.heads import Level
+from detectkit.heads.grid_layers import GridLayers
 from detectkit.model.base import Backbone, Convolution
 from detectkit.model.detector import Detector, build
 from detectkit.spec.model_pb2 import ModelConfig
@@ -56,24 +58,27 @@ def run(model: bytes, images: Tensor) -> tuple[Tensor, Tensor]:
 class Layers(Backbone):
     """A convolution with batch normalisation, and whatever comes behind it."""
 
-    out_channels = 8
+    given = ("rest",)
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
         self.first = Convolution(3, 8, 3, stride=2, function=nn.ReLU())
         self.rest = nn.Sequential(*layers)
 
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.rest(self.first(images))
-        return features
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return (self.rest(self.first(images)),)
 
     def blocks(self) -> dict[int, nn.Module]:
         return {}
 
 
+def gridded(backbone: Backbone, *, classes: int) -> Detector:
+    return Detector(backbone, GridLayers(ModelConfig(), backbone.levels, classes), channels=3)
+
+
 def small(*layers: nn.Module) -> Detector:
     torch.manual_seed(0)
-    return Detector(Layers(*layers), classes=2, channels=3)
+    return gridded(Layers(*layers), classes=2)
 
 
 @pytest.mark.parametrize(
@@ -244,15 +249,14 @@ def test_convolutions_of_every_form() -> None:
 class Joined(Backbone):
     """Functions of two values; `function` is what a test tries."""
 
-    out_channels = 3
+    levels = (Level("joined", 1, 3),)
 
     def __init__(self, function: object) -> None:
         super().__init__()
         self.function = function
 
-    def forward(self, images: Tensor) -> Tensor:
-        joined: Tensor = self.function(images)  # type: ignore[operator]
-        return joined
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return (self.function(images),)  # type: ignore[operator]
 
     def blocks(self) -> dict[int, nn.Module]:
         return {}
@@ -276,7 +280,7 @@ class Joined(Backbone):
 )
 def test_an_unknown_function_is_refused(function: object) -> None:
     with pytest.raises(ModelError, match="^it is not known what [a-z_]+( in backbone)? does"):
-        to_onnx(Detector(Joined(function), classes=2, channels=3), height=HEIGHT, width=WIDTH)
+        to_onnx(gridded(Joined(function), classes=2), height=HEIGHT, width=WIDTH)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +303,7 @@ def test_functions_of_two_values() -> None:
     def function(x: Tensor) -> Tensor:
         return nn.functional.relu(x * x - x * x * x) / torch.maximum(x + x, torch.minimum(x * x, x))
 
-    detector = Detector(Joined(function), classes=2, channels=3).eval()
+    detector = gridded(Joined(function), classes=2).eval()
     images = torch.rand(2, 3, 16, 16) + 0.5
     with torch.no_grad():
         coverage, bbox = detector(images)
@@ -336,7 +340,7 @@ def test_a_model_that_computes_something_else_is_found() -> None:
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) * np.float32(np.nan), bias.name))
     with pytest.raises(ModelError, match="differs by nan"):
         check_against(detector, broken.SerializeToString(), tolerance=float("inf"))
-    other = Detector(Layers(), classes=3, channels=3)
+    other = gridded(Layers(), classes=3)
     with pytest.raises(
         ModelError, match=r"gives output_cov/Sigmoid \[1, 2, 32, 48\] where PyTorch gives \[1, 3, "
     ):

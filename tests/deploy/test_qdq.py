@@ -314,10 +314,11 @@ def test_a_table_from_a_cache_has_the_weights_and_knows_what_is_never_negative(
 def test_the_header_comes_along_and_the_network_stays_as_it_was(
     resnet: tuple[Detector, onnx.ModelProto, ScaleTable],
 ) -> None:
-    _, original, table = resnet
+    detector, original, table = resnet
     model = onnx.ModelProto()
     model.CopyFrom(original)
-    add_header(model, spec_text="random_seed: 1", class_names=["square", "bar"], channels=3)
+    names = ["square", "bar"]
+    add_header(model, spec_text="random_seed: 1", class_names=names, channels=3, outline=detector.outline)
     before = model.SerializeToString(deterministic=True)
     written = quantize(model, table, runtime="tensorrt")
     assert model.SerializeToString(deterministic=True) == before

@@ -9,7 +9,9 @@ from detectkit.cli import main
 from detectkit.data.augment import Labels, Prepared
 from detectkit.data.kitti import read_detections
 from detectkit.data.labels import BACKGROUND, DONTCARE
-from detectkit.heads.grid import ClassClustering, GridHead, by_class, clustering_arguments
+from detectkit.heads.clustering import ClassClustering, clustering_arguments
+from detectkit.heads.grid import GridHead, by_class
+from detectkit.heads.weighting import OBJECTIVES
 
 
 def labels(boxes, classes, images, names=None):
@@ -93,18 +95,25 @@ def test_channels_are_class_major():
     assert by_class(maps)[0, :, :, 0, 0].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
+def costs_of(head, outputs, targets, image_weights):
+    """[C, 2], in the order of the objectives."""
+    costs = head.costs(outputs, targets, image_weights)
+    assert tuple(costs) == OBJECTIVES
+    return torch.stack(list(costs.values()), dim=1)
+
+
 def test_perfect_boxes_cost_nothing_and_image_weights_count(tiny):
     head = GridHead(tiny)
     batch = prepared([SQUARE, BAR], [0, 1], [0, 1], 2)
     targets = head.targets(batch)
-    costs = head.costs(perfect(head, batch), targets, torch.ones(2))
+    costs = costs_of(head, perfect(head, batch), targets, torch.ones(2))
     assert costs.shape == (2, 2)
     assert costs[:, 1].tolist() == [0, 0]
     wrong = (targets.coverage, targets.bbox.flatten(1, 2) + 0.5)
     # Half a unit off on every side: the mean of 0.5 x coverage_norm over all cells.
     expected = 0.5 * targets.coverage_norm.mean((0, 2, 3))
-    torch.testing.assert_close(head.costs(wrong, targets, torch.ones(2))[:, 1], expected)
-    alone = head.costs(wrong, targets, torch.tensor([3.0, 0.0]))[:, 1]
+    torch.testing.assert_close(costs_of(head, wrong, targets, torch.ones(2))[:, 1], expected)
+    alone = costs_of(head, wrong, targets, torch.tensor([3.0, 0.0]))[:, 1]
     torch.testing.assert_close(alone, expected * torch.tensor([3.0, 0.0]))
 
 
@@ -164,9 +173,9 @@ def test_box_costs_are_mixed_in_the_ratios_of_the_spec(tiny):
     def cost(**ratios):
         for name, value in ratios.items():
             setattr(tiny.model_config.objective_set.bbox.loss_ratios, name, value)
-        return (
-            GridHead(tiny).costs((targets.coverage, moved.flatten(1, 2)), targets, torch.ones(1))[0, 1].item()
-        )
+        return costs_of(GridHead(tiny), (targets.coverage, moved.flatten(1, 2)), targets, torch.ones(1))[
+            0, 1
+        ].item()
 
     l1, giou = weight * 2 / 4 * 20 / 35, weight * (1 - 1 / 3)
     assert cost() == pytest.approx(l1)
@@ -330,17 +339,17 @@ def test_the_mask_multiplies_the_cost_of_its_cells(tiny):
     assert targets.mask is None  # without filters nothing is computed
     generator = torch.Generator().manual_seed(0)
     outputs = torch.rand(1, 2, 4, 6, generator=generator), torch.rand(1, 8, 4, 6, generator=generator)
-    plain = head.costs(outputs, targets, torch.ones(1))
+    plain = costs_of(head, outputs, targets, torch.ones(1))
     assert torch.equal(
-        head.costs(outputs, targets._replace(mask=torch.ones(1, 2, 2, 4, 6)), torch.ones(1)), plain
+        costs_of(head, outputs, targets._replace(mask=torch.ones(1, 2, 2, 4, 6)), torch.ones(1)), plain
     )
     # The cost of the left and of the right half add up, and the two objectives have masks of their own.
     left = torch.ones(1, 2, 2, 4, 6)
     left[..., 3:] = 0
-    parts = [head.costs(outputs, targets._replace(mask=mask), torch.ones(1)) for mask in (left, 1 - left)]
+    parts = [costs_of(head, outputs, targets._replace(mask=mask), torch.ones(1)) for mask in (left, 1 - left)]
     torch.testing.assert_close(sum(parts), plain)
     left[:, :, 0], left[:, 1, 1] = 2, 0
-    costs = head.costs(outputs, targets._replace(mask=left), torch.tensor([3.0]))
+    costs = costs_of(head, outputs, targets._replace(mask=left), torch.tensor([3.0]))
     torch.testing.assert_close(costs[:, 0], 6 * plain[:, 0])
     torch.testing.assert_close(costs[:, 1], 3 * torch.stack((parts[0][0, 1], torch.tensor(0.0))))
 
@@ -363,8 +372,8 @@ def test_dontcare_regions_cost_nothing_but_where_an_object_is(tiny):
     # A network that sees objects all over the region pays for the cells next to it alone.
     coverage = targets.coverage.clone()
     coverage[0, :, :, :5] = torch.where(coverage[0, :, :, :5] > 0, coverage[0, :, :, :5], 0.9)
-    perfect_cost = head.costs((targets.coverage, targets.bbox.flatten(1, 2)), targets, torch.ones(2))
-    costs = head.costs((coverage, targets.bbox.flatten(1, 2)), targets, torch.ones(2))
+    perfect_cost = costs_of(head, (targets.coverage, targets.bbox.flatten(1, 2)), targets, torch.ones(2))
+    costs = costs_of(head, (coverage, targets.bbox.flatten(1, 2)), targets, torch.ones(2))
     torch.testing.assert_close(costs, perfect_cost)
 
 

@@ -94,9 +94,10 @@ def test_stride_and_blocks_are_what_the_spec_promises(arch: str, depth: int) -> 
     network = plain(arch, depth)
     stride = 32 if arch == "darknet" or arch.startswith("efficientnet_b") else 16  # TLT DetectNet_v2
     with torch.no_grad():
-        features = network(torch.empty(2, 3, 3 * 32, 5 * 32, device="meta"))
-    assert features.shape == (2, network.out_channels, 96 // stride, 160 // stride)
-    assert network.stride == NETWORKS[arch].stride == stride
+        (features,) = network(torch.empty(2, 3, 3 * 32, 5 * 32, device="meta"))
+    (level,) = network.levels
+    assert features.shape == (2, level.channels, 96 // stride, 160 // stride)
+    assert level.stride == NETWORKS[arch].stride == stride
     assert tuple(network.blocks()) == NETWORKS[arch].blocks
     held = [layer for block in network.blocks().values() for layer in convolutions(block)]
     assert [id(layer) for layer in held] == [id(layer) for layer in convolutions(network)]
@@ -188,7 +189,7 @@ def test_without_batch_norm_every_convolution_has_a_bias(arch: str, depth: int) 
 def test_signal_keeps_its_size_from_random_weights(arch: str, depth: int, batch_norm: bool) -> None:
     torch.manual_seed(3)
     network = backbone(arch, depth, device="cpu", use_batch_norm=batch_norm)
-    features = network(torch.rand(4, 3, 64, 64))  # batch statistics
+    (features,) = network(torch.rand(4, 3, 64, 64))  # batch statistics
     times = 10 if batch_norm else 1000
     assert 1 / times < features.std() < times and features.isfinite().all()
 
@@ -200,8 +201,8 @@ def test_one_channel_changes_the_first_convolution_alone(arch: str, depth: int) 
     fewer = parameters(colour) - parameters(grey)
     assert fewer == 2 * first.out_channels * first.kernel_size[0] ** 2
     with torch.no_grad():
-        features = grey.eval()(torch.empty(2, 1, 64, 64, device="meta"))
-    assert features.shape[1] == grey.out_channels
+        (features,) = grey.eval()(torch.empty(2, 1, 64, 64, device="meta"))
+    assert features.shape[1] == grey.levels[0].channels
 
 
 @pytest.mark.spec_field("ModelConfig.use_pooling")
@@ -308,7 +309,7 @@ def test_a_traced_backbone_computes_the_same(arch: str, depth: int) -> None:
     traced = graph_of(network)
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(traced(images), network(images))
+        assert torch.equal(*traced(images), *network(images))
     called = {node.target for node in traced.graph.nodes if node.op == "call_module"}
     assert {name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)} <= called
 
@@ -354,7 +355,7 @@ def test_receptive_fields_are_where_the_gradient_is(arch: str, depth: int) -> No
     network = averaging(backbone(arch, depth, device="cpu"))
     # Small, for nothing to reach relu6's limit; a line of cells is enough.
     images = torch.full((1, 3, 32, 1024), 1e-3, dtype=torch.float64, requires_grad=True)
-    features = network(images)
+    (features,) = network(images)
     features[0, :, 0, features.shape[3] // 2].sum().backward()
     assert images.grad is not None
     columns = images.grad.abs().sum((0, 1, 2)).nonzero().flatten()
@@ -401,4 +402,4 @@ def test_efficientnet_drops_branches_in_training_only() -> None:
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         network.eval()
-        assert torch.equal(network(images), network(images))
+        assert torch.equal(*network(images), *network(images))

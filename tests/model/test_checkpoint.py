@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detectkit.errors import ModelError, OutputError
+from detectkit.heads.grid_layers import GridLayers
 from detectkit.model import checkpoint, pretrained
 from detectkit.model.base import Backbone
 from detectkit.model.detector import Detector, build
@@ -180,7 +181,7 @@ def test_every_network_learns_a_step_and_comes_back_predicting_the_same(
     with torch.no_grad():
         ours, theirs = network.eval()(images), loaded(images)
     assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
-    assert ours[1].shape == (1, 12, 64 // network.stride, 96 // network.stride)
+    assert ours[1].shape == (1, 12, 64 // network.outline.multiple, 96 // network.outline.multiple)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +239,7 @@ def test_a_pruned_model_is_a_model(tmp_path: Path) -> None:
 class Chain(Backbone):
     """4 channels to 16 and to 16, the second and third layer in the groups that are given."""
 
-    out_channels = 16
+    given = ("layers.2",)
 
     def __init__(self, second: int, third: int) -> None:
         super().__init__()
@@ -248,12 +249,15 @@ class Chain(Backbone):
             nn.Conv2d(16, 16, 3, padding=1, groups=third),
         )
 
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.layers(images)
-        return features
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return (self.layers(images),)
 
     def blocks(self) -> dict[int, nn.Module]:
         return {}
+
+
+def gridded(backbone: Backbone, *, classes: int) -> Detector:
+    return Detector(backbone, GridLayers(ModelConfig(), backbone.levels, classes), channels=3)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +271,7 @@ class Chain(Backbone):
 def test_narrowing_keeps_groups(
     groups: tuple[int, int], shapes: list[tuple[int, int]], narrowed: tuple[int, int]
 ) -> None:
-    network = Detector(Chain(*groups), classes=1, channels=3)
+    network = gridded(Chain(*groups), classes=1)
     tensors = dict(network.state_dict())
     for number, (after, before) in enumerate(shapes):
         name = f"backbone.layers.{number}"
@@ -282,7 +286,7 @@ def test_narrowing_keeps_groups(
     assert tuple(layer.groups for layer in layers) == (1, *narrowed)
     assert [layer.out_channels for layer in layers] == [after for after, _ in shapes]
     assert [layer.in_channels for layer in layers[1:]] == [after for after, _ in shapes[:-1]]
-    assert network.backbone.out_channels == network.output_bbox.in_channels == width
+    assert network.backbone.levels[0].channels == network.output_bbox.in_channels == width
     assert network(torch.rand(2, 3, 8, 8))[1].shape == (2, 4, 8, 8)
 
 
@@ -667,7 +671,7 @@ def test_projections_that_torchvision_lacks_start_as_the_identity(resnet18: Path
         pretrained.load_pretrained(network, resnet18, CLASSES)
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        ours, theirs = projected.eval().backbone(images), plain.eval().backbone(images)
+        ours, theirs = projected.eval().backbone(images)[0], plain.eval().backbone(images)[0]
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
@@ -757,7 +761,7 @@ def test_torchvisions_weights_give_torchvisions_features(tmp_path: Path, name: s
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     expected = features(name, theirs, (images - mean.reshape(3, 1, 1)) / std.reshape(3, 1, 1))
     network.eval()
-    last = network.backbone.layer3 if name == "resnet18" else network.backbone
+    last = network.backbone.get_submodule("layer3" if name == "resnet18" else network.backbone.order[-1])
     seen: list[Tensor] = []
     last.register_forward_hook(lambda _layer, _inputs, output: seen.append(output))
     with torch.no_grad():
@@ -901,7 +905,7 @@ def test_weights_of_efficientnet_lite_give_tensorflows_features(tmp_path: Path, 
     torch.testing.assert_close(network.normalize(colours / 255), (colours - 127) / 128)
     images = ((colours - 127) / 128).double()  # random networks blow up what 32 bits round
     with torch.no_grad():
-        found = network.eval().double().backbone(images)
+        found = network.eval().double().backbone(images)[0]
     expected = lite_features(arch, {name: tensor.double() for name, tensor in tensors.items()}, images)
     assert found.shape == (1, 112, 4, 6)
     assert (found - expected).abs().max() < 1e-6 * expected.abs().max()

@@ -42,7 +42,7 @@ def test_outputs_are_coverage_in_0_to_1_and_four_box_channels_a_class(
     assert bbox.shape == (2, 4 * len(classes), 3, 5)
     assert 0 < coverage.min() and coverage.max() < 1
     assert bbox.min() < 0  # linear
-    assert network.stride == 16
+    assert network.outline.multiple == 16
 
 
 def test_parameters_of_resnet18_with_three_classes() -> None:
@@ -60,7 +60,7 @@ def test_cost_of_resnet18_at_32_pixels_by_hand() -> None:
     heads = 2 * 2 * 5 * 512
     cost = summary(detector(["cell"], num_layers=18), 32, 32)
     assert cost.gmacs == pytest.approx((stem + layer1 + layer2 + layer3 + layer4 + heads) / 1e9, rel=1e-12)
-    assert cost.stride == 16
+    assert cost.strides == (16,)
     assert cost.receptive_field == 331  # tests/model/test_backbones.py has it by hand
 
 

@@ -4,30 +4,37 @@ import json
 import math
 
 import pytest
+import safetensors.torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectkit import __version__, spec
+from detectkit import __version__, runtimes, spec
 from detectkit.console import visible
 from detectkit.errors import ModelError
+from detectkit.heads import Level, Outline, Output
 from detectkit.model import header
 
 TEXT = 'model_config { arch: "resnet" num_layers: 10 }'
+OUTLINE = Outline(
+    outputs=(Output("maps", "layer", 0, 1, known=(0.0, 1.0)), Output("boxes", "box", 1, 4, of_classes=False)),
+    levels=(Level("backbone.fine", 8, 32), Level("backbone.last", 16, 64)),
+    multiple=16,
+)
 NAMES = st.lists(st.text(st.characters(codec="utf-8"), min_size=1).map(visible), min_size=1, max_size=4)
 
 
 @settings(max_examples=20)
 @given(names=NAMES, channels=st.sampled_from([1, 3]))
 def test_comes_back(names, channels):
-    found = header.loads(header.dumps(TEXT, names, channels), "m.onnx")
-    assert (found.classes, found.channels) == (names, channels)
+    found = header.loads(header.dumps(TEXT, names, channels, OUTLINE), "m.onnx")
+    assert (found.classes, found.channels, found.outline) == (names, channels, OUTLINE)
     assert found.spec.model_config.arch == "resnet" and found.spec.model_config.num_layers == 10
 
 
 def test_equal_models_have_equal_headers(tiny):
     text = spec.dumps(tiny)
-    assert header.dumps(text, ["a", "b"], 3) == header.dumps(text, ("a", "b"), 3)
-    assert header.loads(header.dumps(text, ["a"], 3), "m").spec == spec.loads(text)
+    assert header.dumps(text, ["a", "b"], 3, OUTLINE) == header.dumps(text, ("a", "b"), 3, OUTLINE)
+    assert header.loads(header.dumps(text, ["a"], 3, OUTLINE), "m").spec == spec.loads(text)
 
 
 @pytest.mark.parametrize(
@@ -60,16 +67,22 @@ def test_of_other_software(text):
 def test_the_network_of_a_spec_is_judged(change, words):
     text = TEXT.replace("}", f"{change} }}")
     with pytest.raises(ModelError, match=f"^m.onnx is damaged: in its spec model_config.*{words}"):
-        header.loads(header.dumps(text, ["a"], 3), "m.onnx")
+        header.loads(header.dumps(text, ["a"], 3, OUTLINE), "m.onnx")
 
 
 def test_a_spec_that_has_lost_its_classes():
     with pytest.raises(ModelError, match="^m.onnx is damaged: its spec has no target_classes$"):
-        header.loads(header.dumps(f"{TEXT} cost_function_config {{}}", ["a"], 3), "m.onnx")
+        header.loads(header.dumps(f"{TEXT} cost_function_config {{}}", ["a"], 3, OUTLINE), "m.onnx")
+
+
+def test_of_an_older_detectkit_the_outputs_are_those_of_the_spec():
+    content = json.loads(header.dumps(TEXT, ["a"], 3, OUTLINE))
+    del content["outline"]
+    assert header.loads(json.dumps(content), "m").outline is None
 
 
 def test_of_a_newer_detectkit():
-    content = json.loads(header.dumps(TEXT, ["a"], 3)) | {"format": 2}
+    content = json.loads(header.dumps(TEXT, ["a"], 3, OUTLINE)) | {"format": 2}
     with pytest.raises(ModelError, match="m was written by a newer .*model format 2; .* up to 1.*: upgrade"):
         header.loads(json.dumps(content), "m")
 
@@ -119,9 +132,49 @@ def test_what_cannot_be_read_says_who_wrote_it():
         ({"channels": math.inf}, "its description cannot be read"),
         ({"classes": []}, "0 classes, 3 image channels"),
         ({"channels": 4}, "1 classes, 4 image channels"),
+        ({"outline": {}}, "its description cannot be read"),
+        ({"outline": OUTLINE.content() | {"levels": []}}, "its description cannot be read"),
+        ({"outline": OUTLINE.content() | {"outputs": []}}, "its description cannot be read"),
+        ({"outline": OUTLINE.content() | {"multiple": 0}}, "its description cannot be read"),
     ],
 )
 def test_damaged(change, words):
-    content = json.loads(header.dumps(TEXT, ["a"], 3)) | change
+    content = json.loads(header.dumps(TEXT, ["a"], 3, OUTLINE)) | change
     with pytest.raises(ModelError, match=f"^m is damaged: .*{words}"):
         header.loads(json.dumps(content), "m")
+
+
+@pytest.fixture
+def described(learnt, tmp_path):
+    """Writes the model with another description; None takes the entry out."""
+
+    def write(**entries):
+        with safetensors.safe_open(learnt, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            content = json.loads(file.metadata()[header.HEADER]) | entries | {"checksum": header.UNSEALED}
+        content = {name: value for name, value in content.items() if value is not None}
+        path = tmp_path / "other.safetensors"
+        safetensors.torch.save_file(tensors, path, {header.HEADER: json.dumps(content)})
+        return path
+
+    return write
+
+
+def test_a_file_without_outputs_has_those_of_its_weights(learnt, described):
+    before, after = (runtimes.load(path, "cpu") for path in (learnt, described(outline=None)))
+    assert before.outline == after.outline and before.outline.names == [
+        "output_cov/Sigmoid",
+        "output_bbox/BiasAdd",
+    ]
+
+
+@pytest.mark.parametrize(
+    "change", [{"multiple": 32}, {"levels": [{"name": "backbone.layer4", "stride": 16, "channels": 7}]}]
+)
+def test_outputs_that_are_not_those_of_the_weights(learnt, described, change):
+    outline = runtimes.load(learnt, "cpu").outline.content()
+    path = described(outline=outline | change)
+    with pytest.raises(
+        ModelError, match=f"^{path} is damaged: the outputs that it describes are not those of its"
+    ):
+        runtimes.load(path, "cpu")

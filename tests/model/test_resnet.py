@@ -8,6 +8,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from detectkit.heads import Level
 from detectkit.model.backbones import make_backbone
 from detectkit.model.base import Backbone
 from detectkit.model.resnet import RESNETS
@@ -44,10 +45,10 @@ def test_every_depth_and_option_has_a_stride_of_16(
 ) -> None:
     network = resnet(depth, use_pooling=pooling, use_batch_norm=batch_norm, all_projections=all_projections)
     with torch.no_grad():
-        features = network.eval()(torch.empty(2, 3, 48, 80, device="meta"))
+        (features,) = network.eval()(torch.empty(2, 3, 48, 80, device="meta"))
     width = 512 if depth < 50 else 2048
     assert features.shape == (2, width, 3, 5)
-    assert (network.out_channels, network.stride) == (width, 16)
+    assert network.levels == (Level("layer4", 16, width),)
     assert any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules()) == batch_norm
     assert all(
         (layer.bias is None) == batch_norm for layer in network.modules() if isinstance(layer, nn.Conv2d)
@@ -120,7 +121,7 @@ def test_running_statistics_follow_a_short_training() -> None:
 def test_signal_keeps_its_size_from_random_weights() -> None:
     torch.manual_seed(3)
     network = resnet(18, meta=False)
-    features = network(torch.rand(4, 3, 64, 64))  # batch statistics
+    (features,) = network(torch.rand(4, 3, 64, 64))  # batch statistics
     assert 0.1 < features.std() < 10 and features.isfinite().all()
 
 

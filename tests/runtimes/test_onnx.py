@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from detectkit.errors import ModelError
-from detectkit.model.header import HEADER, OUTPUTS, seal
+from detectkit.model.detector import outline_of
+from detectkit.model.header import HEADER, seal
 from detectkit.runtimes import load
 from detectkit.runtimes.onnx import DATA_TYPE, SCALES, add_header, make_session, metadata, read_header
+from detectkit.spec.model_pb2 import ModelConfig
 
+OUTLINE = outline_of(ModelConfig(), ["a"], 1)
 IMAGES = torch.rand(5, 3, 64, 96, generator=torch.Generator().manual_seed(1))
 
 
@@ -80,7 +83,7 @@ def test_images_of_any_size(learnt, model, file):
     del model.graph.value_info[:]
     onnx.save(model, file)
     network = load(file, "cpu")
-    assert network.size is None and network.stride == 16
+    assert network.size is None and network.outline.multiple == 16
     with torch.no_grad():
         expected = load(learnt, "cpu").forward(IMAGES[:, :, :48, :32])
     assert equal_maps(expected, network.forward(IMAGES[:, :, :48, :32]), 1e-4)
@@ -95,13 +98,19 @@ def test_further_outputs_are_not_asked_for(learnt_onnx, model, file):
 def test_what_is_written_into_a_model_comes_back(model):
     helper.set_model_props(model, {"author": "me"})
     add_header(
-        model, spec_text="random_seed: 7", class_names=["a"], channels=1, data_type="int8", scales="{}"
+        model,
+        spec_text="random_seed: 7",
+        class_names=["a"],
+        channels=1,
+        outline=OUTLINE,
+        data_type="int8",
+        scales="{}",
     )
     found = read_header(model, "m.onnx")
-    assert (found.spec.random_seed, found.classes, found.channels) == (7, ["a"], 1)
+    assert (found.spec.random_seed, found.classes, found.channels, found.outline) == (7, ["a"], 1, OUTLINE)
     assert set(metadata(model)) == {"author", HEADER, DATA_TYPE, SCALES}
     assert (metadata(model)[DATA_TYPE], metadata(model)[SCALES]) == ("int8", "{}")
-    add_header(model, spec_text="random_seed: 8", class_names=["a"], channels=1)
+    add_header(model, spec_text="random_seed: 8", class_names=["a"], channels=1, outline=OUTLINE)
     assert read_header(model, "m.onnx").spec.random_seed == 8 and len(model.metadata_props) == 4
 
 
@@ -219,9 +228,11 @@ def test_of_other_channels_than_it_says(model, file):
 
 
 def test_other_names_of_its_tensors(model, file):
-    content = model.SerializeToString().replace(OUTPUTS[0].encode(), b"x" * len(OUTPUTS[0]))
-    file.write_bytes(content)
-    assert refused(file, "is not as detectkit export writes it", OUTPUTS[0])
+    name = OUTLINE.names[0]
+    renamed = onnx.load_from_string(model.SerializeToString().replace(name.encode(), b"x" * len(name)))
+    helper.set_model_props(renamed, metadata(model))
+    onnx.save(renamed, file)
+    assert refused(file, "is not as detectkit export writes it", OUTLINE.names[0])
 
 
 def test_an_operator_that_onnx_runtime_lacks(model, file):

@@ -64,7 +64,7 @@ def test_what_a_network_says_of_itself(learnt, learnt_onnx):
     assert (onnx.kind, onnx.size, onnx.file) == ("onnx", (64, 96), learnt_onnx)
     for network in (model, onnx):
         assert network.class_names == ["square", "bar"]
-        assert (network.channels, network.stride) == (3, 16)
+        assert (network.channels, network.outline.multiple) == (3, 16)
     assert model.spec == onnx.spec
 
 

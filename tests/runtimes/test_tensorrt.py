@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from detectkit import runtimes
 from detectkit.errors import ModelError, OutputError
 from detectkit.model import header
-from detectkit.model.header import INPUT, OUTPUTS
+from detectkit.model.detector import outline_of
+from detectkit.model.header import INPUT
 from detectkit.runtimes import tensorrt
 from detectkit.runtimes.tensorrt import (
     RTX,
@@ -32,8 +33,11 @@ from detectkit.runtimes.tensorrt import (
     save_sidecar,
     sidecar_path,
 )
+from detectkit.spec.model_pb2 import ModelConfig
 
 find = library.__wrapped__  # without its memory of the last answer
+OUTLINE = outline_of(ModelConfig(), ["thing"], 3)
+OUTPUTS = OUTLINE.names
 SIDECAR = Sidecar({}, RTX, "1.7.1", "fp32", ["sm86"], (1, 2, 4), 64, 96)
 
 
@@ -227,7 +231,7 @@ def fake_gpu(tmp_path, tiny_text, monkeypatch):
     """An engine file with its sidecar, and a `torch.cuda` that runs on the CPU; gives a function that loads it."""
     engine = tmp_path / "model.engine"
     engine.write_bytes(b"a plan")
-    content = json.loads(header.dumps(tiny_text, ["thing"], 3))
+    content = json.loads(header.dumps(tiny_text, ["thing"], 3, OUTLINE))
     save_sidecar(engine, SIDECAR._replace(header=content, batch=(2, 4, 4)))
     stream = SimpleNamespace(cuda_stream=7, wait_stream=lambda other: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -246,7 +250,7 @@ def test_a_fake_engine_runs_batches_of_any_size(fake_gpu):
     context = FakeContext()
     network = fake_gpu(fake_library(context))
     assert (network.kind, network.class_names, network.channels) == ("engine", ["thing"], 3)
-    assert (network.size, network.stride) == ((64, 96), 16)
+    assert (network.size, network.outline.multiple) == ((64, 96), 16)
     images = torch.rand(5, 3, 64, 96).contiguous(memory_format=torch.channels_last)
     coverage, boxes = network.forward(images)
     assert context.batches == [4, 2]  # the second of one image and one of zeros

@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from detectkit.heads.pictures import cell_costs
+from detectkit.train.step import Forwarded
 from detectkit.data.augment import prepare
 from detectkit.data.workers import loader
 from detectkit.train.loop import train
-from detectkit.train.pictures import cell_costs
 from detectkit.train.run import set_up
 
 CPU = torch.device("cpu")
@@ -66,11 +67,10 @@ class Shown:
         self.run.board.step(
             state,
             steps,
-            prepared=self.prepared,
-            targets=self.targets,
-            outputs=self.outputs,
-            costs=self.costs(),
-            regularization=torch.tensor(0.25),
+            forwarded=Forwarded(
+                self.prepared, self.prepared.images, self.targets, self.outputs, (), self.costs()
+            ),
+            terms={"task": torch.tensor(9.0), "regularization": torch.tensor(0.25)},
             rate=1e-3,
         )
 
@@ -247,7 +247,7 @@ def test_cell_costs_are_the_parts_of_the_cost(shown):
     board = shown()
     maps = cell_costs(board.run.head, board.outputs, board.targets, board.prepared.weights)
     assert maps.shape == (3, 2, 2, 4, 6)
-    torch.testing.assert_close(maps.mean(dim=(0, 3, 4)), board.costs())
+    torch.testing.assert_close(maps.mean(dim=(0, 3, 4)), torch.stack(list(board.costs().values()), dim=1))
     empty = torch.nonzero(board.targets.coverage == 0)[0].tolist()
     image, name, row, column = empty
     predicted = float(board.outputs[0][image, name, row, column])

@@ -5,11 +5,11 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from detectkit.heads.grid import GridHead
+from detectkit.heads.weighting import ObjectiveWeights
 from detectkit.model.detector import build
 from detectkit.ops.rasterize import Targets
 from detectkit.train import optim
 from detectkit.train.precision import CostScale
-from detectkit.train.weighting import ObjectiveWeights
 
 GPU = torch.device("cuda:0")
 
@@ -32,9 +32,9 @@ def test_a_step_stays_on_its_device_and_waits_for_no_number(tiny, optimizer, reg
             targets = Targets(**{name: torch.rand(2, 2, *sides, 4, 6) for name, sides in maps.items()})
         weights, scale = ObjectiveWeights(tiny.cost_function_config), CostScale(config.cost_scaling, GPU)
         costs = GridHead(tiny).costs(detector(images), targets, image_weights)
-        regularized = optim.regularized_weights(detector)
+        regularized = optim.regularized_weights(detector, head=detector.head_layers)
         total = weights.total(costs) + optim.regularization_cost(regularized, config.regularizer)
-        assert (total * scale.factor).device == costs.device == GPU
+        assert (total * scale.factor).device == costs["cov"].device == costs["bbox"].device == GPU
         weights.accumulate(costs)
         assert weights.sums.device == GPU
         for weight in detector.parameters():

@@ -181,12 +181,12 @@ def test_regularisation_of_kernels_and_biases_not_of_batch_norm(kind, expected):
         network[0].weight.copy_(torch.tensor([3.0, -4.0]).reshape(2, 1, 1, 1))
         network[0].bias.copy_(torch.tensor([0.0, 1.0]))
     config = RegularizerConfig(type=kind, weight=0.5)
-    cost = optim.regularization_cost(optim.regularized_weights(network), config)
+    cost = optim.regularization_cost(optim.regularized_weights(network, head=()), config)
     assert cost.item() == pytest.approx(expected)
 
 
 def test_biases_of_heads_are_not_regularised(tiny):
     network = build(tiny.model_config, ["square", "bar"], 3)
-    found = {id(weight) for weight in optim.regularized_weights(network)}
+    found = {id(weight) for weight in optim.regularized_weights(network, head=network.head_layers)}
     assert {id(network.output_cov.weight), id(network.output_bbox.weight)} <= found
     assert not {id(network.output_cov.bias), id(network.output_bbox.bias)} & found

@@ -15,7 +15,7 @@ from detectkit.model.detector import build
 from detectkit.train.loop import train
 from detectkit.train.run import set_up
 from detectkit.train.stages import begin
-from detectkit.train.teacher import features_of
+from detectkit.train.step import features_of
 
 CPU = torch.device("cpu")
 

@@ -6,9 +6,14 @@ from detectkit.data.augment import prepare
 from detectkit.data.records import training_frames
 from detectkit.data.workers import loader
 from detectkit.heads.grid import GridHead
+from detectkit.heads.weighting import OBJECTIVES, ObjectiveWeights
 from detectkit.ops.rasterize import Targets
 from detectkit.spec import CostFunctionConfig
-from detectkit.train.weighting import ObjectiveWeights
+
+
+def named(costs):
+    """Costs by objective, of a row for each class."""
+    return dict(zip(OBJECTIVES, torch.tensor(costs).T, strict=True))
 
 
 def config(*, minimum=0.01, **fields):
@@ -37,7 +42,7 @@ def test_initial_weights_are_shares_within_the_class():
 
 
 def test_total_cost():
-    costs = torch.tensor([[1.0, 2.0], [10.0, 20.0]])
+    costs = named([[1.0, 2.0], [10.0, 20.0]])
     expected = 0.25 * (0.2 * 1 + 0.8 * 2) + 0.75 * (0.2 * 10 + 0.8 * 20)
     assert float(ObjectiveWeights(config()).total(costs)) == pytest.approx(expected)
 
@@ -47,21 +52,21 @@ def test_total_cost():
 )
 def test_weights_after_an_epoch_are_the_shares_of_target_over_cost():
     weights = ObjectiveWeights(config(enable_autoweighting=True))
-    weights.accumulate(torch.tensor([[0.5, 1.0], [1.0, 1.0]]))
-    weights.accumulate(torch.tensor([[0.5, 1.0], [1.0, 1.0]]))
+    weights.accumulate(named([[0.5, 1.0], [1.0, 1.0]]))
+    weights.accumulate(named([[0.5, 1.0], [1.0, 1.0]]))
     weights.end_epoch()
     # car: u = 1/1 and 10/2; dog: u = 1/2 and 10/2
     assert weights.weights[0].tolist() == pytest.approx([1 / 6, 5 / 6])
     assert weights.weights[1].tolist() == pytest.approx([0.5 / 5.5, 5 / 5.5])
     assert not weights.sums.any()
-    total = weights.total(torch.tensor([[1.0, 1.0], [0.0, 2.0]]))
+    total = weights.total(named([[1.0, 1.0], [0.0, 2.0]]))
     assert float(total) == pytest.approx(0.25 * 1 + 0.75 * 2 * 5 / 5.5)  # the new weights, at once
 
 
 @pytest.mark.spec_field("CostFunctionConfig.min_objective_weight", "CostFunctionConfig.max_objective_weight")
 def test_clamped_weights_are_not_normalised_again():
     weights = ObjectiveWeights(config(enable_autoweighting=True))
-    weights.accumulate(torch.tensor([[1000.0, 1e-3], [1.0, 1.0]]))
+    weights.accumulate(named([[1000.0, 1e-3], [1.0, 1.0]]))
     weights.end_epoch()
     assert weights.weights[0].tolist() == pytest.approx([0.01, 0.99])
     assert float(weights.weights[1].sum()) == pytest.approx(1.0)
@@ -71,13 +76,13 @@ def test_epochs_of_few_steps_are_weighed_by_the_last_two_hundred():
     weights = ObjectiveWeights(config(enable_autoweighting=True))
     for cost in (1.0, 3.0):
         for _ in range(50):
-            weights.accumulate(torch.tensor([[cost, 1.0], [1.0, 1.0]]))
+            weights.accumulate(named([[cost, 1.0], [1.0, 1.0]]))
         weights.end_epoch()
     # Three quarters of the first epoch's sums are left beside the second's: 0.75 * 50 + 150 of cov, 0.75 * 50 + 50 of bbox.
     cov, bbox = 1 / 187.5, 10 / 87.5
     assert weights.weights[0].tolist() == pytest.approx([cov / (cov + bbox), bbox / (cov + bbox)])
     for _ in range(200):
-        weights.accumulate(torch.tensor([[5.0, 1.0], [1.0, 1.0]]))
+        weights.accumulate(named([[5.0, 1.0], [1.0, 1.0]]))
     weights.end_epoch()  # an epoch this long stands for itself, as in TLT
     assert weights.weights[0].tolist() == pytest.approx([0.2 / 10.2, 10 / 10.2])
 
@@ -89,9 +94,9 @@ def test_an_objective_that_gets_a_hundredth_and_does_not_fall_starves():
     found = []
     for epoch in range(8):
         for _ in range(40):
-            learnt.accumulate(torch.tensor([[0.5**epoch, 1e-6], [1.0, 1.0]]))
-            stuck.accumulate(torch.tensor([[0.5, 1e-6], [1.0, 1.0]]))
-            fixed.accumulate(torch.tensor([[0.5, 1e-6], [1.0, 1.0]]))
+            learnt.accumulate(named([[0.5**epoch, 1e-6], [1.0, 1.0]]))
+            stuck.accumulate(named([[0.5, 1e-6], [1.0, 1.0]]))
+            fixed.accumulate(named([[0.5, 1e-6], [1.0, 1.0]]))
         found.append([weights.end_epoch() for weights in (learnt, stuck, fixed)])
     assert [after for _, after, _ in found] == [
         [],
@@ -108,13 +113,13 @@ def test_an_objective_that_gets_a_hundredth_and_does_not_fall_starves():
 
 def test_an_objective_without_cost_counts_nothing_and_a_class_without_any_keeps_its_weights():
     weights = ObjectiveWeights(config(enable_autoweighting=True))
-    weights.accumulate(torch.tensor([[2.0, 0.0], [0.0, 0.0]]))
+    weights.accumulate(named([[2.0, 0.0], [0.0, 0.0]]))
     weights.end_epoch()
     assert weights.weights[0].tolist() == pytest.approx(
         [0.2, 0.8]
     )  # one step says nothing of a class without boxes in it
     for _ in range(200):
-        weights.accumulate(torch.tensor([[2.0, 0.0], [0.0, 0.0]]))
+        weights.accumulate(named([[2.0, 0.0], [0.0, 0.0]]))
     weights.end_epoch()
     assert weights.weights[0].tolist() == pytest.approx([0.99, 0.01])
     assert weights.weights[1].tolist() == pytest.approx([0.2, 0.8])
@@ -122,14 +127,14 @@ def test_an_objective_without_cost_counts_nothing_and_a_class_without_any_keeps_
 
 def test_without_autoweighting_nothing_changes():
     weights = ObjectiveWeights(config())
-    weights.accumulate(torch.tensor([[5.0, 1.0], [1.0, 1.0]]))
+    weights.accumulate(named([[5.0, 1.0], [1.0, 1.0]]))
     weights.end_epoch()
     assert weights.weights.tolist() == [pytest.approx([0.2, 0.8])] * 2
 
 
 def test_state_round_trip():
     weights = ObjectiveWeights(config(enable_autoweighting=True))
-    weights.accumulate(torch.tensor([[0.5, 1.0], [1.0, 3.0]]))
+    weights.accumulate(named([[0.5, 1.0], [1.0, 3.0]]))
     other = ObjectiveWeights(config(enable_autoweighting=True))
     other.restore(weights.state())
     for item in (weights, other):
@@ -151,7 +156,7 @@ def test_covered_cells_weigh_the_foreground_weight_and_the_others_the_rest(tiny)
     costs = head.costs((half, boxes.flatten(1, 2)), targets, torch.ones(1))
     log = 0.693137  # -ln(0.5 + 1e-5), of a cell that is covered or not
     wanted = [log * (3 * 0.2 + 21 * 0.8) / 24, log * (3 * 0.9 + 21 * 0.1) / 24]
-    assert costs[:, 0].tolist() == pytest.approx(wanted, rel=1e-4)
+    assert costs["cov"].tolist() == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.spec_field("CostFunctionConfig.TargetClass.name")
@@ -180,4 +185,4 @@ def test_cells_that_are_nearly_right_cost_less_with_a_focal_gamma(tiny):
     targets = Targets(coverage=torch.zeros(shape), bbox=nothing, coverage_norm=torch.zeros(shape))
     outputs = torch.full(shape, 0.1), nothing.flatten(1, 2)
     before, after = (head.costs(outputs, targets, torch.ones(1)) for head in (plain, focal))
-    assert after[:, 0].tolist() == pytest.approx((before[:, 0] / 100).tolist())
+    assert after["cov"].tolist() == pytest.approx((before["cov"] / 100).tolist())

@@ -1,8 +1,9 @@
-"""Pictures of what the network is to answer, what it answers and what the difference costs (as TLT's visualizer)."""
+"""Pictures of what the grid is to answer, what it answers and what the difference costs (as TLT's visualizer)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,8 +13,12 @@ from torch import Tensor
 
 from detectkit import draw
 from detectkit.data.augment import Prepared
-from detectkit.heads.grid import OBJECTIVES, GridHead, by_class
+from detectkit.heads.head import Maps
+from detectkit.heads.weighting import OBJECTIVES
 from detectkit.ops.rasterize import Targets
+
+if TYPE_CHECKING:
+    from detectkit.heads.grid import GridHead
 
 LONGEST_SIDE = 800  # pixels; event files grow by every picture
 SIDES = ("left", "top", "right", "bottom")
@@ -24,7 +29,7 @@ def pictures(
     head: GridHead,
     prepared: Prepared,
     targets: Targets,
-    outputs: tuple[Tensor, Tensor],
+    outputs: Maps,
     *,
     count: int,
     thresholds: Mapping[str, float],
@@ -45,7 +50,8 @@ def pictures(
     targets = Targets(*parts)  # type: ignore[arg-type]  # None for None
     images = [_shown(pixels) for pixels in prepared.images[:count].float().cpu()]
     costs = cell_costs(head, (coverage, bbox), targets, prepared.weights[:count].float().cpu())
-    boxes, _ = head.candidates((coverage, bbox))
+    boxes = head.boxes((coverage, bbox))
+    distances = bbox.reshape(targets.bbox.shape)
     colors = draw.class_colors(len(head.class_names))
     found = {"image/images": images}
     for index, name in enumerate(head.class_names):
@@ -55,7 +61,7 @@ def pictures(
             "cov_pred": [_coverage(values, images) for values in coverage[:, index].numpy()],
             "bbox_cost": [_cost(values, images) for values in costs[:, index, 1].numpy()],
             "bbox_gt": [_distances(values, images) for values in targets.bbox[:, index].numpy()],
-            "bbox_pred": [_distances(values, images) for values in by_class(bbox)[:, index].numpy()],
+            "bbox_pred": [_distances(values, images) for values in distances[:, index].numpy()],
         }
         cells = list(_cells(head, boxes[:, index], coverage[:, index], images, thresholds.get(name, 0.0)))
         maps["preds"] = [draw.spotlit(image, *own) for image, own in zip(images, cells, strict=True)]
@@ -66,9 +72,7 @@ def pictures(
     return found
 
 
-def cell_costs(
-    head: GridHead, outputs: tuple[Tensor, Tensor], targets: Targets, image_weights: Tensor
-) -> Tensor:
+def cell_costs(head: GridHead, outputs: Maps, targets: Targets, image_weights: Tensor) -> Tensor:
     """What every cell costs, [B, C, 2, H, W] in the order of `OBJECTIVES`; the means over images and cells are the costs.
 
     A cost is the mean over cells of mask x cost of the cell, so its gradient by the mask tells the costs of the cells.
@@ -77,7 +81,8 @@ def cell_costs(
     mask = outputs[0].new_ones(batch, classes, len(OBJECTIVES), height, width)
     mask = (mask if targets.mask is None else targets.mask.detach().clone()).requires_grad_()
     with torch.enable_grad():
-        total = head.costs(outputs, targets._replace(mask=mask), image_weights).sum()
+        costs = head.costs(outputs, targets._replace(mask=mask), image_weights)
+        total = torch.stack(list(costs.values()), dim=1).sum()
         (share,) = torch.autograd.grad(total, mask)
     return (mask * share * (batch * height * width)).detach()
 

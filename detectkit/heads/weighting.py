@@ -1,16 +1,16 @@
-"""Weights of classes and objectives in the total cost, adapted after every epoch (TLT DetectNet_v2 auto-weighting)."""
+"""The grid's balance of costs: weights of classes and objectives in the total cost, adapted after every epoch (TLT DetectNet_v2 auto-weighting)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from detectkit.heads.grid import OBJECTIVES, GridHead
-from detectkit.predict import Predicted
 from detectkit.spec import CostFunctionConfig
 
+OBJECTIVES = ("cov", "bbox")  # of the grid
 MEMORY = 200  # steps: costs summed over fewer are mostly noise
 STARVED = 0.01  # of the weight of its class: an objective that gets less may never learn
 EPOCHS_TO_FALL = (
@@ -20,7 +20,7 @@ STANDING_STILL = 0.7
 
 
 class ObjectiveWeights:
-    """Combines the costs [C, 2] of all classes and objectives into one.
+    """Combines the costs of all classes and objectives into one; it is a `heads.Balance`.
 
     With `enable_autoweighting`, an objective's weight after an epoch is the share of its target over its summed cost:
     u = weight_target / sum, weight = clamp(u / Σu, min_objective_weight, max_objective_weight), for each class by
@@ -42,6 +42,7 @@ class ObjectiveWeights:
         self.epochs = self.all_steps = 0
         self.warned = torch.zeros_like(self.targets, dtype=torch.bool)
         self._factors: Tensor | None = None  # class weight x objective weight, on the device of the costs
+        self.class_names = [target.name for target in config.target_classes]
         self.adaptive = config.enable_autoweighting
         self.minimum, self.maximum = config.min_objective_weight, config.max_objective_weight
 
@@ -53,16 +54,32 @@ class ObjectiveWeights:
         ]
         return torch.tensor([[row[name] for name in OBJECTIVES] for row in rows])
 
-    def total(self, costs: Tensor) -> Tensor:
-        """Σ class weight x objective weight x cost, of costs [C, 2] on any device."""
-        if self._factors is None or self._factors.device != costs.device:
-            self._factors = (self.class_weights[:, None] * self.weights).to(costs.device)
-        return (costs * self._factors).sum()
+    def total(self, costs: Mapping[str, Tensor]) -> Tensor:
+        """Σ class weight x objective weight x cost, of the costs [C] of the objectives on any device."""
+        stacked = _stacked(costs)
+        if self._factors is None or self._factors.device != stacked.device:
+            self._factors = (self.class_weights[:, None] * self.weights).to(stacked.device)
+        return (stacked * self._factors).sum()
 
-    def accumulate(self, costs: Tensor) -> None:
-        """Add the unweighted costs [C, 2] of one step to the sums of the epoch, on their device (no waiting for it)."""
-        self.sums = self.sums.to(costs.device) + costs.detach()
+    def accumulate(self, costs: Mapping[str, Tensor]) -> None:
+        """Add the unweighted costs of one step to the sums of the epoch, on their device (no waiting for it)."""
+        stacked = _stacked(costs).detach()
+        self.sums = self.sums.to(stacked.device) + stacked
         self.steps += 1
+
+    def figures(self, costs: Mapping[str, Tensor]) -> dict[str, float]:
+        """Of a step, by TLT's tags: the weighted sum, and of every class and objective cost, share and weight."""
+        unweighted = _stacked(costs).detach().cpu()
+        weighted = unweighted * self.class_weights[:, None] * self.weights
+        task = float(weighted.sum())
+        values = {"task_cost": task}
+        for row, name in enumerate(self.class_names):
+            for column, objective in enumerate(OBJECTIVES):
+                part = float(weighted[row, column])
+                values[f"mean_cost_{name}_{objective}"] = float(unweighted[row, column])
+                values[f"cost_percentage_{name}_{objective}"] = 100 * part / max(task, 1e-12)
+                values[f"cost_autoweight_{name}_{objective}"] = float(self.weights[row, column])
+        return values
 
     def end_epoch(self) -> list[tuple[int, str]]:
         """Adapt the weights to the costs of the last steps, and start the sums of a new epoch.
@@ -110,7 +127,6 @@ class ObjectiveWeights:
         self.steps, self.epochs, self.all_steps = state["steps"], state["epochs"], state["all_steps"]
 
 
-def validation_cost(weights: ObjectiveWeights, head: GridHead, predicted: Predicted) -> float:
-    """The weighted cost of a batch, without regularisation."""
-    targets = head.targets(predicted.prepared)
-    return float(weights.total(head.costs(predicted.outputs, targets, predicted.prepared.weights)))
+def _stacked(costs: Mapping[str, Tensor]) -> Tensor:
+    """[C, 2] in the order of `OBJECTIVES`."""
+    return torch.stack([costs[name] for name in OBJECTIVES], dim=1)
