@@ -75,10 +75,6 @@ def test_ops_know_no_spec():
     assert [str(path) for path in (PACKAGE / "ops").glob("*.py") if "spec" in set(imports(path))] == []
 
 
-# Names that two classes still have.
-SHARED = {"Kind", "Model", "Network", "Run", "Stage", "State", "Step"}
-
-
 def test_every_public_class_has_a_name_of_its_own():
     """A person who reads a name in one room must not have to ask which of two it is."""
     places = {}
@@ -86,5 +82,4 @@ def test_every_public_class_has_a_name_of_its_own():
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
-    twice = {name: sorted(files) for name, files in places.items() if len(files) > 1}
-    assert {name: files for name, files in twice.items() if name not in SHARED} == {}
+    assert {name: sorted(files) for name, files in places.items() if len(files) > 1} == {}

@@ -23,7 +23,7 @@ from detectkit.spec.schema import control_character
 from detectkit.spec.stored import WRITER, other_writer, read_stored, unknown_entries, warn_of_unknown
 
 FORMAT = 1  # of a file that older versions must not read, because what they do not know of it matters, it is one more
-ENTRIES = ("format", "checksum", "classes", "channels", "spec")
+ENTRIES = ("format", "checksum", "classes", "channels", "outline", "spec")
 HEADER = "detectkit"  # one metadata key, so that equal models are equal files
 UNSEALED = "0" * 64  # in the place of the checksum, while it is made; and in files that have none
 # As JSON in an ONNX file, as JSON in JSON in a safetensors file.

@@ -17,7 +17,7 @@ from detectkit.errors import UsageError
 from detectkit.spec.dataset_export_pb2 import DatasetExportConfig
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.inference_pb2 import Inference
-from detectkit.spec.networks import NETWORKS, Network
+from detectkit.spec.networks import NETWORKS, Architecture
 from detectkit.spec.rule_pb2 import Rule
 from detectkit.spec.schema import join, rule_of, schema_of, show
 
@@ -327,7 +327,7 @@ def _enum_lines(enum: EnumDescriptor) -> list[str]:
 def _network_rows() -> list[tuple[str, ...]]:
     """Under their titles, what the other fields of `model_config` can mean for each backbone."""
     rows: list[tuple[str, ...]] = [("arch", "num_layers", "stride", "freeze_blocks", "choices")]
-    names: dict[Network, list[str]] = {}
+    names: dict[Architecture, list[str]] = {}
     for name, network in NETWORKS.items():
         names.setdefault(network, []).append(name)
     for network, alike in names.items():

@@ -14,7 +14,7 @@ KERAS_FILES = (".hdf5", ".h5")  # how the names of plain Keras files end
 ENCRYPTED_FILES = (".tlt", ".etlt", ".ckzip")  # those of TLT that nobody can read without its key
 
 
-class Network(NamedTuple):
+class Architecture(NamedTuple):
     """What the fields of `model_config` can mean for one backbone."""
 
     depths: tuple[int, ...]  # values of num_layers, the default first; empty: the network has one depth
@@ -30,17 +30,17 @@ class Network(NamedTuple):
         return (num_layers or self.depths[0]) if self.depths else 0
 
 
-EFFICIENTNET = Network(depths=(), blocks=tuple(range(9)), stride=32, batch_norm=True)
-NETWORKS: dict[str, Network] = {
-    "resnet": Network((18, 10, 34, 50, 101, 152, 200), tuple(range(5)), pooling=True, projections=True),
-    "vgg": Network((16, 19), tuple(range(1, 6)), pooling=True),
-    "darknet": Network((19, 53), tuple(range(6)), stride=32),
-    "mobilenet_v1": Network((), tuple(range(12))),
-    "mobilenet_v2": Network((), tuple(range(14))),
-    "squeezenet": Network((), tuple(range(9)), batch_norm=False),
-    "googlenet": Network((), tuple(range(10))),
-    "efficientnet_lite0": Network((), tuple(range(12)), batch_norm=True, in_tlt=False),
-    "efficientnet_lite1": Network((), tuple(range(16)), batch_norm=True, in_tlt=False),
+EFFICIENTNET = Architecture(depths=(), blocks=tuple(range(9)), stride=32, batch_norm=True)
+NETWORKS: dict[str, Architecture] = {
+    "resnet": Architecture((18, 10, 34, 50, 101, 152, 200), tuple(range(5)), pooling=True, projections=True),
+    "vgg": Architecture((16, 19), tuple(range(1, 6)), pooling=True),
+    "darknet": Architecture((19, 53), tuple(range(6)), stride=32),
+    "mobilenet_v1": Architecture((), tuple(range(12))),
+    "mobilenet_v2": Architecture((), tuple(range(14))),
+    "squeezenet": Architecture((), tuple(range(9)), batch_norm=False),
+    "googlenet": Architecture((), tuple(range(10))),
+    "efficientnet_lite0": Architecture((), tuple(range(12)), batch_norm=True, in_tlt=False),
+    "efficientnet_lite1": Architecture((), tuple(range(16)), batch_norm=True, in_tlt=False),
     **{f"efficientnet_b{number}": EFFICIENTNET for number in range(8)},
 }
 

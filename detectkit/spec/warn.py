@@ -18,7 +18,7 @@ from detectkit.spec.export_pb2 import ExportConfig
 from detectkit.spec.inference_pb2 import Inference
 from detectkit.spec.label_filter_pb2 import ObjectiveLabelFilter
 from detectkit.spec.model_pb2 import ModelConfig
-from detectkit.spec.networks import NETWORKS, Network
+from detectkit.spec.networks import NETWORKS, Architecture
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig, PostProcessingConfig
 from detectkit.spec.pruning import chosen_criterion, has_target
 from detectkit.spec.pruning_pb2 import PruningConfig
@@ -116,7 +116,7 @@ def _model(config: ModelConfig) -> Iterator[str]:
             yield f"model_config.{name} has no effect: {config.arch} {reason}"
 
 
-def _choices_without_effect(config: ModelConfig, network: Network) -> Iterator[tuple[str, str]]:
+def _choices_without_effect(config: ModelConfig, network: Architecture) -> Iterator[tuple[str, str]]:
     """Fields that choose between forms that this network does not have, and why."""
     if config.num_layers and not network.depths:
         yield "num_layers", "has one depth"

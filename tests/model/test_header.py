@@ -91,7 +91,7 @@ def test_fields_that_a_newer_detectkit_has_are_named_once_and_passed_over(caplog
     text = """model_config { arch: "resnet" num_layers: 10 vision: 3 objective_set { bbox { far { near: 1 } } } }
         neck { size: 1 } neck { size: 2 }
         postprocessing_config { target_class_config { key: "a" value { clustering_config { soft: 1 } } } }"""
-    content = json.loads(header.dumps(text, ["a"], 3)) | {"written_by": "0.9.1", "teacher": "b"}
+    content = json.loads(header.dumps(text, ["a"], 3, OUTLINE)) | {"written_by": "0.9.1", "teacher": "b"}
     found = header.loads(json.dumps(content), "m.onnx")
     assert found.spec.model_config.num_layers == 10 and found.classes == ["a"]
     assert [record.getMessage() for record in caplog.records] == [
@@ -102,12 +102,12 @@ def test_fields_that_a_newer_detectkit_has_are_named_once_and_passed_over(caplog
 
 
 def test_what_this_version_wrote_is_read_without_a_word(tiny, caplog):
-    header.loads(header.dumps(spec.dumps(tiny), ["a"], 3), "m")
+    header.loads(header.dumps(spec.dumps(tiny), ["a"], 3, OUTLINE), "m")
     assert not caplog.records
 
 
 def test_a_file_from_before_the_writer_was_named(caplog):
-    content = json.loads(header.dumps(TEXT, ["a"], 3))
+    content = json.loads(header.dumps(TEXT, ["a"], 3, OUTLINE))
     assert content.pop("written_by") == __version__
     assert header.loads(json.dumps(content), "m").channels == 3
     assert not caplog.records
@@ -115,7 +115,7 @@ def test_a_file_from_before_the_writer_was_named(caplog):
 
 def test_what_cannot_be_read_says_who_wrote_it():
     text = TEXT.replace("}", "layout: HEXAGONS }")
-    content = json.loads(header.dumps(text, ["a"], 3)) | {"written_by": "0.9.1"}
+    content = json.loads(header.dumps(text, ["a"], 3, OUTLINE)) | {"written_by": "0.9.1"}
     with pytest.raises(
         ModelError, match=r"^m is damaged: .*HEXAGONS.*; it was written by detectkit 0.9.1 \(this is "
     ):
