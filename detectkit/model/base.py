@@ -98,12 +98,12 @@ class Backbone(nn.Module, abc.ABC):
 
     @torch.no_grad()
     def _shapes(self) -> tuple[Tensor, ...]:
-        """The maps of an image of `PROBE` pixels without values: nothing is computed."""
-        tensors = {name: tensor.to("meta") for name, tensor in self.state_dict().items()}
+        """The maps of no images of `PROBE` pixels: nothing is computed, in a tenth of the time of the device "meta"."""
+        tensors = {name: torch.empty_like(tensor, device="cpu") for name, tensor in self.state_dict().items()}
         first = first_convolution(self).weight
-        images = torch.empty(1, first.shape[1], PROBE, PROBE, dtype=first.dtype, device="meta")
+        images = torch.empty(0, first.shape[1], PROBE, PROBE, dtype=first.dtype, device="cpu")
         training = [layer for layer in self.modules() if layer.training]
-        for layer in training:  # in whose mode batch normalisation without values takes ten times as long
+        for layer in training:  # in whose mode batch normalisation wants values
             layer.training = False
         try:
             maps: tuple[Tensor, ...] = functional_call(self, tensors, images)
