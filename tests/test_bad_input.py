@@ -146,7 +146,7 @@ SPOILT = [
     (
         "output_image_width: 96",
         "output_image_width: 100",
-        "must be a multiple of 16 (for instance 96), got 100",
+        "must be a multiple of 16, the stride of resnet (for instance 96), got 100",
     ),
 ]
 

@@ -225,7 +225,6 @@ def _required(rule: Rule) -> str:
 def _range(field: FieldDescriptor) -> str:
     rule = rule_of(field)
     parts = [f"in {rule.range}"] if rule.range else []
-    parts += [f"a multiple of {rule.multiple_of}"] if rule.multiple_of else []
     parts += [f"one of {', '.join(rule.choices)}"] if rule.choices else []
     return ", ".join(parts)
 

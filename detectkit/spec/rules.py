@@ -29,7 +29,6 @@ from detectkit.spec.schema import (
     Violation,
     control_character,
     join,
-    nearest_multiple,
     quoted,
     rule_of,
     schema_of,
@@ -170,13 +169,13 @@ def _activation(config: ModelConfig.Activation) -> Iterator[Violation]:
 
 
 def _stride(spec: Experiment) -> Iterator[Violation]:
-    """The network's input is whole grid cells. The schema already asks for multiples of 16, the least stride."""
+    """The network's input is whole cells."""
     network = NETWORKS.get(spec.model_config.arch)
     for name in ("output_image_width", "output_image_height"):
         size = getattr(spec.augmentation_config.preprocessing, name)
-        if network and size % 16 == 0 and size % network.stride:
+        if network and size % network.stride:
             rule = f"must be a multiple of {network.stride}, the stride of {spec.model_config.arch}"
-            multiple = nearest_multiple(size, network.stride)
+            multiple = max(round(size / network.stride), 1) * network.stride
             path = f"augmentation_config.preprocessing.{name}"
             yield Violation(path, f"{rule} (for instance {multiple})", str(size))
 

@@ -119,9 +119,6 @@ def _value(path: str, value: Any, field: FieldDescriptor, rule: Rule) -> Iterato
         yield Violation(path, f"must be one of {', '.join(rule.choices)}{hint}", shown)
     elif rule.range and not _in(value, rule.range):
         yield Violation(path, f"must be in {rule.range}", shown)
-    elif rule.multiple_of and value % rule.multiple_of:
-        multiple = nearest_multiple(value, rule.multiple_of)
-        yield Violation(path, f"must be a multiple of {rule.multiple_of} (for instance {multiple})", shown)
     elif rule.required and value == "":
         yield Violation(path, "must not be empty", '""')
 
@@ -129,10 +126,6 @@ def _value(path: str, value: Any, field: FieldDescriptor, rule: Rule) -> Iterato
 def _in_lines(value: str, field: FieldDescriptor) -> str:
     """A text without the ends of its lines, where it may have several: notes are for people alone."""
     return value.replace("\n", "").replace("\t", "") if field.name == "notes" else value
-
-
-def nearest_multiple(value: int, step: int) -> int:
-    return max(round(value / step), 1) * step
 
 
 def _in(value: float, interval: str) -> bool:

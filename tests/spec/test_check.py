@@ -31,7 +31,7 @@ RANGES = [
     ("training_config.regularizer.weight", -0.1, "must be in [0, inf), got -0.1"),
     ("training_config.regularizer.type", 3, "must be one of NO_REG (0), L1 (1), L2 (2), got 3"),
     ("training_config.optimizer.adam.beta2", float("inf"), "must be a finite number, got inf"),
-    ("augmentation_config.preprocessing.output_image_width", 1250, "must be a multiple of 16 (for instance 1248), got 1250"),
+    ("augmentation_config.preprocessing.output_image_width", 1250, "must be a multiple of 16, the stride of resnet (for instance 1248), got 1250"),
     ("augmentation_config.preprocessing.output_image_height", 0, "must be in [16, 16384], got 0"),
     ("augmentation_config.preprocessing.output_image_channel", 2, "must be one of 1, 3, got 2"),
     ("augmentation_config.preprocessing.min_bbox_width", float("nan"), "must be a finite number, got nan"),

@@ -30,7 +30,7 @@ def test_a_field_tells_type_default_range_unit_and_place():
         ('bbox_rasterizer_config.target_class_config["car"].cov_radius_x', "float · required · in (0, 1]"),
         ("bbox_rasterizer_config.target_class_config.value.cov_radius_x", "float · required · in (0, 1]"),
         ("cost_function_config.target_classes[0].objectives[1].name", "string · required · one of cov, bbox"),
-        ("output_image_width", "a multiple of 16"),
+        ("output_image_width", "a multiple of the network's stride"),
         ("arch", 'default "resnet" · one of resnet, vgg'),
         ("average_precision_mode", "INTEGRATE  Area under the precision-recall curve"),
         ("validation_fold", "excludes validation_data_source"),
