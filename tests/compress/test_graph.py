@@ -20,7 +20,7 @@ from detectkit.heads.grid_layers import GridLayers
 from detectkit.model import checkpoint
 from detectkit.model.base import Backbone
 from detectkit.model.detector import Detector, build
-from detectkit.heads.layers import L2Normalisation, MaxPool2dSame, WeightedSum
+from detectkit.model.layers import L2Normalisation, MaxPool2dSame, WeightedSum
 from detectkit.spec import ModelConfig, PruningConfig
 from detectkit.spec.networks import NETWORKS
 
@@ -594,9 +594,10 @@ def test_a_cut_changes_no_more_than_zeros_would(steps, seed, share, granularity)
 class Scaled(Backbone):
     """Unit vectors over the channels, and the same convolution on two levels, with a normalisation for each."""
 
+    given = ("sum",)
+
     def __init__(self) -> None:
         super().__init__()
-        self.out_channels = 8
         self.stem, self.unit = _normalised(nn.Conv2d(3, 8, 3, padding=1)), L2Normalisation(8)
         self.shared, self.pool = nn.Conv2d(8, 8, 1, bias=False), nn.MaxPool2d(2)
         self.norms = nn.ModuleList([nn.BatchNorm2d(8), nn.BatchNorm2d(8)])
@@ -604,15 +605,15 @@ class Scaled(Backbone):
     def blocks(self) -> dict[int, nn.Module]:
         return {}
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         fine = self.unit(self.stem(images))
         fine, coarse = (norm(self.shared(level)) for norm, level in zip(self.norms, (fine, self.pool(fine))))
-        return fine + functional.interpolate(coarse, scale_factor=2)
+        return (fine + functional.interpolate(coarse, scale_factor=2),)
 
 
 def test_channels_of_zeros_are_cut_from_all_levels_at_once(tmp_path):
     torch.manual_seed(0)
-    before = Detector(Scaled(), classes=2, channels=3).eval().requires_grad_(False)
+    before = gridded(Scaled(), classes=2).eval().requires_grad_(False)
     norms, kept = (before.backbone.stem[1], *before.backbone.norms), [1, 2, 4, 7]
     for norm in norms:
         norm.weight.uniform_(0.5, 1.5)
@@ -627,7 +628,7 @@ def test_channels_of_zeros_are_cut_from_all_levels_at_once(tmp_path):
     assert [norm.num_features for norm in after.backbone.norms] == [4, 4]
     assert set(after.state_dict()) == set(before.state_dict())  # one tensor for both levels
     checkpoint.save(tmp_path / "model.safetensors", after, spec.dumps(spec.Experiment()), ["car", "bus"])
-    loaded = Detector(Scaled(), classes=2, channels=3).eval()
+    loaded = gridded(Scaled(), classes=2).eval()
     checkpoint.fill(loaded, safetensors.torch.load_file(tmp_path / "model.safetensors"), "model.safetensors")
     images = torch.rand(2, 3, 8, 8)
     for got, read, wanted in zip(after(images), loaded(images), before(images), strict=True):
