@@ -20,7 +20,7 @@ from detectkit.heads.grid_layers import GridLayers
 from detectkit.model import checkpoint
 from detectkit.model.base import Backbone
 from detectkit.model.detector import Detector, build
-from detectkit.model.layers import L2Normalisation, MaxPool2dSame, WeightedSum
+from detectkit.heads.layers import L2Normalisation, MaxPool2dSame, WeightedSum
 from detectkit.spec import ModelConfig, PruningConfig
 from detectkit.spec.networks import NETWORKS
 
