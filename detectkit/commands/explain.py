@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 from detectkit import spec
 from detectkit.commands.options import add_spec_argument
 from detectkit.console import say
+
+KEY = r"\[[^\]]*\]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +32,16 @@ def run(args: argparse.Namespace) -> None:
     if path is not None:
         shared = spec.shared_entries(spec.load_written(path))
     say(text)
-    for section, words in shared.items():
-        if args.path in section or section in args.path:
-            say(f"{path}: {section}: {words}")
+    if path is None:
+        return
+    fitting = {section: words for section, words in shared.items() if _is_part(args.path, section)}
+    for section, words in fitting.items():
+        say(f"{path}: {section}: {words}")
+    if not fitting:
+        say(f"{path}: no entry `default` serves a class there")
+
+
+def _is_part(one: str, other: str) -> bool:
+    """Whether the names of one path are some of the other in a row, keys of maps aside; all have the empty one."""
+    short, long = sorted((f".{re.sub(KEY, '', path).strip('.')}." for path in (one, other)), key=len)
+    return short in long or not one

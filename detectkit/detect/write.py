@@ -89,8 +89,8 @@ def result_format(message: Asked, class_names: list[str]) -> ResultFormat:
 def _style(
     name: str, classwise: Mapping[str, spec.ClasswiseBboxHandlerConfig], color: tuple[int, int, int]
 ) -> ClassStyle:
-    key = name if name in classwise else "default"
-    if key not in classwise:
+    key = spec.entry_of(classwise, name)
+    if key is None:
         raise SpecError(
             f'bbox_handler_config.classwise_bbox_handler_config has no entry "{name}" and no "default"'
         )

@@ -174,7 +174,7 @@ def _doubled(found: Sequence[ClassMistakes], experiment: Experiment) -> Finding 
     if worst is None:
         return None
     clustering = spec_clustering(experiment.postprocessing_config)
-    entry = clustering.get(worst.name, clustering.get("default"))
+    entry = clustering.get(worst.name)
     config = entry.config if entry else ClusteringConfig()
     eps = f"a larger dbscan_eps ({config.dbscan_eps:.3g} now)"
     overlap = f"a lower nms_iou_threshold ({config.nms_iou_threshold:.3g} now)"

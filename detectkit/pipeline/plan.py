@@ -25,6 +25,7 @@ from detectkit.stores import is_remote
 from detectkit.versions import versions
 
 RUN_FILE = "run.json"  # in the folder of a run, from its beginning
+RUN_ENTRIES = ("spec", "command", "versions", "machine", "stages", "products")  # of it
 TRAINED_WITH = "experiment_spec.txt"  # in the folder of a training
 TRAINED = ("resume.pt", "weights/*.safetensors")  # there too, as soon as there is something to lose
 SHOWN = 3  # changed fields in a message

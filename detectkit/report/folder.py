@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 from detectkit import spec
 from detectkit.errors import UsageError
 from detectkit.pipeline.chain import SPEC
-from detectkit.pipeline.plan import RUN_FILE
+from detectkit.pipeline.plan import RUN_ENTRIES, RUN_FILE
 from detectkit.pipeline.products import Product, Role
 from detectkit.pipeline.stages import STAGES, kept_products
 from detectkit.pipeline.state import STAGE_FILE
-from detectkit.spec.stored import read_stored
+from detectkit.spec.stored import read_stored, unknown_entries
 
 
 class StageOutcome(NamedTuple):
@@ -96,7 +96,17 @@ def read(folder: Path) -> RunFolder:
     planned = _planned(info)
     names = sorted(planned or {path.name for path in folder.glob("*") if path.is_dir()})
     stages = _stages(folder, planned, names, problems)
-    products = kept_products(folder, info.get("products"), experiment, names)
+    listed = info.get("products")
+    products = kept_products(folder, listed, experiment, names)
+    if isinstance(listed, list) and len(products) < len(listed):
+        problems.append(
+            f"{RUN_FILE} lists {len(listed) - len(products)} products that are damaged or of another version: left out"
+        )
+    unknown = unknown_entries(info, RUN_ENTRIES)
+    if unknown:
+        problems.append(
+            f"{RUN_FILE} has entries of another version, without effect here: {', '.join(unknown)}"
+        )
     measured = (_results(product, problems) for product in products if product.role == Role.RESULTS)
     results = {item.key: item for item in measured if item is not None}
     return RunFolder(folder, info, stages, text, experiment, tuple(products), results, tuple(problems))
@@ -162,7 +172,7 @@ def _spec(folder: Path, problems: list[str]) -> tuple[str, spec.Experiment | Non
         return text, None
     if stored.unknown:
         problems.append(
-            f"{SPEC} has fields of another version, which do not count here: {', '.join(stored.unknown)}"
+            f"{SPEC} has fields of another version, without effect here: {', '.join(stored.unknown)}"
         )
     broken = spec.check(stored.spec)
     if broken:

@@ -169,7 +169,10 @@ def write_table(run: RunFolder, all_models: Sequence[ModelRow]) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    content = {"verdict": verdict(all_models), "models": [model._asdict() for model in all_models]}
+    rows = [model._asdict() | {"is_passing": model.is_passing} for model in all_models]
+    for row in rows:
+        del row["place"]  # which is for the colours of the page
+    content = {"verdict": verdict(all_models), "models": rows}
     with atomic_write(run.folder / TABLE) as path:
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

@@ -2,8 +2,8 @@
 
 from detectkit.spec.augmentation_pb2 import AugmentationConfig
 from detectkit.spec.bbox_rasterizer_pb2 import BboxRasterizerConfig
+from detectkit.spec.by_class import entry_of, expanded, shared_entries
 from detectkit.spec.calibration_pb2 import CalibrationConfig
-from detectkit.spec.by_class import expanded, shared_entries
 from detectkit.spec.classes import class_names, compare_classes, label_name, read_class_list
 from detectkit.spec.cost_function_pb2 import CostFunctionConfig
 from detectkit.spec.dataset_export_pb2 import (
@@ -131,6 +131,7 @@ __all__ = [
     "control_character",
     "differences",
     "dumps",
+    "entry_of",
     "expanded",
     "explain",
     "field_changes",

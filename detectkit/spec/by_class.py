@@ -119,14 +119,13 @@ def _copy_default(entries: MutableMapping[str, Any], name: str) -> None:
 
 
 def shared_entries(message: Experiment | Inference | DatasetExportConfig) -> dict[str, str]:
-    """What of a training spec, as a person wrote it, stands for several classes: which ones, in words, by the path of the
-    section. Empty for specs of other kinds.
+    """What of a spec, as a person wrote it, stands for several classes: which ones, in words, by the path of the section.
 
     Raises:
         SpecError: `class_file` is no list of classes.
     """
     if not isinstance(message, Experiment):
-        return {}
+        return _shared_by_unlisted(message)
     names = class_names(message)
     found = {
         path: f"the entry {DEFAULT} serves {_which(set(names) - entries, names)}"
@@ -137,6 +136,16 @@ def shared_entries(message: Experiment | Inference | DatasetExportConfig) -> dic
     if labelled:
         found[LABELS] = f"their own names are the labels of {_which(set(labelled), names)}"
     return found
+
+
+def _shared_by_unlisted(message: Inference | DatasetExportConfig) -> dict[str, str]:
+    """Of a spec whose classes may be known to the model or the labels alone."""
+    maps = ((path, entries) for path, entries in class_maps(message) if DEFAULT in entries)
+    rest = {path: ", ".join(sorted(set(entries) - {DEFAULT})) for path, entries in maps}
+    return {
+        path: f"the entry {DEFAULT} serves every class{f' but {names}' if names else ''}"
+        for path, names in rest.items()
+    }
 
 
 def _which(chosen: set[str], names: list[str]) -> str:

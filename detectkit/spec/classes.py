@@ -54,8 +54,11 @@ def read_class_list(path: Path) -> list[str]:
 
     A path may begin with `~`. Raises SpecError for a file that cannot be read, holds no name, or one name twice.
     """
+    place = Path(os.path.expanduser(path))
+    if place.exists() and not place.is_file():
+        raise SpecError(f"{path}: the list of classes cannot be read: it is no file")
     try:
-        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig")
+        text = place.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError, ValueError) as error:  # ValueError: a null byte in the name
         reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
         raise SpecError(f"{path}: the list of classes cannot be read: {reason}") from error

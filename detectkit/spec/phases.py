@@ -6,15 +6,17 @@ from collections.abc import Collection
 
 from google.protobuf.message import Message
 
-from detectkit.spec.schema import fields_of, rule_of
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.rule_pb2 import Rule
+from detectkit.spec.schema import fields_of, rule_of, schema_of
 
 
 def only(experiment: Experiment, *wanted: Rule.Phase | str) -> Experiment:
     """A copy with the fields of these phases alone; sections that are named are there whole."""
     others = set(Rule.Phase.values()) - {Rule.OF_SECTION, *wanted}
-    return _without(experiment, others, spared=[name for name in wanted if isinstance(name, str)])
+    sections = {name for name in wanted if isinstance(name, str)}
+    assert sections <= set(schema_of(Experiment).fields_by_name), sections
+    return _without(experiment, others, spared=sections)
 
 
 def without(experiment: Experiment, *phases: Rule.Phase) -> Experiment:

@@ -403,16 +403,31 @@ def _class_list(spec: Experiment, names: list[str]) -> Iterator[Violation]:
             yield Violation(path, "must not be empty", '""')
         if config.class_file and (found := control_character(name)):
             yield Violation(path, VISIBLE.format(found), quoted(name))
+    yield from _one_label(spec, path, dict.fromkeys(names if is_list else ()))
+    if config.HasField("class_file") and not config.class_file:
+        yield Violation("cost_function_config.class_file", "must not be empty", '""')
     if is_list and DEFAULT in names:
         yield Violation(path, RESERVED, quoted(DEFAULT))
     for index, target in enumerate(config.target_classes):
         here = f"{TARGETS}[{index}].name"
         if target.name == DEFAULT and not is_list:
-            yield Violation(here, f"{RESERVED}, of class_names or class_file", quoted(DEFAULT))
+            rule = f"{RESERVED}, of class_names or class_file: one of them is missing"
+            yield Violation(here, rule, quoted(DEFAULT))
         elif is_list and target.name not in (*names, DEFAULT):
             yield Violation(
                 here, f"must be one of {field} ({_near(target.name, names)})", quoted(target.name)
             )
+
+
+def _one_label(spec: Experiment, path: str, names: Iterable[str]) -> Iterator[Violation]:
+    """Names of a list that are one label in records, where no mapping says which class that is."""
+    mapped, first = set(map(label_name, spec.dataset_config.target_class_mapping)), dict[str, str]()
+    for name in names:
+        label = label_name(name)
+        before = first.setdefault(label, name)
+        if before != name and label not in mapped:
+            rule = f"must not have the label of class {quoted(before)}, {quoted(label)}: say in {LABELS} whose it is"
+            yield Violation(path, rule, quoted(name))
 
 
 def _class_sets(spec: Experiment, names: list[str]) -> Iterator[Violation]:

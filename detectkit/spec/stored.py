@@ -14,6 +14,7 @@ from detectkit import __version__
 from detectkit.console import log, visible
 from detectkit.spec import text as source
 from detectkit.spec.schema import schema_of
+from detectkit.spec.classes import lists_classes
 from detectkit.spec.experiment_pb2 import Experiment
 
 WRITER = "written_by"  # the entry that holds the version of the writer, in files of every kind
@@ -41,6 +42,8 @@ def read_stored(text: str) -> Stored:
         raise ValueError(error.problem.message) from error
     except text_format.ParseError as error:
         raise ValueError(str(error)) from error
+    if lists_classes(message):  # what is stored stands alone, and makes nobody open a file
+        raise ValueError("it has a list of classes, which no resolved spec has")
     unknown = list(dict.fromkeys(_unknown(fields, schema_of(Experiment), "")))
     if fields and not message.ListFields():
         raise ValueError(f"no field of it is known here: {', '.join(unknown[:NAMED])}")
@@ -74,7 +77,7 @@ def warn_of_unknown(path: str | os.PathLike[str], writer: object, names: Sequenc
     if names:
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         shown = ", ".join(map(visible, names[:NAMED]))
-        _warn(f"{path} was {by(writer)}: {shown}{more} do not count here")
+        _warn(f"{path} was {by(writer)}: not known here, and without effect: {shown}{more}")
 
 
 @functools.cache

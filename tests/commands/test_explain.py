@@ -24,7 +24,15 @@ def test_the_classes_that_an_entry_serves_in_a_spec(capsys):
     assert "  map from class to BboxRasterizerConfig.TargetClassConfig · required" in told
     assert told[-1] == f"{path}: {section}: the entry default serves all 80 classes but car"
     assert cli.main(["explain", "-e", path, "class_names"]) == 0
-    assert path not in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith(f"{path}: no entry `default` serves a class there\n")
+
+
+def test_the_classes_that_an_entry_serves_in_an_inference_spec(capsys):
+    path = str(ROOT / "specs/kitti/infer.txt")
+    assert cli.main(["explain", "-e", path, "classwise_bbox_handler_config"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    section = "bbox_handler_config.classwise_bbox_handler_config"
+    assert last.startswith(f"{path}: {section}: the entry default serves every class")
 
 
 def test_unknown_path_is_a_usage_error(capsys):

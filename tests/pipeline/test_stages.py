@@ -210,9 +210,11 @@ def test_a_run_of_a_newer_version_is_done_and_what_is_not_known_is_named(fake, c
     fake.run()
     fake.change_state("prune", written_by="0.9.1", mood="calm")
     assert fake.actions() == {} and fake.run() == []
-    told = [line for line in caplog.messages if "do not count here" in line]
+    told = [line for line in caplog.messages if "without effect" in line]
     path = fake.folder / "prune" / "stage.json"
-    assert told == [f"{path} was written by detectkit 0.9.1 (this is {__version__}): mood do not count here"]
+    assert told == [
+        f"{path} was written by detectkit 0.9.1 (this is {__version__}): not known here, and without effect: mood"
+    ]
 
 
 def test_a_training_of_a_newer_version_goes_on(fake, caplog):
@@ -222,7 +224,9 @@ def test_a_training_of_a_newer_version_goes_on(fake, caplog):
     written = fake.folder / "train" / "experiment_spec.txt"
     written.write_text(written.read_text() + "\nclock { ticks: 3 }")
     assert fake.actions()["train"] == "goes on"
-    assert f"{written} was written by another detectkit (this is {__version__}): clock do not" in caplog.text
+    assert (
+        f"{written} was written by another detectkit (this is {__version__}): not known here" in caplog.text
+    )
 
 
 def test_the_report_of_a_newer_version_says_what_it_passes_over(fake):
@@ -232,6 +236,13 @@ def test_the_report_of_a_newer_version_says_what_it_passes_over(fake):
     path.write_text(path.read_text() + "\nclock { ticks: 3 }")
     read_in = folders.read(fake.folder)
     assert read_in.experiment == spec.resolved(fake.chain.experiment)
-    assert read_in.problems[0] == "spec.txt has fields of another version, which do not count here: clock"
+    assert read_in.problems[0] == "spec.txt has fields of another version, without effect here: clock"
+    about = json.loads((fake.folder / "run.json").read_text())
+    about["products"][0]["role"] = "hologram"
+    (fake.folder / "run.json").write_text(json.dumps(about | {"weather": "fair"}))
+    assert {
+        "run.json lists 1 products that are damaged or of another version: left out",
+        "run.json has entries of another version, without effect here: weather",
+    } <= set(folders.read(fake.folder).problems)
     path.write_text("clock {")
-    assert folders.read(fake.folder).problems[0].startswith("spec.txt is not understood: ")
+    assert any(line.startswith("spec.txt is not understood: ") for line in folders.read(fake.folder).problems)

@@ -1,5 +1,6 @@
 """A short spec, with an entry `default` and the classes in a list, is the long one: what a person leaves out is told."""
 
+import os
 import re
 
 import pytest
@@ -10,6 +11,7 @@ from detectkit.errors import SpecError
 from detectkit.spec.by_class import class_maps, entry_of
 from detectkit.spec.explain import places, value_field
 from detectkit.spec.schema import rule_of
+from detectkit.spec.stored import read_stored
 
 # The class sections of the KITTI spec, short: car has entries of its own, pedestrian and cyclist have those of `default`.
 SHORT = """
@@ -94,7 +96,12 @@ def test_a_spec_without_either_is_as_it_is_written(kitti_train, kitti_infer, kit
     for text in (kitti_train, kitti_infer, kitti_convert):
         (tmp_path / "s.txt").write_text(text)
         assert spec.load(tmp_path / "s.txt") == spec.load_written(tmp_path / "s.txt")
-        assert spec.shared_entries(spec.loads(text)) == {}
+    assert (
+        spec.shared_entries(spec.loads(kitti_train)) == spec.shared_entries(spec.loads(kitti_convert)) == {}
+    )
+    assert spec.shared_entries(spec.loads(kitti_infer)) == {
+        "bbox_handler_config.classwise_bbox_handler_config": "the entry default serves every class but car"
+    }
 
 
 def test_default_serves_without_a_list_too(kitti_train):
@@ -215,7 +222,7 @@ def test_an_entry_that_serves_no_class_has_no_effect(kitti_train):
             "",
             ["dataset_config.target_class_mapping: at least one is needed",
              f'{TARGETS}[0].name: must not be "default", which is the entry for the classes that have none of their own, of '
-             'class_names or class_file, got "default"'],
+             'class_names or class_file: one of them is missing, got "default"'],
         ),
         (
             r"(?s)class_names: .*\]\n  target_classes \{.*\}\n\}",
@@ -269,7 +276,7 @@ def test_no_class_is_called_default(kitti_train):
     text = kitti_train.replace('"cyclist"', '"default"')
     assert problems(text) == [
         f'{TARGETS}[2].name: must not be "default", which is the entry for the classes that have none of their own, of '
-        'class_names or class_file, got "default"'
+        'class_names or class_file: one of them is missing, got "default"'
     ]
 
 
@@ -306,3 +313,35 @@ def test_the_maps_of_a_spec_and_the_entry_of_a_class(kitti_train):
     ]
     assert [entry_of({"car", "default"}, name) for name in ("car", "bus")] == ["car", "default"]
     assert entry_of({"car"}, "bus") is None
+
+
+def test_two_classes_of_one_label_are_told_where_no_mapping_says_whose_it_is(short):
+    text = short.replace(NAMES, 'class_names: ["car", "hot dog", "hotdog"]')
+    rule = 'cost_function_config.class_names: must not have the label of class "hot dog", "hotdog": say in'
+    assert any(rule in line for line in problems(text))
+    mapped = 'target_class_mapping { key: "sausage" value: "hot dog" } target_class_mapping { key: "hotdog" value: "hotdog" }'
+    found = spec.loads(text.replace("dataset_config {", f"dataset_config {{ {mapped}", 1))
+    assert dict(found.dataset_config.target_class_mapping) == {
+        "car": "car",
+        "sausage": "hot dog",
+        "hotdog": "hotdog",
+    }
+
+
+def test_an_empty_file_name_is_told(short):
+    assert any(
+        "class_file: must not be empty" in line for line in problems(short.replace(NAMES, 'class_file: ""'))
+    )
+
+
+def test_a_list_that_is_no_file_is_not_waited_for(short, tmp_path):
+    os.mkfifo(tmp_path / "names")
+    with pytest.raises(SpecError, match="the list of classes cannot be read: it is no file"):
+        spec.loads(short.replace(NAMES, f'class_file: "{tmp_path / "names"}"'))
+
+
+def test_what_is_stored_names_no_list(short):
+    for part in (NAMES, 'class_file: "/dev/zero"'):
+        with pytest.raises(ValueError, match="a list of classes, which no resolved spec has"):
+            read_stored(short.replace(NAMES, part))
+    assert read_stored(spec.dumps(spec.loads(short))).spec == spec.resolved(spec.loads(short))
