@@ -28,7 +28,7 @@ def test_the_classes_that_an_entry_serves_in_a_spec(capsys):
 
 
 def test_the_classes_that_an_entry_serves_in_an_inference_spec(capsys):
-    path = str(ROOT / "specs/kitti/infer.txt")
+    path = str(ROOT / "tests/spec/kitti_infer.txt")
     assert cli.main(["explain", "-e", path, "classwise_bbox_handler_config"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     section = "bbox_handler_config.classwise_bbox_handler_config"
