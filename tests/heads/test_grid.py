@@ -539,3 +539,16 @@ def test_each_class_is_clustered_with_its_own_values(tiny):
     batch = prepared([SQUARE, BAR], [0, 1], [0, 0], 1)
     (found,) = head.detections(perfect(head, batch))
     assert found.classes.tolist() == [0]  # the bar is 24 high, and has to be taller
+
+
+def test_candidates_are_cut_to_the_best_of_each_image(tiny):
+    coverage = torch.zeros(2, 2, 4, 6)
+    coverage[0, :, 1, 2:5] = torch.tensor([[0.5, 0.9, 0.3], [0.8, 0.1, 0.5]])
+    coverage[1, 1, 3, 5] = 0.2
+    maps, head = (coverage, torch.zeros(2, 8, 4, 6)), GridHead(tiny, OUTLINE)
+    whole, cut = (head.candidates(maps, lowest=0.05, at_most=at_most) for at_most in (None, 2))
+    assert whole.scores.tolist() == pytest.approx([0.5, 0.9, 0.3, 0.8, 0.1, 0.5, 0.2])
+    assert cut.scores.tolist() == pytest.approx([0.9, 0.8, 0.2])
+    assert (cut.images.tolist(), cut.classes.tolist()) == ([0, 0, 1], [0, 1, 1])
+    kept = [1, 3, 6]
+    assert all(torch.equal(column[kept], own) for column, own in zip(whole, cut, strict=True))
