@@ -388,7 +388,7 @@ def _save_learnt(path: Path, experiment: spec.Experiment, noise: float = 0.0) ->
 
 def _fit_heads(detector: Detector, experiment: spec.Experiment) -> None:
     """Set both heads to the least-squares solution that gives the targets of all pictures of the spec."""
-    head = GridHead(experiment)
+    head = GridHead(experiment, detector.outline)
     features, coverage, bbox = [], [], []
     augmentation = experiment.augmentation_config
     for read in (training_frames, validation_frames):

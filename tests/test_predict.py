@@ -15,8 +15,10 @@ from detectkit.data.workers import loader
 from detectkit.errors import DataError, ModelError
 from detectkit.heads.grid import GridHead
 from detectkit.model import checkpoint
+from detectkit.model.detector import outline_of
 from detectkit.predict import Predictor, load_model
 
+OUTLINE = outline_of(spec.ModelConfig(), ["square", "bar"], 3)
 BOX = (24, 16, 64, 48)
 
 
@@ -25,7 +27,7 @@ def seeing(tiny):
     """A predictor whose network finds the one bright rectangle of a dark image, as a "square"."""
 
     def make():
-        head = GridHead(tiny)
+        head = GridHead(tiny, OUTLINE)
 
         def forward(images):
             boxes, index = [], []
@@ -110,7 +112,7 @@ def test_scaled_then_cropped(seeing, tiny):
 
 
 def test_a_detection_is_clipped_to_its_image_and_dropped_in_the_padding(tiny):
-    head = GridHead(tiny)
+    head = GridHead(tiny, OUTLINE)
     boxes = [[30.0, 20.0, 62.0, 60.0], [60.0, 8.0, 92.0, 56.0]]
 
     def forward(images):

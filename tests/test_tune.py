@@ -7,6 +7,7 @@ from detectkit import spec, tune
 from detectkit.data.augment import Labels, Prepared
 from detectkit.evaluation import evaluate
 from detectkit.heads.grid import GridHead
+from detectkit.model.detector import outline_of
 from detectkit.predict import Latency, Predicted
 from detectkit.tune import GRID, tune_clustering
 
@@ -32,6 +33,7 @@ def predicted(head, coverage, boxes, truth):
     return Predicted(None, prepared, outputs, head.detections(outputs), Latency(1.0, 1.0, 1.0))
 
 
+OUTLINE = outline_of(spec.ModelConfig(), ["square", "bar"], 3)
 LEFT, RIGHT = (0.0, 0.0, 32.0, 32.0), (48.0, 16.0, 90.0, 60.0)
 
 
@@ -47,14 +49,14 @@ def clustering(experiment, name):
 
 
 def precision(experiment, batches):
-    head = GridHead(experiment)
+    head = GridHead(experiment, OUTLINE)
     again = [item._replace(detections=head.detections(item.outputs)) for item in batches]
     return evaluate(again, head.class_names, experiment.evaluation_config)
 
 
 def test_values_that_find_nothing_are_replaced(tiny):
     clustering(tiny, "square").dbscan_min_samples = 2.0
-    head = GridHead(tiny)
+    head = GridHead(tiny, OUTLINE)
     batches = [weak_squares(head)]
     assert precision(tiny, batches).classes[0].average_precision == 0
     tuned = tune_clustering(batches, head, tiny)
@@ -73,11 +75,11 @@ def test_values_that_find_nothing_are_replaced(tiny):
 def test_the_threshold_of_the_spec_stays_in_force(tiny):
     config = tiny.postprocessing_config.target_class_config["square"].confidence_config
     config.confidence_threshold = 0.4  # more than the coverage of either square
-    batches = [weak_squares(GridHead(tiny))]
-    tuned = tune_clustering(batches, GridHead(tiny), tiny)
+    batches = [weak_squares(GridHead(tiny, OUTLINE))]
+    tuned = tune_clustering(batches, GridHead(tiny, OUTLINE), tiny)
     assert tuned.before.classes[0].detections == tuned.evaluation.classes[0].detections == 0
     config.confidence_threshold = 0.25
-    tuned = tune_clustering(batches, GridHead(tiny), tiny)
+    tuned = tune_clustering(batches, GridHead(tiny, OUTLINE), tiny)
     assert tuned.evaluation.classes[0].average_precision == 1
     found = tuned.postprocessing.target_class_config["square"].confidence_config
     assert found.confidence_threshold == 0.25
@@ -85,8 +87,8 @@ def test_the_threshold_of_the_spec_stays_in_force(tiny):
 
 def test_the_printed_block_can_be_pasted_into_the_spec(tiny):
     clustering(tiny, "square").dbscan_min_samples = 2.0
-    batches = [weak_squares(GridHead(tiny))]
-    tuned = tune_clustering(batches, GridHead(tiny), tiny)
+    batches = [weak_squares(GridHead(tiny, OUTLINE))]
+    tuned = tune_clustering(batches, GridHead(tiny, OUTLINE), tiny)
     tiny.ClearField("postprocessing_config")
     pasted = spec.loads(spec.dumps(tiny) + tuned.block)
     assert pasted.postprocessing_config == tuned.postprocessing
@@ -102,7 +104,7 @@ def test_another_algorithm_stays_where_it_is_better(tiny):
     tiny.evaluation_config.minimum_detection_ground_truth_overlap["square"] = 0.9
     config = clustering(tiny, "square")
     config.clustering_algorithm, config.nms_iou_threshold = spec.ClusteringConfig.NMS, 0.7
-    head = GridHead(tiny)
+    head = GridHead(tiny, OUTLINE)
     batches = [predicted(head, cells, boxes, [(first, 0), (second, 0)])]
     assert precision(tiny, batches).classes[0].average_precision == 1
     tuned = tune_clustering(batches, head, tiny)
@@ -113,7 +115,7 @@ def test_another_algorithm_stays_where_it_is_better(tiny):
 def test_a_threshold_below_all_that_are_tried_counts_as_it_stands(tiny):
     clustering(tiny, "square").coverage_threshold = 0.0
     clustering(tiny, "square").dbscan_min_samples = 0.001
-    head = GridHead(tiny)
+    head = GridHead(tiny, OUTLINE)
     batches = [predicted(head, {(0, 0, 0): 0.002}, {(0, 0, 0): LEFT}, [(LEFT, 0)])]
     tuned = tune_clustering(batches, head, tiny)
     assert tuned.evaluation.classes[0].average_precision == 1
@@ -124,7 +126,7 @@ def test_a_threshold_below_all_that_are_tried_counts_as_it_stands(tiny):
 def test_average_precision_never_falls(tiny, monkeypatch, seed, group):
     monkeypatch.setattr(tune, "GROUP", group)
     generator = torch.Generator().manual_seed(seed)
-    head = GridHead(tiny)
+    head = GridHead(tiny, OUTLINE)
     batches = []
     for _ in range(3):
         cells = {

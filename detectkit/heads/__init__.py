@@ -33,10 +33,16 @@ __all__ = [
 
 
 def family(model_config: ModelConfig) -> Family:
-    """The family whose section `model_config` has."""
+    """The family whose section `model_config` has; without any, which is refused where a spec is loaded, the grid's.
+
+    Raises:
+        NotImplementedError: the schema has a head that has no line here.
+    """
     match model_config.WhichOneof("head"):
-        case _:  # objective_set; a spec without any is refused where it is loaded
+        case "objective_set" | None:
             return Family(GridLayers, GridHead)
+        case head:
+            raise NotImplementedError(f"heads.family has no line for model_config.{head}")
 
 
 def make_head(

@@ -28,7 +28,7 @@ from detectkit.heads.outline import Outline
 from detectkit.heads.pictures import pictures
 from detectkit.heads.weighting import OBJECTIVES, ObjectiveWeights
 from detectkit.ops.cluster import Detections
-from detectkit.ops.decode import decode
+from detectkit.ops.decode import decode, highest
 from detectkit.ops.losses import bbox_cost, coverage_cost, giou_cost
 from detectkit.ops.rasterize import ClassGeometry, Targets, rasterize, touched
 
@@ -38,19 +38,18 @@ class GridHead:
 
     Args:
         experiment: the spec; `cost_function_config.target_classes` gives the classes in channel order.
-        outline: of the network; None: that of the spec's, whose cells are known.
+        outline: of the network.
         clustering: see `heads.make_head`.
     """
 
     def __init__(
         self,
         experiment: spec.Experiment,
-        outline: Outline | None = None,
+        outline: Outline,
         *,
         clustering: Mapping[str, ClassClustering] | None = None,
     ):
-        stride = outline.levels[0].stride if outline else spec.NETWORKS[experiment.model_config.arch].stride
-        self.stride = stride  # input pixels a grid cell
+        self.stride = outline.levels[0].stride  # input pixels a grid cell
         self.class_names = spec.class_names(experiment)
         preprocessing = experiment.augmentation_config.preprocessing
         self.width, self.height = preprocessing.output_image_width, preprocessing.output_image_height
@@ -130,10 +129,12 @@ class GridHead:
             height=self.height,
         )
 
-    def candidates(self, outputs: Maps, *, lowest: float) -> Candidates:
-        """The boxes of the cells of more coverage than `lowest`."""
+    def candidates(self, outputs: Maps, *, lowest: float, at_most: int | None = None) -> Candidates:
+        """The boxes of the cells of more coverage than `lowest`; see `Head`."""
         coverage = outputs[0]
         is_candidate = coverage > lowest
+        if at_most is not None:
+            is_candidate &= highest(coverage, at_most)
         images, classes, _, _ = is_candidate.nonzero(as_tuple=True)
         columns = self.boxes(outputs)[is_candidate], coverage[is_candidate], classes, images
         return Candidates(*(column.cpu() for column in columns))

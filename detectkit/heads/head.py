@@ -26,7 +26,7 @@ Maps = tuple[Tensor, ...]
 
 
 class Layers(nn.Module, abc.ABC):
-    """The layers of a head. A detector takes them over as its own children, so all tensors are in named children.
+    """The layers of a head. A detector takes their children over as its own, so all tensors are in named children.
 
     Args:
         model_config: of the spec.
@@ -114,8 +114,11 @@ class Head(Protocol[T]):  # T: what `targets` gives
     def balance(self) -> Balance:
         """A new balance of the costs, with the initial weights of the spec."""
 
-    def candidates(self, outputs: Maps, *, lowest: float) -> Candidates:
-        """The boxes of a score above `lowest`; chosen on the device of the outputs."""
+    def candidates(self, outputs: Maps, *, lowest: float, at_most: int | None = None) -> Candidates:
+        """The boxes of a score above `lowest`, of each image the `at_most` of the highest scores (None: all of them).
+
+        They are chosen on the device of the outputs; `ops.decode.highest` tells which.
+        """
 
     def detections(self, outputs: Maps) -> list[Detections]:
         """What is found in each image, boxes in network pixels, by descending score."""

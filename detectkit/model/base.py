@@ -65,7 +65,10 @@ class Backbone(nn.Module, abc.ABC):
 
         Raises:
             SpecError: there is no such stride.
+            ValueError: they do not ascend, as those that a class of layers names must.
         """
+        if list(strides) != sorted(set(strides)):
+            raise ValueError(f"strides of {tuple(strides)}: name each once, the finest first")
         self.given = self.order
         last = {level.stride: level for level in self.levels}
         missing = sorted(set(strides) - set(last))

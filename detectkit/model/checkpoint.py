@@ -5,6 +5,7 @@ A file is data: reading one runs no code. Widths are the shapes of the stored te
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,12 +21,13 @@ from detectkit.files import atomic_write
 from detectkit.heads import Outline
 from detectkit.model import header, tlt
 from detectkit.model.detector import Detector, Normalize, build
-from detectkit.model.header import HEADER
+from detectkit.model.header import HEADER, Header
 from detectkit.model.quantization import Ranges
 from detectkit.spec.classes import class_names as classes_of
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.model_pb2 import ModelConfig
 from detectkit.spec.networks import NETWORKS, is_keras
+from detectkit.spec.stored import other_writer
 
 RANGES = "ranges."  # how the names of those tensors begin
 
@@ -67,6 +69,8 @@ def load(
 ) -> Model:
     """Read a model file, pruned or not.
 
+    What the network gives has the names and ranges of this version's layers; those that the file has do not count.
+
     Args:
         path: a model of detectkit, or a Keras file of a detector that TLT has trained (*.hdf5, *.h5).
         experiment: of a Keras file, which has none, the spec that it was trained with; the model's is a copy of it with
@@ -79,19 +83,43 @@ def load(
     if is_keras(os.fspath(path)):
         return _load_keras(path, device, experiment)
     stored = _read(path)
+    described, classes = stored.header, len(stored.header.classes)
+    detector = build_described(described, path)
+    try:
+        fill(detector, stored.tensors, path)
+        detector.eval()
+        _check_runs(path, detector, classes)
+        if described.outline is not None and not described.outline.fits(detector.outline, classes):
+            raise ModelError(
+                f"{path} is damaged: the outputs that it describes are not those of its weights; copy it again, or make it again"
+            )
+    except ModelError as error:
+        raise ModelError(f"{error}{other_writer(described.writer)}") from error
+    return Model(detector.to(device), described.spec, described.classes)
+
+
+def build_described(described: Header, path: str | os.PathLike[str]) -> Detector:
+    """The network that the header of a file describes, with all its channels and without weights (on the device "meta").
+
+    Raises:
+        ModelError: this version has no such network; `path` is named in it.
+    """
     try:
         with torch.device("meta"):
-            detector = build(stored.spec.model_config, stored.classes, stored.channels)
+            return build(described.spec.model_config, described.classes, described.channels)
     except SpecError as error:
-        raise ModelError(f"{path} needs what this detectkit does not have: {error}") from error
-    fill(detector, stored.tensors, path)
-    detector.eval()
-    _check_runs(path, detector, len(stored.classes))
-    if stored.outline not in (None, detector.outline):
         raise ModelError(
-            f"{path} is damaged: the outputs that it describes are not those of its weights; copy it again, or make it again"
-        )
-    return Model(detector.to(device), stored.spec, stored.classes)
+            f"{path} needs what this detectkit does not have: {error}{other_writer(described.writer)}"
+        ) from error
+
+
+def outline_in(described: Header, path: str | os.PathLike[str]) -> Outline:
+    """What a network gives by the header of its file; without an outline in it, what the network of its spec gives.
+
+    Raises:
+        ModelError: it has none, and this version has no such network; `path` is named in it.
+    """
+    return described.outline or build_described(described, path).outline
 
 
 def _load_keras(
@@ -173,10 +201,7 @@ def narrow(detector: Detector, tensors: Mapping[str, Tensor]) -> None:
 
 
 class _File(NamedTuple):
-    spec: Experiment
-    classes: list[str]
-    channels: int
-    outline: Outline | None
+    header: Header
     tensors: dict[str, Tensor]
 
 
@@ -195,7 +220,7 @@ def _read(path: str | os.PathLike[str]) -> _File:
             f"{path} is not a detectkit model, or is cut short ({error}): give a .safetensors file of detectkit train"
         ) from error
     check_finite(path, without_ranges(tensors))
-    return _File(*found, tensors)
+    return _File(found, tensors)
 
 
 def check_finite(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
@@ -265,7 +290,8 @@ def check_widths(path: str | os.PathLike[str], detector: Detector, classes: int)
     """Send a tiny black image through the network: every layer must take what the one before it gives; gives the maps."""
     try:
         outline = detector.outline
-        side = outline.multiple
+        # The least that is a multiple and has a cell of each level.
+        side = outline.multiple * math.ceil(outline.levels[-1].stride / outline.multiple)
         with torch.no_grad():
             maps: tuple[Tensor, ...] = detector(torch.zeros(1, detector.channels, side, side))
     except RuntimeError as error:

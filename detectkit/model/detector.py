@@ -50,6 +50,9 @@ class Detector(nn.Module):
         freeze_bn: batch normalisation keeps its running mean and variance while training; its scale and shift are
             trained all the same (TLT DetectNet_v2).
         freeze_pretrained: `pretrained.load_pretrained` shall freeze what it takes from a file.
+
+    Raises:
+        ValueError: the layers hold a tensor that is in no child of theirs, or a child whose name the detector has already.
     """
 
     def __init__(
@@ -66,9 +69,6 @@ class Detector(nn.Module):
         self.normalize = Normalize(channels)
         self.backbone = backbone
         self.dropout = nn.Dropout(dropout)
-        self._layers = (layers,)  # in a tuple, so that it is no child itself
-        for name, layer in layers.named_children():
-            self.add_module(name, layer)
         self.channels = channels
         self.freeze_bn = freeze_bn
         self.freeze_pretrained = freeze_pretrained
@@ -78,6 +78,21 @@ class Detector(nn.Module):
         self.settled = False
         # Of the backbone's parameters, while it is frozen.
         self._trained_before: dict[str, bool] | None = None
+        self._layers = (layers,)  # in a tuple, so that it is no child itself
+        self._take_over(layers)
+
+    def _take_over(self, layers: Layers) -> None:
+        own = (*layers.named_parameters(recurse=False), *layers.named_buffers(recurse=False))
+        for name, _ in own:
+            raise ValueError(
+                f"{type(layers).__name__}.{name} would be neither trained nor saved: put it in a child of the layers"
+            )
+        for name, layer in layers.named_children():
+            if hasattr(self, name):
+                raise ValueError(
+                    f"{type(layers).__name__}.{name}: the detector has a {name} of its own, use another name"
+                )
+            self.add_module(name, layer)
 
     @property
     def layers(self) -> Layers:

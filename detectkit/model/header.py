@@ -16,7 +16,7 @@ from typing import NamedTuple
 from detectkit import __version__
 from detectkit.console import visible
 from detectkit.errors import ModelError
-from detectkit.heads.outline import Outline, parse_outline
+from detectkit.heads.outline import Outline, parse_outline, unknown_in
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.rules import check
 from detectkit.spec.schema import control_character
@@ -43,7 +43,8 @@ class Header(NamedTuple):
     channels: int  # of the images, 1 or 3
     outline: (
         Outline | None
-    )  # what the network gives; None: that of the spec's network, in a file of an older detectkit
+    )  # what the network gives; None, in a file of an older detectkit: that of the spec's network
+    writer: object  # what the entry `WRITER` holds; None: it has none
 
 
 def dumps(spec_text: str, classes: Sequence[str], channels: int, outline: Outline) -> str:
@@ -122,15 +123,19 @@ def loads(text: str | None, path: str | os.PathLike[str]) -> Header:
             [str(name) for name in header["classes"]],
             int(header["channels"]),
             parse_outline(header["outline"]) if "outline" in header else None,
+            writer,
         )
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise ModelError(
             f"{path} is damaged: its description cannot be read ({error}){other_writer(writer)}"
         ) from error
     if not found.classes or found.channels not in (1, 3):
-        raise ModelError(f"{path} is damaged: {len(found.classes)} classes, {found.channels} image channels")
+        raise ModelError(
+            f"{path} is damaged: {len(found.classes)} classes, {found.channels} image channels{other_writer(writer)}"
+        )
     _judge(found, path)
-    warn_of_unknown(path, writer, [*unknown_entries(header, ENTRIES), *stored.unknown])
+    of_outline = [] if found.outline is None else unknown_in(header["outline"])
+    warn_of_unknown(path, writer, [*unknown_entries(header, ENTRIES), *of_outline, *stored.unknown])
     return found
 
 
@@ -142,7 +147,7 @@ def _judge(found: Header, path: str | os.PathLike[str]) -> None:
                 f'{path}: the class name "{visible(name)}" has a control character in it ({found_in})'
             )
     if found.spec.HasField("cost_function_config") and not found.spec.cost_function_config.target_classes:
-        raise ModelError(f"{path} is damaged: its spec has no target_classes")
+        raise ModelError(f"{path} is damaged: its spec has no target_classes{other_writer(found.writer)}")
     broken = [
         str(violation)
         for violation in check(found.spec)
@@ -150,4 +155,6 @@ def _judge(found: Header, path: str | os.PathLike[str]) -> None:
     ]
     if broken:
         more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
-        raise ModelError(f"{path} is damaged: in its spec {'; '.join(broken[:NAMED])}{more}")
+        raise ModelError(
+            f"{path} is damaged: in its spec {'; '.join(broken[:NAMED])}{more}{other_writer(found.writer)}"
+        )

@@ -117,7 +117,7 @@ def _from_detectkit(
     _check_layout(path, detector, source)
     own, new = detector.state_dict(), source.detector.state_dict()
     check_names(path, own, new, f"give model_config its architecture: {_architecture(source.spec)}")
-    heads = [f"{layer}.{leaf}" for layer, leaf, _ in _by_class(detector)]
+    heads = [f"{layer}.{leaf}" for layer, leaf, *_ in _by_class(detector)]
     widths = new | {name: new[name].new_empty(len(own[name]), *new[name].shape[1:]) for name in heads}
     check_fits(path, own, widths)
     narrowed = any(own[name].shape != tensor.shape for name, tensor in widths.items())
@@ -138,19 +138,19 @@ def _copy_classes(detector: Detector, source: Model, class_names: Sequence[str])
     same = [name for name in class_names if name in source.class_names]
     to = [list(class_names).index(name) for name in same]
     origin = [source.class_names.index(name) for name in same]
-    for layer, leaf, values in _by_class(detector):
+    for layer, leaf, anchors, values in _by_class(detector):
         tensor = detector.get_submodule(layer).state_dict()[leaf]
-        rows = source.detector.get_submodule(layer).state_dict()[leaf].unflatten(0, (-1, values))
-        tensor.unflatten(0, (-1, values))[to] = rows[origin].to(tensor.device)
+        rows = source.detector.get_submodule(layer).state_dict()[leaf].unflatten(0, (anchors, -1, values))
+        tensor.unflatten(0, (anchors, -1, values))[:, to] = rows[:, origin].to(tensor.device)
     return same
 
 
-def _by_class(detector: Detector) -> list[tuple[str, str, int]]:
-    """The tensors of a head whose rows are those of classes: layer, name in it, rows of a class."""
-    layers = {output.layer: output.values for output in detector.outline.outputs if output.of_classes}
+def _by_class(detector: Detector) -> list[tuple[str, str, int, int]]:
+    """The tensors of a head whose rows are those of classes: layer, name in it, anchors, rows of an anchor and class."""
+    found = {output.layer: output for output in detector.outline.outputs if output.of_classes}
     return [
-        (layer, leaf, values)
-        for layer, values in layers.items()
+        (layer, leaf, output.anchors, output.values)
+        for layer, output in found.items()
         for leaf in detector.get_submodule(layer).state_dict()
     ]
 

@@ -1,4 +1,4 @@
-"""From the network's box distances back to boxes: the inverse of rasterize.Targets.bbox."""
+"""From a network's maps back to boxes: which cells have one, and where it is, the inverse of rasterize.Targets.bbox."""
 
 from __future__ import annotations
 
@@ -20,3 +20,10 @@ def decode(bbox: Tensor, *, stride: int, scale: float, offset: float, width: int
         (y + bottom).clamp(max=height), y1
     )
     return torch.stack((x1, y1, x2, y2), dim=-1)
+
+
+def highest(scores: Tensor, at_most: int) -> Tensor:
+    """Which of the scores [B, ...] are the `at_most` highest of their image, bool [B, ...]: no more, even of equal ones."""
+    flat = scores.flatten(1)
+    places = flat.topk(min(at_most, flat.shape[1]), dim=1, sorted=False).indices
+    return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, places, True).reshape(scores.shape)

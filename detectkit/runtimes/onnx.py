@@ -21,7 +21,7 @@ from detectkit.console import log
 from detectkit.errors import ModelError
 from detectkit.heads.outline import Outline
 from detectkit.model import header
-from detectkit.model.detector import outline_of
+from detectkit.model.checkpoint import outline_in
 from detectkit.model.header import HEADER, INPUT, Header
 from detectkit.runtimes import Network
 
@@ -77,11 +77,6 @@ def add_header(
 def metadata(model: onnx.ModelProto) -> dict[str, str]:
     """The metadata of an ONNX model by key."""
     return {item.key: item.value for item in model.metadata_props}
-
-
-def outline_in(stored: Header) -> Outline:
-    """What a network gives by the header of its file; without one, what the network of its spec does."""
-    return stored.outline or outline_of(stored.spec.model_config, stored.classes, stored.channels)
 
 
 def read_header(model: onnx.ModelProto, path: str | os.PathLike[str]) -> Header:
@@ -161,7 +156,7 @@ def load_onnx(path: str | os.PathLike[str], device: str | torch.device) -> Netwo
             f" ({_reason(error)}): export it again"
         ) from error
     _check_finite(onnx.load_from_string(content), file)
-    outline = outline_in(stored)
+    outline = outline_in(stored, file)
     forward, size = _forward(session, stored, outline, file)
     _try_out(forward, stored, outline, size or _size_of(stored), file)
     return Network(

@@ -19,7 +19,7 @@ from detectkit.console import log
 from detectkit.errors import ModelError
 from detectkit.files import atomic_write
 from detectkit.model import header
-from detectkit.model.detector import outline_of
+from detectkit.model.checkpoint import outline_in
 from detectkit.model.header import INPUT
 from detectkit.runtimes import Network
 from detectkit.spec.stored import WRITER, unknown_entries, warn_of_unknown
@@ -203,7 +203,7 @@ def load_engine(path: str | os.PathLike[str], device: str | torch.device) -> Net
         )
     sidecar = load_sidecar(file)
     stored = header.loads(json.dumps(sidecar.header), sidecar_path(file))
-    outline = stored.outline or outline_of(stored.spec.model_config, stored.classes, stored.channels)
+    outline = outline_in(stored, sidecar_path(file))
     forward = _Forward(library(sidecar.builder), plan, sidecar, outline.names, file, device)
     expected = [
         (stored.channels, sidecar.height, sidecar.width),

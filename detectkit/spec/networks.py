@@ -85,8 +85,7 @@ def spec_to_use(
 
 def is_grid(config: ModelConfig) -> bool:
     """Whether the head is the grid; a spec without a head, which is a mistake, is taken for one of the grid."""
-    chosen = "objective_set" if config.HasField("objective_set") else None
-    return chosen in (None, "objective_set")
+    return config.WhichOneof("head") in (None, "objective_set")
 
 
 def has_tlt_layout(config: ModelConfig) -> bool:

@@ -76,7 +76,8 @@ def violations(message: Message, path: str = "", *, is_grid: bool = False) -> It
     have = {field.name for field, _ in fields_of(message)}
     for field in schema_of(message).fields:
         rule = rule_of(field)
-        if field.name not in have and (rule.required or (is_grid and rule.required_by_grid)):
+        required = rule.required or (is_grid and rule.required_by_grid)
+        if required and field.name not in have and not _has_another(message, field):
             yield Violation(join(path, field.name), _required(field), "")
     for here, field, value in present(message, path):
         rule = rule_of(field)
@@ -97,7 +98,18 @@ def _keys(message: Message, path: str) -> Iterator[Violation]:
                 yield Violation(join(path, field.name), VISIBLE.format(control_character(key)), quoted(key))
 
 
+def _has_another(message: Message, field: FieldDescriptor) -> bool:
+    """Whether another field of its oneof is set, or has to be asked for in its place: the first speaks for all."""
+    choice = field.containing_oneof
+    return choice is not None and (
+        message.WhichOneof(choice.name) is not None or field.name != choice.fields[0].name
+    )
+
+
 def _required(field: FieldDescriptor) -> str:
+    if field.containing_oneof is not None and len(field.containing_oneof.fields) > 1:
+        names = [other.name for other in field.containing_oneof.fields]
+        return f"one of {', '.join(names)} is needed"
     if field.message_type is not None and not field.is_repeated:
         return "this section is missing"
     return "at least one is needed" if field.is_repeated else "must be set"

@@ -17,6 +17,7 @@ from detectkit.model.detector import outline_of
 from detectkit.ops.boxes import iou
 from detectkit.ops.cluster import cluster
 
+OUTLINE = outline_of(spec.ModelConfig(), ["square", "bar"], 3)
 FILES = Files("model.onnx", "model.engine", "labels.txt")
 PROPERTIES = {
     *("gpu-id", "gie-unique-id", "process-mode", "network-type", "onnx-file", "model-engine-file"),
@@ -266,7 +267,7 @@ def test_dbscan_gives_the_same_boxes(tiny_text, scene):
     tiny = spec.loads(tiny_text)
     entry(tiny, "square").clustering_config.dbscan_min_samples = 0.01
     boxes, scores = scene
-    arguments = GridHead(tiny).clustering[0]
+    arguments = GridHead(tiny, OUTLINE).clustering[0]
     ours, _, _ = cluster(boxes, scores, **arguments)
     assert {rounded(box) for box in ours} == nvinfer_dbscan(
         boxes, scores, parsed(text(tiny))["class-attrs-0"]
@@ -278,7 +279,7 @@ def test_dbscan_gives_the_same_boxes(tiny_text, scene):
 def test_nms_gives_the_same_boxes(tiny_text, scene):
     tiny = use(spec.loads(tiny_text), "NMS")
     boxes, scores = scene
-    ours, _, _ = cluster(boxes, scores, **GridHead(tiny).clustering[0])
+    ours, _, _ = cluster(boxes, scores, **GridHead(tiny, OUTLINE).clustering[0])
     assert {rounded(box) for box in ours} == nvinfer_nms(boxes, scores, parsed(text(tiny))["class-attrs-0"])
 
 

@@ -12,6 +12,7 @@ from detectkit.data.labels import BACKGROUND, DONTCARE
 from detectkit.heads.clustering import ClassClustering, clustering_arguments
 from detectkit.heads.grid import GridHead, by_class
 from detectkit.heads.weighting import OBJECTIVES
+from detectkit.model.detector import outline_of
 
 
 def labels(boxes, classes, images, names=None):
@@ -40,11 +41,12 @@ def perfect(head, batch):
     return targets.coverage, targets.bbox.flatten(1, 2)
 
 
+OUTLINE = outline_of(spec.ModelConfig(), ["square", "bar"], 3)
 SQUARE, BAR, WIDE = [3.0, 5.0, 43.0, 45.0], [50.0, 20.0, 94.0, 44.0], [2.0, 10.0, 90.0, 60.0]
 
 
 def test_encoded_boxes_decode_to_themselves(tiny):
-    head = GridHead(tiny)
+    head = GridHead(tiny, OUTLINE)
     batch = prepared([SQUARE, BAR, WIDE], [0, 1, 1], [0, 0, 2], 3)
     outputs = perfect(head, batch)
     first, second, third = head.detections(outputs)
@@ -64,7 +66,7 @@ def test_encoded_boxes_decode_to_themselves(tiny):
 def test_a_diverged_answer_detects_nothing_and_leaves_the_other_images_alone(tiny, algorithm, broken):
     for entry in tiny.postprocessing_config.target_class_config.values():
         entry.clustering_config.clustering_algorithm = algorithm
-    head = GridHead(tiny)
+    head = GridHead(tiny, OUTLINE)
     outputs = perfect(head, prepared([SQUARE, BAR, WIDE], [0, 1, 1], [0, 0, 2], 3))
     expected = head.detections(outputs)
     outputs[0][1], outputs[1][1] = 1.0, torch.nan  # boxes that are none, or coverage that is none
@@ -77,10 +79,10 @@ def test_a_diverged_answer_detects_nothing_and_leaves_the_other_images_alone(tin
 @pytest.mark.spec_field("ModelConfig.BboxObjective.scale", "ModelConfig.BboxObjective.offset")
 def test_scale_and_offset_are_the_specs(tiny):
     batch = prepared([SQUARE], [0], [0], 1)
-    usual = GridHead(tiny).targets(batch).bbox
+    usual = GridHead(tiny, OUTLINE).targets(batch).bbox
     tiny.model_config.objective_set.bbox.scale = 70
     tiny.model_config.objective_set.bbox.offset = 8.0
-    head = GridHead(tiny)
+    head = GridHead(tiny, OUTLINE)
     targets = head.targets(batch)
     covered = targets.coverage[0, 0] > 0
     # Left: (anchor - x1) / scale, where the anchor has moved from 0.5 to 8 pixels into the cell.
@@ -103,7 +105,7 @@ def costs_of(head, outputs, targets, image_weights):
 
 
 def test_perfect_boxes_cost_nothing_and_image_weights_count(tiny):
-    head = GridHead(tiny)
+    head = GridHead(tiny, OUTLINE)
     batch = prepared([SQUARE, BAR], [0, 1], [0, 1], 2)
     targets = head.targets(batch)
     costs = costs_of(head, perfect(head, batch), targets, torch.ones(2))
@@ -132,7 +134,7 @@ def test_each_class_has_its_own_ellipse(tiny):
         values = {"cov_radius_x": 0.4, "cov_radius_y": 0.4, "bbox_min_radius": 0.1, **fields}
         for field, value in values.items():
             setattr(config, field, value)
-        targets = GridHead(tiny).targets(prepared([box, box], [0, 1], [0, 0], 1))
+        targets = GridHead(tiny, OUTLINE).targets(prepared([box, box], [0, 1], [0, 0], 1))
         rows, columns = targets.coverage[0, 1].nonzero().T.tolist()
         assert targets.coverage[0, 0].sum() > 0  # the square, which is not changed
         return (min(columns), max(columns)), (min(rows), max(rows))
@@ -156,7 +158,7 @@ def test_the_deadzone_erases_an_object_behind(tiny):
     covered = []
     for radius in (0.0, 1.0):
         tiny.bbox_rasterizer_config.deadzone_radius = radius
-        covered.append(GridHead(tiny).targets(batch).coverage[0, 1] > 0)
+        covered.append(GridHead(tiny, OUTLINE).targets(batch).coverage[0, 1] > 0)
     without, erased = covered
     assert (without | ~erased).all() and without.sum() > erased.sum()
 
@@ -164,7 +166,7 @@ def test_the_deadzone_erases_an_object_behind(tiny):
 @pytest.mark.spec_field("ModelConfig.LossRatios.l1", "ModelConfig.LossRatios.giou")
 def test_box_costs_are_mixed_in_the_ratios_of_the_spec(tiny):
     batch = prepared([[0.0, 0.0, 40.0, 40.0]], [0], [0], 1)
-    targets = GridHead(tiny).targets(batch)
+    targets = GridHead(tiny, OUTLINE).targets(batch)
     # Every cell answers with a box 20 pixels further right: L1 is 20 / 35 at two of four sides. 20 x 40 of 60 x 40
     # overlap, and nothing else is around both.
     moved = targets.bbox + torch.tensor([-20.0, 0.0, 20.0, 0.0])[:, None, None] / 35
@@ -173,9 +175,9 @@ def test_box_costs_are_mixed_in_the_ratios_of_the_spec(tiny):
     def cost(**ratios):
         for name, value in ratios.items():
             setattr(tiny.model_config.objective_set.bbox.loss_ratios, name, value)
-        return costs_of(GridHead(tiny), (targets.coverage, moved.flatten(1, 2)), targets, torch.ones(1))[
-            0, 1
-        ].item()
+        return costs_of(
+            GridHead(tiny, OUTLINE), (targets.coverage, moved.flatten(1, 2)), targets, torch.ones(1)
+        )[0, 1].item()
 
     l1, giou = weight * 2 / 4 * 20 / 35, weight * (1 - 1 / 3)
     assert cost() == pytest.approx(l1)
@@ -202,7 +204,7 @@ def masking(experiment, text):
 
 def masked(experiment, batch):
     """The outputs whose factor is not 1, [image][class][objective] of [H, W]."""
-    return GridHead(experiment).targets(batch).mask != 1
+    return GridHead(experiment, OUTLINE).targets(batch).mask != 1
 
 
 def both(outputs, expected):
@@ -223,7 +225,7 @@ def test_labels_are_masked_by_the_names_of_the_records(tiny):
     # Of each image one label is named, and it masks the outputs of both classes.
     assert all(both(outputs, LEFT_CELLS) for outputs in first)
     assert all(both(outputs, RIGHT_CELLS) for outputs in second)
-    assert GridHead(tiny).targets(batch).mask.unique().tolist() == [
+    assert GridHead(tiny, OUTLINE).targets(batch).mask.unique().tolist() == [
         0,
         1,
     ]  # without a multiplier, they cost nothing
@@ -321,12 +323,12 @@ def test_masked_regions_cost_a_multiple_but_for_objects_that_are_preserved(tiny)
     ellipse = tiny.bbox_rasterizer_config.target_class_config["square"]
     ellipse.cov_radius_x, ellipse.bbox_min_radius = 0.3, 0.1
     batch = prepared([LEFT, RIGHT], [0, 1], [0, 0], 1, names=["dontcare", "bar"])
-    targets = GridHead(tiny).targets(batch)
+    targets = GridHead(tiny, OUTLINE).targets(batch)
     assert both(targets.mask[0, 0], 1.0 + 2 * LEFT_CELLS)
     assert both(targets.mask[0, 1], 1.0 + 2 * LEFT_CELLS)
     covered = targets.coverage[0, 0] > 0
     tiny.loss_mask_label_filter.preserve_ground_truth = True
-    targets = GridHead(tiny).targets(batch)
+    targets = GridHead(tiny, OUTLINE).targets(batch)
     assert both(targets.mask[0, 0], 1.0 + 2 * (LEFT_CELLS & ~covered))
     assert both(targets.mask[0, 1], 1.0 + 2 * LEFT_CELLS)  # no bar is there
     assert 0 < (LEFT_CELLS & covered).sum() < LEFT_CELLS.sum()
@@ -334,7 +336,7 @@ def test_masked_regions_cost_a_multiple_but_for_objects_that_are_preserved(tiny)
 
 def test_the_mask_multiplies_the_cost_of_its_cells(tiny):
     batch = prepared([LEFT, RIGHT], [0, 1], [0, 0], 1)
-    head = GridHead(tiny)
+    head = GridHead(tiny, OUTLINE)
     targets = head.targets(batch)
     assert targets.mask is None  # without filters nothing is computed
     generator = torch.Generator().manual_seed(0)
@@ -359,9 +361,9 @@ def test_dontcare_regions_cost_nothing_but_where_an_object_is(tiny):
     region = [0.0, 0.0, 80.0, 64.0]  # 5 x 4 cells, over the square and a part of the bar
     others = [(region, DONTCARE, 0, "dontcare"), (region, BACKGROUND, 1, "tree")]
     batch = prepared([LEFT, RIGHT], [0, 1], [0, 0], 2, others=others)
-    assert GridHead(tiny).targets(batch).mask is None
+    assert GridHead(tiny, OUTLINE).targets(batch).mask is None
     tiny.dataset_config.dontcare_labels.append("dontcare")
-    head = GridHead(tiny)
+    head = GridHead(tiny, OUTLINE)
     targets = head.targets(batch)
     inside = torch.tensor(4 * [[1, 1, 1, 1, 1, 0]]).bool()
     for index in (0, 1):
@@ -386,7 +388,7 @@ def test_dontcare_and_masked_regions_multiply(tiny):
            mask_multiplier: 4""",
     )
     others = [(LEFT, DONTCARE, 0, "dontcare"), ([32.0, 16.0, 80.0, 48.0], BACKGROUND, 0, "tree")]
-    mask = GridHead(tiny).targets(prepared([], [], [], 1, others=others)).mask
+    mask = GridHead(tiny, OUTLINE).targets(prepared([], [], [], 1, others=others)).mask
     assert mask[0, 1, 1, 1].tolist() == [0, 0, 0, 4, 4, 1]
     assert (mask == mask[:, :1, :1]).all()
 
@@ -396,7 +398,7 @@ def test_dontcare_and_masked_regions_multiply(tiny):
 
 def found(experiment, boxes, coverage, **clustering):
     """Boxes and scores of the squares that these cells of the first row give, one box and coverage a cell."""
-    head = GridHead(experiment, **clustering)
+    head = GridHead(experiment, OUTLINE, **clustering)
     maps, distances = torch.zeros(1, 2, 4, 6), torch.zeros(1, 2, 4, 4, 6)
     for column, ((x1, y1, x2, y2), value) in enumerate(zip(boxes, coverage, strict=True)):
         x, y = 16 * column + head.offset, head.offset
@@ -476,7 +478,7 @@ def test_clustering_is_read_from_the_spec(tiny):
     config.clustering_algorithm = spec.ClusteringConfig.NMS
     config.nms_iou_threshold = 0.25
     config.minimum_bounding_box_height = 7
-    square, bar = GridHead(tiny).clustering
+    square, bar = GridHead(tiny, OUTLINE).clustering
     assert square["algorithm"] == "dbscan" and square["dbscan_eps"] == pytest.approx(0.4)
     assert bar["algorithm"] == "nms" and bar["nms_iou_threshold"] == 0.25 and bar["minimum_height"] == 7
 
@@ -484,9 +486,9 @@ def test_clustering_is_read_from_the_spec(tiny):
 def test_an_inference_spec_brings_its_own_clustering_with_a_default(tiny):
     values = {"bar": spec.ClusteringConfig(dbscan_eps=0.25), "default": spec.ClusteringConfig(dbscan_eps=0.5)}
     own = {name: ClassClustering(config) for name, config in values.items()}
-    square, bar = GridHead(tiny, clustering=own).clustering
+    square, bar = GridHead(tiny, OUTLINE, clustering=own).clustering
     assert (square["dbscan_eps"], bar["dbscan_eps"]) == (0.5, 0.25)
-    square, bar = GridHead(tiny, clustering={}).clustering
+    square, bar = GridHead(tiny, OUTLINE, clustering={}).clustering
     assert square == bar == clustering_arguments(ClassClustering(spec.ClusteringConfig()))
     assert square["dbscan_eps"] == pytest.approx(0.15) and square["coverage_threshold"] == pytest.approx(
         0.005
@@ -533,7 +535,20 @@ def test_an_inference_spec_brings_confidences_of_its_own(tiny):
 
 def test_each_class_is_clustered_with_its_own_values(tiny):
     tiny.postprocessing_config.target_class_config["bar"].clustering_config.minimum_bounding_box_height = 24
-    head = GridHead(tiny)
+    head = GridHead(tiny, OUTLINE)
     batch = prepared([SQUARE, BAR], [0, 1], [0, 0], 1)
     (found,) = head.detections(perfect(head, batch))
     assert found.classes.tolist() == [0]  # the bar is 24 high, and has to be taller
+
+
+def test_candidates_are_cut_to_the_best_of_each_image(tiny):
+    coverage = torch.zeros(2, 2, 4, 6)
+    coverage[0, :, 1, 2:5] = torch.tensor([[0.5, 0.9, 0.3], [0.8, 0.1, 0.5]])
+    coverage[1, 1, 3, 5] = 0.2
+    maps, head = (coverage, torch.zeros(2, 8, 4, 6)), GridHead(tiny, OUTLINE)
+    whole, cut = (head.candidates(maps, lowest=0.05, at_most=at_most) for at_most in (None, 2))
+    assert whole.scores.tolist() == pytest.approx([0.5, 0.9, 0.3, 0.8, 0.1, 0.5, 0.2])
+    assert cut.scores.tolist() == pytest.approx([0.9, 0.8, 0.2])
+    assert (cut.images.tolist(), cut.classes.tolist()) == ([0, 0, 1], [0, 1, 1])
+    kept = [1, 3, 6]
+    assert all(torch.equal(column[kept], own) for column, own in zip(whole, cut, strict=True))

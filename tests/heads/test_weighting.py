@@ -7,8 +7,11 @@ from detectkit.data.records import training_frames
 from detectkit.data.workers import loader
 from detectkit.heads.grid import GridHead
 from detectkit.heads.weighting import OBJECTIVES, ObjectiveWeights
+from detectkit.model.detector import outline_of
 from detectkit.ops.rasterize import Targets
 from detectkit.spec import CostFunctionConfig
+
+OUTLINE = outline_of(spec.ModelConfig(), ["square", "bar"], 3)
 
 
 def named(costs):
@@ -146,7 +149,7 @@ def test_state_round_trip():
 def test_covered_cells_weigh_the_foreground_weight_and_the_others_the_rest(tiny):
     tiny.cost_function_config.target_classes[0].coverage_foreground_weight = 0.2
     tiny.cost_function_config.target_classes[1].coverage_foreground_weight = 0.9
-    head = GridHead(tiny)
+    head = GridHead(tiny, OUTLINE)
     shape = (1, 2, head.height // 16, head.width // 16)
     covered = torch.zeros(shape)
     covered[:, :, 0, :3] = 1.0  # 3 of the 24 cells of each class
@@ -168,7 +171,7 @@ def test_the_names_of_the_classes_give_the_outputs_their_order(tiny):
         dataset = training_frames(tiny.dataset_config, spec.class_names(tiny))
         batches = loader(dataset, tiny.augmentation_config, batch_size=2, order=[0, 1], workers=0)
         prepared = prepare(next(batches), tiny.augmentation_config, generator=None, device="cpu")
-        head = GridHead(tiny)
+        head = GridHead(tiny, OUTLINE)
         assert head.class_names == list(names)
         maps.append(head.targets(prepared).coverage)
     assert maps[0].any() and not torch.equal(maps[0][:, 0], maps[0][:, 1])
@@ -177,9 +180,9 @@ def test_the_names_of_the_classes_give_the_outputs_their_order(tiny):
 
 @pytest.mark.spec_field("CostFunctionConfig.coverage_focal_gamma")
 def test_cells_that_are_nearly_right_cost_less_with_a_focal_gamma(tiny):
-    plain = GridHead(tiny)
+    plain = GridHead(tiny, OUTLINE)
     tiny.cost_function_config.coverage_focal_gamma = 2.0
-    focal = GridHead(tiny)
+    focal = GridHead(tiny, OUTLINE)
     shape = (1, 2, plain.height // 16, plain.width // 16)
     nothing = torch.zeros(1, 2, 4, *shape[2:])
     targets = Targets(coverage=torch.zeros(shape), bbox=nothing, coverage_norm=torch.zeros(shape))

@@ -1,10 +1,15 @@
 """The detector: heads, freezing, and what it costs."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from detectkit import heads
 from detectkit.errors import SpecError
+from detectkit.heads.grid import GridHead
+from detectkit.heads.grid_layers import GridLayers
 from detectkit.model.detector import Detector, build, summary
 from detectkit.spec.model_pb2 import ModelConfig
 
@@ -206,3 +211,41 @@ def test_a_depth_that_does_not_exist_is_a_spec_error() -> None:
         detector(num_layers=19)
     message = "model_config.num_layers: resnet has no 19 layers; use one of: 10, 18, 34, 50, 101, 152, 200"
     assert str(caught.value) == message
+
+
+class Loose(GridLayers):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.scale = nn.Parameter(torch.ones(1))
+
+
+class Fixed(GridLayers):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.register_buffer("anchors", torch.ones(4), persistent=False)
+
+
+def named(name: str) -> type[GridLayers]:
+    def make(self: GridLayers, *arguments: Any) -> None:
+        GridLayers.__init__(self, *arguments)
+        self.add_module(name, nn.Conv2d(1, 1, 1))
+
+    return type("Named", (GridLayers,), {"__init__": make})
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        (Loose, "Loose.scale would be neither trained nor saved: put it in a child"),
+        (Fixed, "Fixed.anchors would be neither trained nor saved: put it in a child"),
+        (named("backbone"), "Named.backbone: the detector has a backbone of its own"),
+        (named("normalize"), "Named.normalize: the detector has a normalize of its own"),
+        (named("ranges"), "Named.ranges: the detector has a ranges of its own"),
+    ],
+)
+def test_layers_whose_tensors_would_be_lost(
+    layers: type[GridLayers], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads, "family", lambda config: heads.Family(layers, GridHead))
+    with pytest.raises(ValueError, match=words):
+        detector()

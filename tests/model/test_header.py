@@ -8,11 +8,14 @@ import safetensors.torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectkit import __version__, runtimes, spec
+from detectkit import __version__, heads, runtimes, spec
 from detectkit.console import visible
 from detectkit.errors import ModelError
-from detectkit.heads import Level, Outline, Output
-from detectkit.model import header
+from detectkit.heads import Family, Level, Outline, Output
+from detectkit.heads.grid import GridHead
+from detectkit.heads.grid_layers import GridLayers
+from detectkit.model import checkpoint, header
+from detectkit.model.checkpoint import outline_in
 
 TEXT = 'model_config { arch: "resnet" num_layers: 10 }'
 OUTLINE = Outline(
@@ -102,6 +105,17 @@ def test_fields_that_a_newer_detectkit_has_are_named_once_and_passed_over(caplog
     ]
 
 
+def test_entries_of_an_outline_that_a_newer_detectkit_has_are_named_too(caplog):
+    outline = OUTLINE.content()
+    outline["levels"][0]["scale"] = 2
+    del outline["outputs"][1]["known"], outline["outputs"][0]["anchors"]
+    content = json.loads(header.dumps(TEXT, ["a"], 3, OUTLINE)) | {"written_by": "0.9.2", "outline": outline}
+    assert header.loads(json.dumps(content), "m.onnx").outline == OUTLINE
+    assert [record.getMessage() for record in caplog.records] == [
+        f"m.onnx was written by detectkit 0.9.2 (this is {__version__}): outline.levels.scale do not count here"
+    ]
+
+
 def test_what_this_version_wrote_is_read_without_a_word(tiny, caplog):
     header.loads(header.dumps(spec.dumps(tiny), ["a"], 3, OUTLINE), "m")
     assert not caplog.records
@@ -120,6 +134,16 @@ def test_what_cannot_be_read_says_who_wrote_it():
     with pytest.raises(
         ModelError, match=r"^m is damaged: .*HEXAGONS.*; it was written by detectkit 0.9.1 \(this is "
     ):
+        header.loads(json.dumps(content), "m")
+
+
+def test_a_network_that_only_a_newer_detectkit_has_says_who_wrote_it():
+    content = json.loads(header.dumps(TEXT.replace("resnet", "vision"), ["a"], 3, OUTLINE))
+    with pytest.raises(
+        ModelError, match=r"arch: must be one of .*\"vision\"; it was written by detectkit 0.9.1 \("
+    ):
+        header.loads(json.dumps(content | {"written_by": "0.9.1"}), "m")
+    with pytest.raises(ModelError, match='got "vision"$'):
         header.loads(json.dumps(content), "m")
 
 
@@ -167,6 +191,37 @@ def test_a_file_without_outputs_has_those_of_its_weights(learnt, described):
         "output_cov/Sigmoid",
         "output_bbox/BiasAdd",
     ]
+
+
+def test_names_and_ranges_are_those_of_this_version(learnt, described):
+    outline = runtimes.load(learnt, "cpu").outline
+    other = outline.content() | {"levels": [outline.levels[0]._replace(name="backbone.stage4")._asdict()]}
+    other["outputs"][1]["known"] = (-9.0, 9.0)
+    other["outputs"][0]["name"] = "coverage"
+    assert runtimes.load(described(outline=other), "cpu").outline == outline
+
+
+def test_weights_of_another_network_say_who_wrote_them(learnt, described):
+    text = spec.dumps(checkpoint.load(learnt).spec).replace("num_layers: 10", "num_layers: 34")
+    with pytest.raises(
+        ModelError, match=r"lacks .* its own spec describes; it was written by detectkit 0.9.1 \("
+    ):
+        checkpoint.load(described(spec=text, written_by="0.9.1"))
+    with pytest.raises(ModelError, match="its own spec describes$"):
+        checkpoint.load(described(spec=text))
+
+
+def test_a_network_that_cannot_be_built_names_its_file(monkeypatch):
+    layers = type("Wide", (GridLayers,), {"strides": (16, 32)})
+    monkeypatch.setattr(heads, "family", lambda config: Family(layers, GridHead))
+    text = 'model_config { arch: "squeezenet" }'
+    content = json.loads(header.dumps(text, ["a"], 3, OUTLINE)) | {"written_by": "0.9.1"}
+    assert outline_in(header.loads(json.dumps(content), "m"), "m") == OUTLINE
+    del content["outline"]
+    with pytest.raises(
+        ModelError, match="^m needs .* no maps at a stride of 32.*; it was written by .* 0.9.1"
+    ):
+        outline_in(header.loads(json.dumps(content), "m"), "m")
 
 
 @pytest.mark.parametrize(

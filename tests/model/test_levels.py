@@ -96,6 +96,12 @@ def test_a_stride_that_a_network_lacks_is_refused() -> None:
         backbone("squeezenet", 0, 8, 16, 32)
 
 
+@pytest.mark.parametrize("strides", [(16, 8), (8, 8)])
+def test_strides_that_do_not_ascend(strides: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="the finest first"):
+        backbone("resnet", 10, *strides)
+
+
 def test_what_is_behind_the_last_map_is_lost() -> None:
     network = backbone("darknet", 19, 8, 16)
     assert network.levels == (Level("stage3", 8, 256), Level("stage4", 16, 512))

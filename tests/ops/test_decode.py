@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from detectkit.ops.decode import decode
+from detectkit.ops.decode import decode, highest
 
 
 def field(*distances: float, height: int = 1, width: int = 1) -> torch.Tensor:
@@ -31,3 +31,10 @@ def test_classes_and_images_stay_apart() -> None:
     boxes = decode(bbox, stride=16, scale=10, offset=0.5, width=64, height=64)
     assert boxes[1, 2].flatten().tolist() == [0.5, 0.5, 10.5, 10.5]
     assert boxes[:, :2].unique().tolist() == [0.5]
+
+
+def test_highest_of_each_image() -> None:
+    scores = torch.tensor([[[0.5, 0.5, 0.5], [0.1, 0.9, 0.2]], [[0.0, 0.3, 0.0], [0.0, 0.0, 0.4]]])
+    found = highest(scores, 2)
+    assert found.sum((1, 2)).tolist() == [2, 2] and found[0, 1, 1] and found[1, 0, 1] and found[1, 1, 2]
+    assert highest(scores, 100).all()

@@ -4,9 +4,11 @@ What is ours, messages and fields from number 1000 up, is listed too, so that no
 """
 
 import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from detectkit.spec.explain import TYPES, comments, messages, places, value_field
-from detectkit.spec.schema import _value, rule_of
+from detectkit.spec.rule_pb2 import rule as rule_option
+from detectkit.spec.schema import _value, rule_of, violations
 
 # TLT DetectNet_v2, all its messages. dbscan_min_samples is an int32 there; early specs write fractions.
 TLT = """
@@ -147,3 +149,24 @@ def test_every_value_of_an_enumeration_is_documented():
     for enum in enums:
         if enum.name != tlts_own:
             assert all(comments()[f"{enum.full_name}.{value.name}"] for value in enum.values), enum.full_name
+
+
+@pytest.fixture(scope="module")
+def two_heads():
+    """A message whose oneof `head` is an objective_set, which is required, or a pyramid."""
+    file = descriptor_pb2.FileDescriptorProto(name="two_heads.proto", package="two_heads", syntax="proto2")
+    message = file.message_type.add(name="Network")
+    message.oneof_decl.add(name="head")
+    for number, name in enumerate(("objective_set", "pyramid"), start=1):
+        field = message.field.add(name=name, number=number, label=1, type=5, oneof_index=0)
+        field.options.Extensions[rule_option].required = name == "objective_set"
+    pool = descriptor_pool.Default()
+    pool.AddSerializedFile(file.SerializeToString())
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("two_heads.Network"))
+
+
+def test_what_is_required_of_a_oneof_is_one_of_it(two_heads):
+    (found,) = violations(two_heads(), "model_config")
+    assert str(found) == "model_config.objective_set: one of objective_set, pyramid is needed"
+    for name in ("objective_set", "pyramid"):
+        assert not list(violations(two_heads(**{name: 1}), "model_config"))

@@ -31,7 +31,7 @@ def test_a_step_stays_on_its_device_and_waits_for_no_number(tiny, optimizer, reg
             maps = {"coverage": (), "coverage_norm": (), "bbox": (4,), "mask": (2,)}
             targets = Targets(**{name: torch.rand(2, 2, *sides, 4, 6) for name, sides in maps.items()})
         weights, scale = ObjectiveWeights(tiny.cost_function_config), CostScale(config.cost_scaling, GPU)
-        costs = GridHead(tiny).costs(detector(images), targets, image_weights)
+        costs = GridHead(tiny, detector.outline).costs(detector(images), targets, image_weights)
         regularized = optim.regularized_weights(detector, head=detector.head_layers)
         total = weights.total(costs) + optim.regularization_cost(regularized, config.regularizer)
         assert (total * scale.factor).device == costs["cov"].device == costs["bbox"].device == GPU
