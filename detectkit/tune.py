@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from detectkit.console import ProgressBar
 from detectkit.evaluation import Evaluation, Truth, image_truths, new_scores, placements
 from detectkit.heads import Head
-from detectkit.heads.clustering import clustering_arguments, spec_clustering
+from detectkit.heads.clustering import clustering_arguments, parted, spec_clustering
 from detectkit.ops.cluster import Detections, cluster
 from detectkit.predict import Predicted
 from detectkit.spec import ClusteringConfig, EvaluationConfig, Experiment, PostProcessingConfig, class_names
@@ -120,16 +121,14 @@ def _candidates(
     predicted: Predicted, head: Head[Any], config: EvaluationConfig, *, lowest: float
 ) -> list[_Image]:
     """What clustering needs of a batch: the candidates of a score above `lowest`."""
-    found, classes = head.candidates(predicted.outputs, lowest=lowest), range(len(head.class_names))
-    images = []
-    for number, (truth, place) in enumerate(
-        zip(image_truths(predicted, config), placements(predicted, config), strict=True)
-    ):
-        own = [(found.images == number) & (found.classes == index) for index in classes]
-        images.append(
-            _Image([found.boxes[mask] for mask in own], [found.scores[mask] for mask in own], truth, place)
-        )
-    return images
+    found, classes = head.candidates(predicted.outputs, lowest=lowest), len(head.class_names)
+    images = list(zip(image_truths(predicted, config), placements(predicted, config), strict=True))
+    parts = iter(parted(found, found.images * classes + found.classes, parts=len(images) * classes))
+    return [
+        _Image([part.boxes for part in own], [part.scores for part in own], truth, place)
+        for truth, place in images
+        for own in [list(itertools.islice(parts, classes))]
+    ]
 
 
 def _groups(images: list[_Image], index: int) -> list[_Group]:

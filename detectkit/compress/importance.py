@@ -63,8 +63,8 @@ def taylor(detector: Detector, experiment: spec.Experiment, *, batches: int) -> 
     what pruning takes away. The statistic [n] is the root of the mean over training images of the squared gradient of
     the gate. Batch normalisation stays as it is in detection.
 
-    The cost is the sum over classes and objectives of each cost divided by its mean over these images, so that all count
-    alike, as the classes do in mAP: by the weights of the spec, a box cost a hundredth of that of coverage would not be
+    The cost is the sum over objectives, and over classes where each has a cost of its own, of each cost divided by its mean
+    over these images, so that all count alike, as the classes do in mAP: by the weights of the spec, a box cost a hundredth of that of coverage would not be
     seen, and what makes the boxes would go.
 
     Args:
@@ -77,12 +77,14 @@ def taylor(detector: Detector, experiment: spec.Experiment, *, batches: int) -> 
     mean = mean_costs(detector, experiment, batches=batches)
     head = make_head(experiment, detector.outline)
     network = copy.deepcopy(detector).eval().requires_grad_(False)
-    shares = torch.where(mean > 0, 1 / mean, 0)
+    shares = {name: torch.where(cost > 0, 1 / cost, 0) for name, cost in mean.items()}
     gates = _Gates(network)
     squares: dict[str, Tensor] = {}
     images = 0
     for costs in _costs(network, head, experiment, batches):
-        slopes = gates.slopes((shares * costs).sum())
+        slopes = gates.slopes(
+            torch.stack([(shares[name] * cost).sum() for name, cost in costs.items()]).sum()
+        )
         images += len(next(iter(slopes.values())))
         for name, slope in slopes.items():
             squares[name] = squares.get(name, 0) + slope.square().sum(0)
@@ -90,18 +92,23 @@ def taylor(detector: Detector, experiment: spec.Experiment, *, batches: int) -> 
 
 
 @torch.no_grad()
-def mean_costs(detector: Detector, experiment: spec.Experiment, *, batches: int) -> Tensor:
-    """The cost [C, objectives] of each class and objective on training images, unweighted; arguments and errors as in `taylor`."""
+def mean_costs(detector: Detector, experiment: spec.Experiment, *, batches: int) -> dict[str, Tensor]:
+    """The costs of the head by objective on training images, unweighted; arguments and errors as in `taylor`.
+
+    As of `Head.costs`: each [C], or [] where classes share it.
+    """
     head = make_head(experiment, detector.outline)
-    return torch.stack(list(_costs(copy.deepcopy(detector).eval(), head, experiment, batches))).mean(0)
+    found = list(_costs(copy.deepcopy(detector).eval(), head, experiment, batches))
+    return {name: torch.stack([costs[name] for costs in found]).mean(0) for name in found[0]}
 
 
-def _costs(network: Detector, head: Head[Any], experiment: spec.Experiment, batches: int) -> Iterator[Tensor]:
-    """The costs [C, objectives] of training batches."""
+def _costs(
+    network: Detector, head: Head[Any], experiment: spec.Experiment, batches: int
+) -> Iterator[dict[str, Tensor]]:
+    """The costs of training batches by objective."""
     count, drawn = training_batches(experiment, batches, size=spec.batch_size(experiment))
     for batch in progress(drawn, total=count, label="weighing filters", unit="batches"):
-        costs = step.forward(network, head, batch, experiment.augmentation_config).costs
-        yield torch.stack(list(costs.values()), dim=-1)
+        yield step.forward(network, head, batch, experiment.augmentation_config).costs
 
 
 class _Gates:

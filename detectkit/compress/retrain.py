@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from detectkit import spec
 from detectkit.compress.accuracy import what_is_left
@@ -105,10 +104,9 @@ def _check_same(file: Path, model: Model, turn: PruningConfig) -> None:
     """Refuse a file that was not made of this model in this way."""
     found = checkpoint.load(file)
     wanted = spec.resolved(spec.Experiment(pruning_config=turn)).pruning_config
-    before, after = (_output_biases(network) for network in (model.detector, found.detector))
     for other, is_same in (
         ("pruning_config", found.spec.pruning_config == wanted),
-        ("model", torch.equal(before, after)),
+        ("model", _is_left_of(model.detector, found.detector)),
     ):
         if not is_same:
             raise UsageError(
@@ -116,7 +114,13 @@ def _check_same(file: Path, model: Model, turn: PruningConfig) -> None:
             )
 
 
-def _output_biases(network: Detector) -> Tensor:
-    """What pruning leaves as it is."""
+def _is_left_of(network: Detector, narrowed: Detector) -> bool:
+    """Whether the layers of the outputs have no tensor, and no value in one, that the network has not: pruning only takes away."""
     layers = dict.fromkeys(output.layer for output in network.outline.outputs)
-    return torch.cat([network.get_parameter(f"{layer}.bias").detach().cpu() for layer in layers])
+    before, after = (
+        [each.get_submodule(layer).state_dict() for layer in layers] for each in (network, narrowed)
+    )
+    return all(
+        one.keys() == other.keys() and all(torch.isin(other[name], one[name].cpu()).all() for name in one)
+        for one, other in zip(before, after, strict=True)
+    )

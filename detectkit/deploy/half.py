@@ -8,20 +8,18 @@ from onnx import TensorProto, helper, numpy_helper
 
 from detectkit.errors import ModelError
 from detectkit.model.header import INPUT
+from detectkit.model.operators import Channels, onnx_operators
 
-BEHIND = {
-    "Sigmoid",
-    "Softmax",
-    "Reshape",
-    "Transpose",
-}  # of the operators that make outputs, those that stay in 32 bits
+# Of the operators that make outputs those that stay in 32 bits: what gives shares of 1, and what puts these in another form.
+BEHIND = onnx_operators(lambda kind: kind.limits == (0.0, 1.0) or kind.channels is Channels.MIXED)
 QUANTIZERS = {"QuantizeLinear", "DequantizeLinear"}
 
 
 def half(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy that computes in float16 from the image to the heads' convolutions, with weights in float16.
 
-    Its input and outputs stay float32, and so does the sigmoid: a coverage near 1 would round to 1.
+    Its input and outputs stay float32, and so does the sigmoid: a coverage near 1 would round to 1. An output that the
+    network also reads is computed for it in float16 once more.
 
     Args:
         model: as `onnx.to_model` makes it, without quantisation or NMS; it stays as it is.
@@ -40,32 +38,27 @@ def half(model: onnx.ModelProto) -> onnx.ModelProto:
     if any(node.op_type in QUANTIZERS for node in inside):
         raise ModelError("a quantised model cannot be made 16-bit: use the float32 one that it was made from")
 
-    read = {name for node in inside for name in node.input}
+    # The factors of a resize are of 32 bits in any network.
+    read = {name for node in inside for name in node.input[: 1 if node.op_type == "Resize" else None]}
     for constant in graph.initializer:
         if constant.name in read and constant.data_type == TensorProto.FLOAT:
             constant.CopyFrom(_rounded(constant))
-    behind = [node for node in graph.node if not any(node is other for other in inside)]
-    # An output that is itself of 16 bits gives its name to what it becomes in 32.
-    renamed = {name: f"{name}/half" for name in outputs if ends[name] == name}
+    behind = _between(ends, makers)
+    # What is there in 16 and in 32 bits has its own name in 32.
+    twice = {*outputs, *(node.output[0] for node in behind)}
     image = f"{INPUT}/half"
-    for node in inside:
-        node.input[:] = [renamed.get(name, image if name == INPUT else name) for name in node.input]
-        if node.output[0] in renamed:
-            node.name = renamed[node.output[0]]
-            node.output[0] = node.name
-    wide = {end: f"{end}/float" for name, end in ends.items() if end != name}
-    for node in behind:
-        node.input[:] = [wide.get(name, name) for name in node.input]
+    narrow = {name: f"{name}/half" for node in inside for name in node.output if name in twice} | {
+        INPUT: image
+    }
+    wide = {end: end if end in twice else f"{end}/float" for end in ends.values()}
     nodes = [
         _cast(INPUT, image, TensorProto.FLOAT16),
-        *inside,
-        *(_cast(end, name, TensorProto.FLOAT) for end, name in wide.items()),
-        *(_cast(end, name, TensorProto.FLOAT) for name, end in renamed.items()),
-        *behind,
+        *(_renamed(node, narrow) for node in inside),
+        *(_cast(narrow.get(end, end), name, TensorProto.FLOAT) for end, name in wide.items()),
+        *(_renamed(node, wide) for node in behind),
     ]
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
-    graph.node.extend(copies)
+    graph.node.extend(nodes)
     onnx.checker.check_model(result, full_check=True)
     return result
 
@@ -75,6 +68,26 @@ def _end(name: str, makers: dict[str, onnx.NodeProto]) -> str:
     while makers[name].op_type in BEHIND:
         name = makers[name].input[0]
     return name
+
+
+def _between(ends: dict[str, str], makers: dict[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The nodes from the ends to the outputs, in the order of the graph."""
+    found: set[str] = set()
+    for name, end in ends.items():
+        while name != end:
+            found.add(name)
+            name = makers[name].input[0]
+    return [node for name, node in makers.items() if name in found]
+
+
+def _renamed(node: onnx.NodeProto, names: dict[str, str]) -> onnx.NodeProto:
+    """A copy that reads and gives these values by other names; a node has the name of what it gives."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.input[:] = [names.get(name, name) for name in node.input]
+    copy.output[:] = [names.get(name, name) for name in node.output]
+    copy.name = names.get(node.name, node.name)
+    return copy
 
 
 def _upstream(names: list[str], makers: dict[str, onnx.NodeProto]) -> list[onnx.NodeProto]:

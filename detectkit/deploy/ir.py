@@ -19,6 +19,7 @@ from detectkit.model.graph import folded, tensor_name
 from detectkit.heads.layers import WeightedSum
 from detectkit.model.operators import (
     argument,
+    axis_of,
     kind_of,
     layer_of,
     operands,
@@ -40,7 +41,8 @@ class Operator(NamedTuple):
         inputs: the tensors that it takes, then its constants, in this order; of a sum and the like as they are written.
         shape: of what it gives.
         attributes: by kind. convolution: kernel, stride, dilation, pads (top, left, bottom, right), groups. max_pool:
-            kernel, stride, pads. resize: factor. leaky_relu, elu: alpha. transpose: order, of the axes with the batch as 0.
+            kernel, stride, pads. resize: factor. leaky_relu, elu: alpha. softmax: axis, the batch is 0. transpose: order, of
+            the axes with the batch as 0.
         constants: by name, as in the state dict, but of weighted_sum its `shares`.
     """
 
@@ -139,6 +141,11 @@ def _attributes(node: fx.Node, shapes: Mapping[fx.Node, torch.Size]) -> dict[str
             return {"alpha": layer.negative_slope}
         case "elu":
             return {"alpha": layer.alpha}
+        case "softmax":
+            axis = axis_of(node) % len(shapes[node])
+            if axis == 0:
+                raise unknown(node)  # it is over the images
+            return {"axis": axis}
         case "transpose":
             return {"order": _order(node, len(shapes[node]))}
     return {}

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import onnx
 from onnx import NodeProto
 
+from detectkit.model.graph import Made, end_values, gate_values
 from detectkit.model.operators import Values, onnx_operators
 
-# What ONNX Runtime computes in integers where the values on both sides are 8-bit ones.
-JOINTS = {"Add", "Mul", "Concat", "MaxPool", "Resize", "LeakyRelu", "Sigmoid"}
+JOINTS = onnx_operators(lambda kind: kind.integers)
 MEANS = onnx_operators(lambda kind: kind.values is Values.AVERAGED)
 FUSED = onnx_operators(lambda kind: kind.values is Values.FUSED)
 # They compute no new values, so that one scale does for both sides.
@@ -58,29 +58,13 @@ class Wires:
 
     def convolutions(self) -> list[NodeProto]:
         """Those that can run in 8 bits, see `eight_bit_layers`."""
-        left_out = self._heads() | self._gates()
-        return [node for node in self.nodes if node.op_type == "Conv" and node.output[0] not in left_out]
-
-    def _heads(self) -> set[str]:
-        """The outputs of the convolutions behind which there is no other."""
-        before_another: set[str] = set()
-        for node in reversed(self.nodes):
-            if node.op_type == "Conv" or before_another.intersection(node.output):
-                before_another.update(node.input)
-        return {
-            node.output[0]
+        steps = [
+            Made(name, self.sources(node), node.op_type == "Conv", node.op_type in MEANS)
             for node in self.nodes
-            if node.op_type == "Conv" and node.output[0] not in before_another
-        }
-
-    def _gates(self) -> set[str]:
-        """All that is computed from means over the image alone."""
-        found: set[str] = set()
-        for node in self.nodes:
-            names = self.sources(node)
-            if node.op_type in MEANS or (names and found.issuperset(names)):
-                found.update(node.output)
-        return found
+            for name in node.output
+        ]
+        left_out = end_values(steps, self.outputs) | gate_values(steps)
+        return [node for node in self.nodes if node.op_type == "Conv" and node.output[0] not in left_out]
 
     def not_negative(self) -> set[str]:
         """The tensors that have no value below 0; images are from 0 to 1."""
@@ -108,7 +92,7 @@ def layer(convolution: NodeProto) -> str:
 
 
 def eight_bit_layers(model: onnx.ModelProto) -> list[str]:
-    """The convolutions that can run in 8 bits, by name: all but the heads and those that make gates.
+    """The convolutions that can run in 8 bits, by name: all but the last before each output and those that make gates.
 
     A gate (squeeze and excite) multiplies whole channels by what their means over the image say. It costs next to
     nothing, and its errors are those of every pixel.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from detectkit import spec
 from detectkit.heads.head import Candidates
@@ -57,6 +58,18 @@ def lowest_score(clustering: Sequence[Mapping[str, Any]]) -> float:
     return min(float(arguments["coverage_threshold"]) for arguments in clustering)
 
 
+def parted(candidates: Candidates, numbers: Tensor, *, parts: int) -> list[Candidates]:
+    """The candidates of each part, in their order, by one sort: a mask a part would go over all of them each time.
+
+    Args:
+        numbers: int64 [N], the part of each, from 0 to `parts` - 1.
+    """
+    order = numbers.argsort(stable=True)
+    sizes = torch.bincount(numbers, minlength=parts).tolist()
+    columns = (torch.split(values[order], sizes) for values in candidates)
+    return [Candidates(*part) for part in zip(*columns, strict=True)]
+
+
 def clustered(
     candidates: Candidates, clustering: Sequence[Mapping[str, Any]], *, images: int
 ) -> list[Detections]:
@@ -69,12 +82,11 @@ def clustered(
     Returns:
         One `Detections` an image, by descending score.
     """
-    parts = []
-    for number, arguments in enumerate(clustering):
-        own = candidates.classes == number
-        parts.append(
-            cluster(candidates.boxes[own], candidates.scores[own], candidates.images[own], **arguments)
-        )
+    of_classes = parted(candidates, candidates.classes, parts=len(clustering))
+    parts = [
+        cluster(own.boxes, own.scores, own.images, **arguments)
+        for own, arguments in zip(of_classes, clustering, strict=True)
+    ]
     boxes, scores, owners = (torch.cat(column) for column in zip(*parts))
     classes = torch.repeat_interleave(
         torch.arange(len(clustering)), torch.tensor([len(part[1]) for part in parts])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import fx, nn
@@ -14,6 +15,17 @@ from detectkit.errors import ModelError
 from detectkit.model.detector import Detector
 from detectkit.model.header import INPUT
 from detectkit.model.operators import Values, graph_of, kind_of, layer_of, operands
+
+T = TypeVar("T")  # of torch.fx a node, of an ONNX file a name
+
+
+class Made(NamedTuple, Generic[T]):
+    """A value of a network, and how it is made."""
+
+    value: T
+    sources: Sequence[T]  # without constants
+    is_convolution: bool
+    is_mean: bool  # over the image
 
 
 def trace(detector: Detector) -> fx.GraphModule:
@@ -108,22 +120,43 @@ def eight_bit_convolutions(graph: fx.GraphModule) -> list[fx.Node]:
 
 
 def gates(graph: fx.GraphModule) -> set[fx.Node]:
-    """The nodes whose values are one pixel, behind a global average pool."""
-    single: set[fx.Node] = set()
-    for node in graph.graph.nodes:
-        sources = node.all_input_nodes
-        if kind_of(node).values is Values.AVERAGED or (sources and single.issuperset(sources)):
-            single.add(node)
-    return single
+    """See `gate_values`."""
+    return gate_values(_made(graph))
 
 
 def ends(graph: fx.GraphModule) -> set[fx.Node]:
-    """The last convolution before each output, and all that is behind it."""
-    found = set(graph.graph.output_node().all_input_nodes)
-    for node in reversed(graph.graph.nodes):
-        if node in found and not isinstance(layer_of(node), nn.Conv2d):
-            found.update(node.all_input_nodes)
+    """See `end_values`."""
+    return end_values(_made(graph), graph.graph.output_node().all_input_nodes)
+
+
+def gate_values(steps: Iterable[Made[T]]) -> set[T]:
+    """Those that are one pixel, behind a global average pool: all that is computed from means over the image alone."""
+    single: set[T] = set()
+    for step in steps:
+        if step.is_mean or (step.sources and single.issuperset(step.sources)):
+            single.add(step.value)
+    return single
+
+
+def end_values(steps: Sequence[Made[T]], outputs: Iterable[T]) -> set[T]:
+    """What the last convolution before each output gives, and all that is between; others may read it as well."""
+    found = set(outputs)
+    for step in reversed(steps):
+        if step.value in found and not step.is_convolution:
+            found.update(step.sources)
     return found
+
+
+def _made(graph: fx.GraphModule) -> list[Made[fx.Node]]:
+    return [
+        Made(
+            node,
+            [source for source in node.all_input_nodes if source.op != "get_attr"],
+            isinstance(layer_of(node), nn.Conv2d),
+            kind_of(node).values is Values.AVERAGED,
+        )
+        for node in graph.graph.nodes
+    ]
 
 
 def normalises(graph: fx.GraphModule) -> bool:

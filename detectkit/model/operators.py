@@ -31,7 +31,7 @@ class Channels(Enum):
     KEPT = auto()  # it works on each by itself, and gives as many
     JOINED = auto()  # those of one input with those of the others, value by value
     STACKED = auto()  # those of one input behind those of the other
-    MIXED = auto()  # they are in other places afterwards, and cannot be told apart
+    MIXED = auto()  # they are in other places afterwards, or each depends on all: they cannot be told apart
 
 
 class Values(Enum):
@@ -63,6 +63,9 @@ class Row(NamedTuple):
     values: Values = Values.COMPUTED
     limits: tuple[float, float] = (-math.inf, math.inf)  # of what it gives
     onnx: str = ""  # ONNX's operator, where it is one
+    integers: bool = (
+        False  # ONNX Runtime computes it in integers where the values on both sides are 8-bit ones
+    )
     # Which uses of the forms are known; the others are as unknown as what has no row.
     fits: Callable[[fx.Node], bool] = lambda node: True
 
@@ -152,6 +155,11 @@ def unknown(node: fx.Node) -> ModelError:
     what = f"{node.name} in {around[-1]}" if around else node.name
     if layer is not None:
         what = f"{node.target} ({str(layer).splitlines()[0]})"
+    elif node.target in (getattr, "size"):
+        return ModelError(
+            f"{what} asks a tensor for its shape, which files do not compute: use flatten(first, last) and"
+            " unflatten(axis, sizes) in the place of a reshape by the number of images"
+        )
     return ModelError(
         f"it is not known what {what} does: use an operator that detectkit/model/operators.py has, or add this one there"
     )
@@ -165,6 +173,16 @@ def onnx_operators(which: Callable[[Row], bool]) -> frozenset[str]:
 def _pads_with_zeros(node: fx.Node) -> bool:
     layer: Any = layer_of(node)
     return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+
+
+def axis_of(node: fx.Node) -> Any:
+    """Along which axis a softmax is, counted as it is written."""
+    layer: Any = layer_of(node)
+    return argument(node, 1, "dim") if layer is None else layer.dim
+
+
+def _has_axis(node: fx.Node) -> bool:
+    return isinstance(axis_of(node), int) and argument(node, 2, "dtype") is None
 
 
 def _is_plain_pool(node: fx.Node) -> bool:
@@ -205,34 +223,56 @@ def _is_along_channels(node: fx.Node) -> bool:
 
 
 MEANS = (nn.AdaptiveAvgPool2d,)
+SIGMOIDS = (nn.Sigmoid, torch.sigmoid)
+SOFTMAXES = (nn.Softmax, torch.softmax, functional.softmax, "softmax")
 RELUS = (nn.ReLU, torch.relu, functional.relu)
 RESIZES = (nn.Upsample, functional.interpolate)
+PRODUCTS = (operator.mul, torch.mul)
 RESHAPES = ("reshape", "view", "flatten", "unflatten", torch.reshape, torch.flatten)
 TRANSPOSES = ("permute", "transpose", torch.permute, torch.transpose)
 KINDS = (
     Row("convolution", (nn.Conv2d,), Channels.MADE, onnx="Conv", fits=_pads_with_zeros),
     Row("batch_normalisation", (nn.BatchNorm2d,), Channels.KEPT, Values.NORMALISED),
     Row("l2_normalisation", (L2Normalisation,), Channels.KEPT),
-    Row("max_pool", (nn.MaxPool2d,), Channels.KEPT, Values.PICKED, onnx="MaxPool", fits=_is_plain_pool),
+    Row(
+        "max_pool",
+        (nn.MaxPool2d,),
+        Channels.KEPT,
+        Values.PICKED,
+        onnx="MaxPool",
+        integers=True,
+        fits=_is_plain_pool,
+    ),
     Row("mean", MEANS, Channels.KEPT, Values.AVERAGED, onnx="GlobalAveragePool", fits=_is_global),
-    Row("resize", RESIZES, Channels.KEPT, Values.PICKED, onnx="Resize", fits=_repeats_pixels),
+    Row("resize", RESIZES, Channels.KEPT, Values.PICKED, onnx="Resize", integers=True, fits=_repeats_pixels),
     Row("relu", RELUS, Channels.KEPT, Values.FUSED, limits=(0.0, math.inf), onnx="Relu"),
     Row("relu6", (nn.ReLU6,), Channels.KEPT, Values.FUSED, limits=(0.0, 6.0), onnx="Clip"),
-    Row("leaky_relu", (nn.LeakyReLU,), Channels.KEPT, onnx="LeakyRelu"),
+    Row("leaky_relu", (nn.LeakyReLU,), Channels.KEPT, onnx="LeakyRelu", integers=True),
     Row("elu", (nn.ELU,), Channels.KEPT, onnx="Elu"),
     Row("silu", (nn.SiLU,), Channels.KEPT),
     Row("hard_swish", (nn.Hardswish,), Channels.KEPT),
-    Row("sigmoid", (nn.Sigmoid, torch.sigmoid), Channels.KEPT, limits=(0.0, 1.0), onnx="Sigmoid"),
+    Row("sigmoid", SIGMOIDS, Channels.KEPT, limits=(0.0, 1.0), onnx="Sigmoid", integers=True),
+    Row("softmax", SOFTMAXES, Channels.MIXED, limits=(0.0, 1.0), onnx="Softmax", fits=_has_axis),
     Row("hard_sigmoid", (nn.Hardsigmoid,), Channels.KEPT, limits=(0.0, 1.0), onnx="HardSigmoid"),
     # torch.fx writes += and *= as + and *.
-    Row("add", (operator.add, torch.add), Channels.JOINED, onnx="Add", fits=_takes_two_tensors),
+    Row(
+        "add", (operator.add, torch.add), Channels.JOINED, onnx="Add", integers=True, fits=_takes_two_tensors
+    ),
     Row("subtract", (operator.sub, torch.sub), Channels.JOINED, onnx="Sub", fits=_takes_two_tensors),
-    Row("multiply", (operator.mul, torch.mul), Channels.JOINED, onnx="Mul", fits=_takes_two_tensors),
+    Row("multiply", PRODUCTS, Channels.JOINED, onnx="Mul", integers=True, fits=_takes_two_tensors),
     Row("divide", (operator.truediv, torch.div), Channels.JOINED, onnx="Div", fits=_takes_two_tensors),
     Row("maximum", (torch.maximum,), Channels.JOINED, onnx="Max", fits=_takes_two_tensors),
     Row("minimum", (torch.minimum,), Channels.JOINED, onnx="Min", fits=_takes_two_tensors),
     Row("weighted_sum", (WeightedSum,), Channels.JOINED),
-    Row("concatenate", (torch.cat,), Channels.STACKED, Values.PICKED, onnx="Concat", fits=_is_along_channels),
+    Row(
+        "concatenate",
+        (torch.cat,),
+        Channels.STACKED,
+        Values.PICKED,
+        onnx="Concat",
+        integers=True,
+        fits=_is_along_channels,
+    ),
     Row("reshape", RESHAPES, Channels.MIXED, Values.PICKED, onnx="Reshape"),
     Row("transpose", TRANSPOSES, Channels.MIXED, Values.PICKED, onnx="Transpose"),
     Row("nothing", (nn.Identity, nn.Dropout, "float", stochastic_depth), Channels.KEPT, Values.UNCHANGED),

@@ -170,8 +170,6 @@ def write_table(run: RunFolder, all_models: Sequence[ModelRow]) -> None:
         OutputError: it cannot be written.
     """
     rows = [model._asdict() | {"is_passing": model.is_passing} for model in all_models]
-    for row in rows:
-        del row["place"]  # which is for the colours of the page
     content = {"verdict": verdict(all_models), "models": rows}
     with atomic_write(run.folder / TABLE) as path:
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -187,7 +185,8 @@ def kept_table(run: RunFolder) -> list[ModelRow] | None:
         if any(path.stat().st_mtime_ns > written for path in sources):
             return None
         content = read_json(run.folder / TABLE, [])
-        return [ModelRow(**item) for item in content["models"]] if content else None
+        rows = content["models"] if content else None
+        return rows and [ModelRow(*(item[name] for name in ModelRow._fields)) for item in rows]
     except (OSError, TypeError, KeyError):
         return None
 

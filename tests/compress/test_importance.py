@@ -7,7 +7,14 @@ import torch
 from torch import nn
 
 from detectkit.compress.graph import Group, Member
-from detectkit.compress.importance import batch_norm_scales, importance, joint_slope, norms, taylor
+from detectkit.compress.importance import (
+    batch_norm_scales,
+    importance,
+    joint_slope,
+    mean_costs,
+    norms,
+    taylor,
+)
 from detectkit.compress.prune import Pruner
 from detectkit.data.augment import prepare
 from detectkit.data.records import training_frames
@@ -291,6 +298,28 @@ def test_taylor_is_the_slope_of_the_costs(tiny):
                 gated.gates[name][0, best] = gate
                 costs.append(float((gated.costs(tiny, prepared) / whole).sum()))
         assert abs(costs[1] - costs[0]) / 0.04 == pytest.approx(float(found[name][best]), rel=0.01), name
+
+
+def test_costs_that_classes_share_count_as_one_more(tiny, monkeypatch):
+    """A head with a cost for each class and one for all: the gradient of a gate behind it."""
+
+    class Head(GridHead):
+        def costs(self, outputs, targets, image_weights):
+            found = super().costs(outputs, targets, image_weights)
+            return {"bbox": found["bbox"].sum(), "cov": found["cov"]}
+
+    monkeypatch.setattr("detectkit.compress.importance.make_head", Head)
+    network = detector()
+    means = mean_costs(network, tiny, batches=2)
+    assert {name: tuple(cost.shape) for name, cost in means.items()} == {"bbox": (), "cov": (2,)}
+    gated, squares = Gated(network, images=4), 0
+    for prepared in training_batches(tiny, 2):
+        costs = gated.costs(tiny, prepared)
+        cost = costs[:, 1].sum() / means["bbox"] + (costs[:, 0] / means["cov"]).sum()
+        gate = gated.gates["backbone.features.0.1"]
+        squares = squares + (4 * torch.autograd.grad(cost, gate)[0].flatten(1)).square().sum(0)
+    found = taylor(network, tiny, batches=2)["backbone.features.0.1"]
+    assert torch.allclose(found, (squares / 8).sqrt(), rtol=1e-3)
 
 
 def test_a_class_without_a_box_counts_by_its_coverage_alone(tiny):

@@ -18,6 +18,7 @@ from detectkit.compress import retrain
 from detectkit.compress.retrain import prune_and_retrain, save_pruned, turn_of
 from detectkit.deploy.stopwatch import Stopwatch
 from detectkit.errors import Interrupted, UsageError
+from detectkit.heads import Outline, Output
 from detectkit.model import checkpoint
 from detectkit.model.detector import build, parameters
 from detectkit.spec import PruningConfig
@@ -210,6 +211,29 @@ def test_another_model_in_the_same_folder_is_refused(turns, experiment, model, w
         UsageError, match="iteration_1/pruned.* was pruned with another model: use another -r"
     ):
         turns(experiment, model._replace(detector=final(whole)), whole)
+
+
+class TwoLayers(torch.nn.Module):
+    """A network whose output is made by a block without a bias: depthwise, then by point."""
+
+    outline = Outline((Output("map", "block", 0, 1),), (), multiple=1)
+
+    def __init__(self, *kept):
+        super().__init__()
+        depthwise = torch.nn.Conv2d(len(kept), len(kept), 3, groups=len(kept), bias=False)
+        self.block = torch.nn.Sequential(depthwise, torch.nn.Conv2d(len(kept), 2, 1, bias=False))
+        values = torch.arange(4.0)[list(kept)]
+        with torch.no_grad():
+            self.block[0].weight.copy_(values[:, None, None, None].expand(-1, 1, 3, 3))
+            self.block[1].weight.copy_((10 + values)[None, :, None, None].expand(2, -1, 1, 1))
+
+
+def test_what_is_left_of_a_network_is_known_by_whatever_its_outputs_are_made_by():
+    network = TwoLayers(0, 1, 3)
+    assert retrain._is_left_of(network, TwoLayers(0, 3)) and retrain._is_left_of(network, network)
+    assert not retrain._is_left_of(network, TwoLayers(0, 2))
+    network.block.add_module("2", torch.nn.BatchNorm2d(2))
+    assert not retrain._is_left_of(network, TwoLayers(0, 3))
 
 
 def test_another_training_in_the_same_folder_is_refused(turns, experiment, model, whole):

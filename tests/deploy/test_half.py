@@ -10,7 +10,8 @@ from torch import nn
 from detectkit.deploy.half import half
 from detectkit.deploy.onnx import check_against, to_model
 from detectkit.errors import ModelError
-from detectkit.model.detector import Detector, build
+from detectkit.heads import Output, Outline
+from detectkit.model.detector import Detector, Normalize, build
 from detectkit.spec.model_pb2 import ModelConfig
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
@@ -72,6 +73,52 @@ def test_weights_are_rounded_once() -> None:
     assert len(wide) > 20
 
 
+class Ends(nn.Module):
+    """A network whose outputs are a function of two convolutions."""
+
+    def __init__(self, run) -> None:
+        super().__init__()
+        self.normalize, self.channels, self.ranges, self.run = Normalize(3), 3, None, run
+        self.outline = Outline((Output("one", "a", 0, 1), Output("two", "b", 0, 1)), (), multiple=1)
+        self.a, self.b = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def plain(self, images):
+        return self.run(self, images)
+
+
+def read_again(net, images):
+    scores = torch.sigmoid(net.a(images))
+    return scores, net.b(scores)
+
+
+def itself_and_its_sigmoid(net, images):
+    return torch.sigmoid(values := net.a(images)), net.b(images) + values
+
+
+def sigmoid_and_what_it_is_of(net, images):
+    return torch.sigmoid(values := net.a(images)), values
+
+
+def sigmoid_of_an_output_behind_it(net, images):
+    return (values := net.a(images)), torch.sigmoid(values).flatten(2)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [read_again, itself_and_its_sigmoid, sigmoid_and_what_it_is_of, sigmoid_of_an_output_behind_it],
+)
+def test_an_output_may_be_read_by_another(run) -> None:
+    torch.manual_seed(0)
+    network = Ends(run).eval()
+    found = half(to_model(network, height=8, width=8))
+    assert 0 < check_against(network, found.SerializeToString(), tolerance=5e-3) < 5e-3
+    made = {node.output[0]: node for node in found.graph.node}
+    assert made["one"].op_type == ("Cast" if run is sigmoid_of_an_output_behind_it else "Sigmoid")
+    assert all(node.name == name for name, node in made.items())
+    if run is read_again:  # in 32 bits for who takes it, in 16 for the network
+        assert made["one/half"].op_type == "Sigmoid" and list(made["two/half"].input)[0] == "one/half"
+
+
 @pytest.mark.parametrize("value", [7e4, float("nan")])
 def test_a_weight_that_is_too_large_is_named(value: float) -> None:
     detector = network("resnet")
@@ -99,3 +146,10 @@ def test_a_quantised_model_is_refused() -> None:
     quantised = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     with pytest.raises(ModelError, match="a quantised model cannot be made 16-bit"):
         half(quantised)
+
+
+def test_a_pyramid_resizes_by_factors_of_32_bits(pyramid: Detector) -> None:
+    found = half(to_model(pyramid, height=16, width=32))
+    factors = [tensor for tensor in found.graph.initializer if tensor.name.endswith(".factors")]
+    assert len(factors) == 2 and {tensor.data_type for tensor in factors} == {FLOAT}
+    assert 0 < check_against(pyramid, found.SerializeToString(), tolerance=2e-2) < 2e-2

@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from detectkit.deploy.half import half
 from detectkit.deploy.ir import operators
+from detectkit.deploy.onnx import check_against, to_model
 from detectkit.errors import ModelError
 
 
@@ -101,9 +103,25 @@ def test_forms_of_reshaping(pyramid, step, kind, shape, order):
     assert (found.kind, found.shape, found.attributes.get("order")) == (kind, shape, order)
 
 
-@pytest.mark.parametrize("step", [lambda x: x.permute(1, 0, 2, 3), lambda x: x.flatten(0, 1)])
+@pytest.mark.parametrize("axis", [1, -1])
+def test_shares_of_classes(pyramid, axis):
+    """As of SSD: by anchor those of the classes, in the file as in PyTorch."""
+    network = Changed(
+        pyramid, lambda x: x.flatten(2).unflatten(1, (3, 2)).permute(0, 3, 1, 2).flatten(1, 2).softmax(axis)
+    )
+    *_, found = (item for item in operators(network, height=16, width=32) if item.kind == "softmax")
+    assert found.attributes == {"axis": axis % 3} and found.shape == (3 * 8 * 16, 2)
+    model = to_model(network, height=16, width=32)
+    assert check_against(network, model.SerializeToString()) < 1e-5
+    assert check_against(network, half(model).SerializeToString(), tolerance=2e-2) > 0
+
+
+@pytest.mark.parametrize(
+    "step",
+    [lambda x: x.permute(1, 0, 2, 3), lambda x: x.flatten(0, 1), lambda x: torch.softmax(x, dim=-4)],
+)
 def test_images_stay_apart(pyramid, step):
-    with pytest.raises(ModelError, match="^it is not known what (permute|flatten)"):
+    with pytest.raises(ModelError, match="^it is not known what (permute|flatten|softmax)"):
         operators(Changed(pyramid, step), height=16, width=32)
 
 

@@ -3,13 +3,17 @@
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import helper, numpy_helper
+from torch import nn
 
+from detectkit.deploy.calibrate import calibrate
 from detectkit.deploy.onnx import to_model
 from detectkit.deploy.placement import Placement, Wires, eight_bit_layers, for_onnxruntime, for_tensorrt
-from detectkit.model.detector import build
-from detectkit.model.graph import folded
-from detectkit.model.graph import eight_bit_convolutions
+from detectkit.deploy.qdq import quantize
+from detectkit.heads import Outline, Output
+from detectkit.model.detector import Normalize, build
+from detectkit.model.graph import eight_bit_convolutions, folded
 from detectkit.spec.model_pb2 import ModelConfig
 
 # A residual unit with a projection, one without, and two heads.
@@ -182,6 +186,31 @@ def test_which_tensors_have_no_value_below_zero() -> None:
         g Conv bbox
     """)
     assert graph.not_negative() == {"images", "b", "d", "e", "f"}
+
+
+class Cascade(nn.Module):
+    """The first output is also what makes the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalize, self.channels, self.ranges = Normalize(3), 3, None
+        self.outline = Outline((Output("one", "a", 0, 1), Output("two", "b", 0, 1)), (), multiple=1)
+        self.stem, self.a, self.c, self.b = (nn.Conv2d(3, 3, 1) for _ in range(4))
+
+    def plain(self, images):
+        one = self.a(torch.relu(self.stem(images)))
+        return one, self.b(torch.relu(self.c(torch.relu(one))))
+
+
+def test_a_convolution_that_makes_an_output_stays_float_also_where_another_reads_it() -> None:
+    """In the file as in the calibration and the training in 8 bits."""
+    network = Cascade().eval()
+    model, table = to_model(network, height=8, width=8), calibrate(network, [torch.rand(2, 3, 8, 8)])
+    expected = [str(node.target) for node in eight_bit_convolutions(folded(network))]
+    assert eight_bit_layers(model) == expected == ["stem", "c"]
+    for runtime in ("tensorrt", "onnxruntime"):
+        stored = {tensor.name for tensor in quantize(model, table, runtime=runtime).graph.initializer}
+        assert {name for name in stored if name.endswith(".weight")} == {"a.weight", "b.weight"}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from detectkit.heads.layers import MaxPool2dSame
 from detectkit.model.operators import (
     KINDS,
     Values,
+    axis_of,
     graph_of,
     kind_of,
     layer_of,
@@ -46,7 +47,11 @@ def test_what_is_written_as_one_operator_is_one_of_onnx() -> None:
 def test_functions_stay_within_their_limits(kind) -> None:
     values = torch.linspace(-50, 50, 1001)
     for form in kind.forms:
-        found = form()(values) if isinstance(form, type) else form(values)
+        if kind.name == "softmax":
+            run = form(dim=0) if isinstance(form, type) else lambda x: torch.softmax(x, 0)
+        else:
+            run = form() if isinstance(form, type) else form
+        found = run(values)
         assert kind.limits[0] == pytest.approx(float(found.min()), abs=1e-9) and found.max() <= kind.limits[1]
 
 
@@ -145,6 +150,32 @@ def test_operands_are_in_order_and_as_often_as_they_are_taken() -> None:
 def test_what_is_not_known_is_named_with_its_layer(layer, run, named) -> None:
     with pytest.raises(ModelError, match=f"^it is not known what {named} does: use an operator that "):
         read(layer, run)
+
+
+@pytest.mark.parametrize(
+    "run", [lambda _, x: x.reshape(x.shape[0], -1, 9), lambda _, x: x.view(x.size(0), -1)]
+)
+def test_a_reshape_by_the_number_of_images_is_told_the_way(run) -> None:
+    with pytest.raises(
+        ModelError, match=r"(getattr_1|size) asks a tensor for its shape.*: use flatten\(.*unflatten\("
+    ):
+        read(nn.ReLU(), run)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda layer, x: layer(x),
+        lambda _, x: torch.softmax(x, -1),
+        lambda _, x: functional.softmax(x, dim=-1),
+        lambda _, x: x.softmax(-1),
+    ],
+)
+def test_a_softmax_has_an_axis(run) -> None:
+    node = read(nn.Softmax(-1), run)
+    assert kind_of(node).name == "softmax" and axis_of(node) == -1
+    with pytest.raises(ModelError, match="what layer"):
+        read(nn.Softmax())
 
 
 def test_a_layer_with_the_name_of_a_method_is_no_such() -> None:
