@@ -8,7 +8,7 @@ from detectkit import spec
 from detectkit.data import augment
 from detectkit.data.batch import Sample, collate
 from detectkit.data.labels import BACKGROUND, DONTCARE, Objects
-from detectkit.evaluation import Truth, evaluate, new_scores
+from detectkit.evaluation import Truth, advice, evaluate, new_scores
 from detectkit.evaluation.mistakes import CoverageMeter, mistakes
 from detectkit.ops.cluster import Detections
 from detectkit.ops.rasterize import ClassGeometry
