@@ -237,6 +237,7 @@ def _judge(
     """
     from detectkit.data.dataset import class_counts
     from detectkit.data.warn import left_out, scarce, unseen
+    from detectkit.model.detector import outline_of
 
     limit = experiment.training_config.max_boxes_per_image
     counts, labels = class_counts(training)
@@ -249,10 +250,12 @@ def _judge(
                 "Correct dataset_config.target_class_mapping, or take the class out"
                 + (f", or raise max_boxes_per_image: {limit}" if limit else "")
             )
-    stride = spec.NETWORKS[experiment.model_config.arch].stride
+    augmentation = experiment.augmentation_config
     lost, hidden = left_out(read, training, limit), None
     with problems.gathered():
-        hidden = unseen(training, validation, experiment.augmentation_config, stride=stride)
+        channels = augmentation.preprocessing.output_image_channel
+        finest, *_ = outline_of(experiment.model_config, training.class_names, channels).levels
+        hidden = unseen(training, validation, augmentation, stride=finest.stride)
     for doubt in (*scarce(training), *lost, *(hidden or ())):
         log.warning(doubt)
     return not lost and hidden == []

@@ -39,7 +39,7 @@ class CoverageMeter:
         self._counts = torch.zeros(2, classes, dtype=torch.float64)  # of labels, of cells
 
     def add(self, predicted: Predicted) -> None:
-        """One batch of the grid detector."""
+        """One batch, whose first output is the coverage [B, C, h, w] of the classes."""
         prepared, coverage = predicted.prepared, predicted.outputs[0].float()
         batch, classes, height, width = coverage.shape
         stride = prepared.images.shape[-1] // width

@@ -12,6 +12,7 @@ from detectkit.data.batch import has_crop
 from detectkit.data.dataset import Dataset
 from detectkit.data.records import training_frames, validation_frames
 from detectkit.errors import DataError
+from detectkit.model.detector import outline_of
 from detectkit.page import Html, joined, picture, swatch
 from detectkit.report import charts
 
@@ -40,7 +41,7 @@ class Data(NamedTuple):
     training: Part
     validation: Part | None
     samples: list[Html]  # figures
-    stride: int  # network pixels of a grid cell
+    stride: int  # network pixels of a grid cell, the finest
 
 
 def read(experiment: spec.Experiment) -> Data:
@@ -48,9 +49,11 @@ def read(experiment: spec.Experiment) -> Data:
 
     Raises:
         DataError: there are no records yet, they are damaged, or images are missing.
+        SpecError: `model_config` names no network.
     """
     names = spec.class_names(experiment)
     config = experiment.dataset_config
+    channels = experiment.augmentation_config.preprocessing.output_image_channel
     training = training_frames(config, names, at_most=AT_MOST)
     validation = validation_frames(config, names, at_most=AT_MOST)
     part = _part(training, experiment)
@@ -61,7 +64,7 @@ def read(experiment: spec.Experiment) -> Data:
         training=_some(part, chosen),
         validation=_some(_part(validation, experiment), chosen) if validation else None,
         samples=_samples(training, names),
-        stride=spec.NETWORKS[experiment.model_config.arch].stride,
+        stride=outline_of(experiment.model_config, names, channels).levels[0].stride,
     )
 
 

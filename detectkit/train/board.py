@@ -37,16 +37,23 @@ class Board:
         steps: int,
         *,
         forwarded: Forwarded,
-        terms: Mapping[str, Tensor],
+        costs: Mapping[str, Tensor],
         rate: float,
     ) -> None:
-        """The terms of the cost by name, and what they were computed from: scalars `scalar_logging_frequency` times an epoch, pictures at the start of every
-        `infrequent_logging_frequency` epochs; `steps` is the length of an epoch."""
+        """Show a step where it is due: scalars `scalar_logging_frequency` times an epoch, pictures at the start of every
+        `infrequent_logging_frequency` epochs.
+
+        Args:
+            steps: of an epoch.
+            forwarded: the batch, of which the pictures are.
+            costs: the weighted costs [] of the terms, by name.
+            rate: the learning rate of the step.
+        """
         if not self.trackers:
             return
         number = state.epoch * steps + state.step
         if state.step % max(steps // (self.config.scalar_logging_frequency or 10), 1) == 0:
-            self._scalars({"learning_rate": rate, **_costs(state, forwarded, terms)}, number)
+            self._scalars({"learning_rate": rate, **_costs(state, forwarded, costs)}, number)
         is_due = state.step == 0 and state.epoch % (self.config.infrequent_logging_frequency or 1) == 0
         if is_due and self.config.num_images:
             shown = self.head.pictures(
@@ -74,8 +81,8 @@ class Board:
             tracker.scalars(values, step)
 
 
-def _costs(state: State, forwarded: Forwarded, terms: Mapping[str, Tensor]) -> dict[str, float]:
+def _costs(state: State, forwarded: Forwarded, costs: Mapping[str, Tensor]) -> dict[str, float]:
     figures = state.balance.figures(forwarded.costs)
     task = figures["task_cost"]
-    others = {f"{name}_cost": float(cost.detach()) for name, cost in terms.items() if name != Task.name}
+    others = {f"{name}_cost": float(cost.detach()) for name, cost in costs.items() if name != Task.name}
     return {"task_cost": task, **others, "total_cost": task + sum(others.values()), **figures}

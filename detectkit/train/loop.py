@@ -141,11 +141,10 @@ def train_step(run: Run, batch: Batch) -> Tensor:
         generator=torch.Generator().manual_seed(int(seeds[0])),
         number_format=run.number_format,
     )
-    terms = {term.name: term(forwarded) for term in run.terms}
-    total = step.total(terms)
+    costs = step.weighted(state.terms, forwarded)
+    total = step.total(costs)
     _descend(run, total)
-    state.balance.accumulate(forwarded.costs)
-    run.board.step(state, run.steps, forwarded=forwarded, terms=terms, rate=rate)
+    run.board.step(state, run.steps, forwarded=forwarded, costs=costs, rate=rate)
     return total.detach()
 
 

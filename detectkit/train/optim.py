@@ -117,8 +117,8 @@ def regularized_weights(network: nn.Module, *, head: Collection[str]) -> list[Te
 
 
 def regularization_cost(weights: list[Tensor], config: RegularizerConfig) -> Tensor:
-    """`weight` x sum of |w| or of w²; 0 for NO_REG."""
+    """The sum of |w| or of w², which counts `weight` times; 0 where it does not count."""
     powers = {RegularizerConfig.L1: 1, RegularizerConfig.L2: 2}
     if config.type not in powers or not config.weight:
         return torch.zeros(())
-    return regularization(weights, power=powers[config.type], weight=config.weight)
+    return regularization(weights, power=powers[config.type], weight=1.0)

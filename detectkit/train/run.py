@@ -18,7 +18,7 @@ from detectkit.data.records import training_frames, validation_frames
 from detectkit.data.warn import beside, left_out, misnamed, require_seen, warnings
 from detectkit.errors import DataError, ModelError, UsageError
 from detectkit.files import atomic_write, clear_left_behind, make_directory
-from detectkit.heads import Balance, Head, make_head
+from detectkit.heads import Head, make_head
 from detectkit.model import checkpoint, pretrained
 from detectkit.model.detector import Detector, build, summary
 from detectkit.model.quantization import Ranges
@@ -49,7 +49,6 @@ class Run:
     validation: Dataset | None
     head: Head[Any]
     state: State
-    terms: list[Term]  # of the cost
     board: Board
     status: StatusLog
     number_format: torch.dtype
@@ -138,9 +137,7 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
     detector = network.to(device).to(memory_format=torch.channels_last)
     head = make_head(experiment, detector.outline)
     dtype = number_format(experiment.model_config.training_precision, device)
-    state = _state(
-        experiment, results, detector, head.balance(), dtype=dtype, device=device, images=len(training)
-    )
+    state = _state(experiment, results, detector, head, dtype=dtype, images=len(training))
     if saved:
         _resume(state, saved, experiment, results)
     _say_precision(dtype, experiment, state)
@@ -161,7 +158,6 @@ def set_up(experiment: spec.Experiment, results: Path, *, name: str, device: tor
         validation=validation,
         head=head,
         state=state,
-        terms=_terms(experiment, state),
         board=Board(results / "events", watched, head, first_step=first_step),
         status=StatusLog(results / "status.jsonl"),
         number_format=dtype,
@@ -190,14 +186,8 @@ def _saved_state(experiment: spec.Experiment, results: Path) -> dict[str, Any] |
         stored = read_stored(saved["spec"])
     except ValueError as error:
         raise states.damaged(path, f"its spec cannot be used{other_writer(saved.get(WRITER))}") from error
-    unknown = unknown_entries(saved, ("format", *states.PARTS))
-    warn_of_unknown(path, saved.get(WRITER), [*unknown, *stored.unknown])
     _check_same_run(stored.spec, experiment, results)
     return saved
-
-
-def _trained_with(saved: dict[str, Any]) -> spec.Experiment:
-    return read_stored(saved["spec"]).spec
 
 
 def _open_data(experiment: spec.Experiment) -> tuple[Dataset, Dataset | None]:
@@ -250,51 +240,50 @@ def _state(
     experiment: spec.Experiment,
     results: Path,
     detector: Detector,
-    balance: Balance,
+    head: Head[Any],
     *,
     dtype: torch.dtype,
-    device: torch.device,
     images: int,
 ) -> State:
     """The state before the first step."""
     config = experiment.training_config
     state = State(
         detector,
-        balance,
+        _terms(experiment, results, detector, head, dtype=dtype),
         images=images,
         average=WeightAverage(detector, config.ema_decay) if config.ema_decay else None,
-        teacher=load_teacher(experiment, results, detector, number_format=dtype),
-        scale=cost_scale(config.cost_scaling, dtype, device),
+        scale=cost_scale(config.cost_scaling, dtype, next(detector.parameters()).device),
     )
     begin(state, config, 0)
     return state
 
 
-def _terms(experiment: spec.Experiment, state: State) -> list[Term]:
+def _terms(
+    experiment: spec.Experiment, results: Path, detector: Detector, head: Head[Any], *, dtype: torch.dtype
+) -> list[Term]:
     """What the cost is the sum of, in this order."""
-    weights = optim.regularized_weights(state.detector, head=state.detector.head_layers)
-    terms: list[Term] = [
-        Task(state.balance),
+    weights = optim.regularized_weights(detector, head=detector.head_layers)
+    teacher = load_teacher(experiment, results, detector, number_format=dtype)
+    return [
+        Task(head.balance()),
         Regularization(weights, experiment.training_config.regularizer),
+        *([teacher] if teacher else []),
     ]
-    return terms + ([state.teacher] if state.teacher else [])
 
 
 def _resume(state: State, saved: dict[str, Any], experiment: spec.Experiment, results: Path) -> None:
-    """Put a state back to where it was saved."""
+    """Put a state back to where it was saved, and name what of it is not known here."""
+    path, stored = results / RESUME_FILE, read_stored(saved["spec"])
+    unknown = unknown_entries(saved, ("format", *states.PARTS, *state.remembered))
+    warn_of_unknown(path, saved.get(WRITER), [*unknown, *stored.unknown])
     _check_same_images(saved["images"], state.images, results)
-    if state.teacher and state.teacher.digest() != saved["teacher"]:
-        raise UsageError(
-            f"{results} holds a run with another teacher, whose file has changed since: put it back, use another -r, or"
-            f" delete {results / RESUME_FILE} to start again"
-        )
     config, all_stages = experiment.training_config, stages(experiment.training_config)
     begin(state, config, min(saved["stage"][0], len(all_stages) - 1))
     steps = steps_of(state.images, config.batch_size_per_gpu)
-    states.restore(state, saved, results / RESUME_FILE, steps=steps, stages=len(all_stages))
-    if spec.is_measured_otherwise(_trained_with(saved), experiment):
+    states.restore(state, saved, path, steps=steps, stages=len(all_stages))
+    if spec.is_measured_otherwise(stored.spec, experiment):
         state.best = -1.0
-    log.info(f"resuming after epoch {state.epoch}, step {state.step}, from {results / RESUME_FILE}")
+    log.info(f"resuming after epoch {state.epoch}, step {state.step}, from {path}")
 
 
 def _say_precision(dtype: torch.dtype, experiment: spec.Experiment, state: State) -> None:

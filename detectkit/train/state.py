@@ -24,13 +24,14 @@ from detectkit.ops.schedule import Plateau
 from detectkit.spec.stored import WRITER, other_writer
 from detectkit.train.average import WeightAverage
 from detectkit.train.precision import CostScale
-from detectkit.train.teacher import Teacher
+from detectkit.train.step import Task, Term
 
 FORMAT = 4
 UNSEALED = 3  # the format that differs by having no checksum
 DIGEST = hashlib.sha256  # of what torch has written, behind it
 PLOTTED = {"cost", "learning_rate"}  # of each epoch
-# What a state of this format has besides its number and its writer, and of which types.
+# What every state of this format has besides its number and its writer, and of which types. What a term of the cost has
+# not there is None; one that is not named here has entries beside these.
 PARTS: dict[str, type | tuple[type, ...]] = {
     "spec": str,
     "detector": dict,
@@ -55,7 +56,7 @@ PARTS: dict[str, type | tuple[type, ...]] = {
 class State:
     """A run in progress: what changes while it trains.
 
-    `images` is the size of the training set. `epoch` and `step` are the position: epochs done, and batches done of the
+    `terms` is what the cost is the sum of, in this order. `images` is the size of the training set. `epoch` and `step` are the position: epochs done, and batches done of the
     epoch under way. `stage` is the number of the stage, and `stage_start` the epochs done when it began. `history` has
     one entry an epoch: epoch, cost, learning_rate, stage where there are two, cost_scale_exponent where the cost is
     scaled, and, where it was validated, mean_average_precision and average_precision by class (None without labels) and
@@ -64,10 +65,9 @@ class State:
     """
 
     detector: Detector
-    balance: Balance
+    terms: list[Term]
     images: int
     average: WeightAverage | None = None
-    teacher: Teacher | None = None
     scale: CostScale | None = None
     optimizer: Optimizer = field(init=False)  # made with each stage
     epoch: int = 0
@@ -81,8 +81,19 @@ class State:
 
     @property
     def trained(self) -> nn.Module:
-        """What an optimizer moves: the detector, and what compares it with its teacher."""
-        return nn.ModuleList([self.detector, self.teacher.adapter]) if self.teacher else self.detector
+        """What an optimizer moves: the detector, and the modules of the terms."""
+        modules = [term.module for term in self.terms if term.module is not None]
+        return nn.ModuleList([self.detector, *modules])
+
+    @property
+    def balance(self) -> Balance:
+        """Of the head's costs."""
+        return next(term.balance for term in self.terms if isinstance(term, Task))
+
+    @property
+    def remembered(self) -> dict[str, Any]:
+        """The entries of all terms in a resume file."""
+        return {name: value for term in self.terms for name, value in term.state().items()}
 
     @property
     def result(self) -> Detector:
@@ -98,18 +109,15 @@ def save(path: Path, state: State, spec_text: str) -> None:
     Raises:
         OutputError: no space or no permission.
     """
-    content = {
+    content = dict.fromkeys(PARTS) | {
         "format": FORMAT,
         WRITER: __version__,
         "spec": spec_text,
         "detector": state.detector.state_dict(),
         "frozen": sorted(state.detector.frozen),
         "average": state.average.state() if state.average else None,
-        "adapter": state.teacher.adapter.state_dict() if state.teacher else None,
-        "teacher": state.teacher.digest() if state.teacher else None,
         "optimizer": state.optimizer.state_dict(),
         "cost_scale_exponent": float(state.scale.exponent) if state.scale else None,
-        "weights": state.balance.state(),
         "images": state.images,
         "position": [state.epoch, state.step],
         "stage": [state.stage, state.stage_start],
@@ -117,6 +125,7 @@ def save(path: Path, state: State, spec_text: str) -> None:
         "cost_sum": state.cost_sum.cpu(),
         "best": state.best,
         "history": state.history,
+        **state.remembered,
     }
     with atomic_write(path) as temporary:
         write(temporary, content)
@@ -211,10 +220,13 @@ def restore(state: State, content: dict[str, Any], path: Path, *, steps: int, st
 
     Raises:
         ModelError: it is no state of such a run.
+        UsageError: it is one of a run with another teacher.
     """
     if content["position"][1] >= steps or content["stage"][0] >= stages:
         raise damaged(path, "its position is none of this run")
     try:
+        for term in state.terms:
+            term.restore(content, path)
         _restore(state, content)
     except UNREADABLE as error:
         raise damaged(path) from error
@@ -224,11 +236,8 @@ def _restore(state: State, content: dict[str, Any]) -> None:
     _restore_optimizer(state.optimizer, content["optimizer"])
     if state.average:
         state.average.restore(content["average"])
-    if state.teacher:
-        state.teacher.adapter.load_state_dict(content["adapter"])
     if state.scale and content["cost_scale_exponent"] is not None:
         state.scale.exponent.fill_(content["cost_scale_exponent"])
-    state.balance.restore(content["weights"])
     state.epoch, state.step = content["position"]
     state.stage, state.stage_start = content["stage"]
     state.plateau = Plateau(*content["plateau"])

@@ -5,12 +5,14 @@ Training, the criterion of pruning that follows the cost, and the measurement of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import abc
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detectkit.data import augment
 from detectkit.data.augment import Prepared
@@ -33,19 +35,38 @@ class Forwarded(NamedTuple):
     costs: dict[str, Tensor]  # of the head, unweighted
 
 
-class Term(Protocol):
-    """A part of the cost that training makes smaller, weighted."""
+class Term(abc.ABC):
+    """A part of the cost that training makes smaller, with what it learns and remembers."""
 
-    @property
-    def name(self) -> str:
-        """As trackers show it, with "_cost" behind it."""
+    name: str  # of its own in a run; trackers show it with "_cost" behind it
+    weight: float = 1.0  # in the cost
+    module: nn.Module | None = None  # on the detector's device: what the optimizer moves beside the detector
 
+    @abc.abstractmethod
     def __call__(self, forwarded: Forwarded) -> Tensor:
-        """What a batch costs, []."""
+        """What a batch costs, [], unweighted; called once for each batch that is trained on."""
+
+    def state(self) -> dict[str, Any]:
+        """All that changes, `module` too: entries of the resume file of names that no other has, for torch.load with weights_only."""
+        return {} if self.module is None else {self.name: self.module.state_dict()}
+
+    def restore(self, content: Mapping[str, Any], path: Path) -> None:
+        """Take up what `state` gave.
+
+        Args:
+            content: all entries of the resume file.
+            path: of that file, for messages.
+
+        Raises:
+            AttributeError, KeyError, RuntimeError, TypeError or ValueError: it is none of such a term.
+            UsageError: it is one of another run.
+        """
+        if self.module is not None:
+            self.module.load_state_dict(content[self.name])
 
 
-class Task:
-    """The costs of the head, in their balance."""
+class Task(Term):
+    """The costs of the head, in their balance, which takes notice of them."""
 
     name = "task"
 
@@ -53,17 +74,24 @@ class Task:
         self.balance = balance
 
     def __call__(self, forwarded: Forwarded) -> Tensor:
-        """The weighted sum, []."""
+        """Their sum as the balance weighs them, []."""
+        self.balance.accumulate(forwarded.costs)
         return self.balance.total(forwarded.costs)
 
+    def state(self) -> dict[str, Any]:
+        return {"weights": self.balance.state()}
 
-class Regularization:
-    """The size of the weights, as `training_config.regularizer` weighs it."""
+    def restore(self, content: Mapping[str, Any], path: Path) -> None:
+        self.balance.restore(content["weights"])
+
+
+class Regularization(Term):
+    """The size of the detector's weights, by `training_config.regularizer`."""
 
     name = "regularization"
 
     def __init__(self, weights: list[Tensor], config: RegularizerConfig) -> None:
-        self.weights, self.config = weights, config
+        self.weights, self.config, self.weight = weights, config, config.weight
 
     def __call__(self, forwarded: Forwarded) -> Tensor:
         """The same for every batch, []."""
@@ -110,9 +138,14 @@ def features_of(detector: Detector) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def total(terms: Mapping[str, Tensor]) -> Tensor:
-    """The sum of the terms [] of a cost."""
-    cost, *others = terms.values()
+def weighted(terms: Iterable[Term], forwarded: Forwarded) -> dict[str, Tensor]:
+    """What a batch costs by the names of the terms, each [] and weighted."""
+    return {term.name: term.weight * term(forwarded) for term in terms}
+
+
+def total(costs: Mapping[str, Tensor]) -> Tensor:
+    """The sum of the weighted costs [] of the terms."""
+    cost, *others = costs.values()
     for other in others:
         cost = cost + other
     return cost

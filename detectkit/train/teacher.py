@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +17,12 @@ from detectkit.model import checkpoint
 from detectkit.model.detector import Detector, parameters
 from detectkit.ops.losses import correlation_cost
 from detectkit.spec.networks import is_keras
-from detectkit.train.step import Forwarded
+from detectkit.train.step import Forwarded, Term
 
 FIELD = "training_config.distillation.teacher_model_file"
 
 
-class Teacher:
+class Teacher(Term):
     """A network whose features, the last level of its backbone, are to be found again in those of the network that is trained.
 
     The student's go through a convolution to the teacher's channels, which is trained with it and thrown away at the end
@@ -40,12 +42,12 @@ class Teacher:
     ) -> None:
         network.ranges = None  # in 8-bit rounding it would be less sure of what it knows
         self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        self.adapter = nn.Conv2d(channels, network.backbone.levels[-1].channels, kernel_size=1)
+        self.module = self.adapter = nn.Conv2d(channels, network.backbone.levels[-1].channels, kernel_size=1)
         self.adapter.to(next(network.parameters()).device)
         self.weight, self.number_format = weight, number_format
 
     def cost(self, images: Tensor, features: Tensor) -> Tensor:
-        """What the student has missed in a batch, a scalar; correlated in 32 bits.
+        """What the student has missed in a batch, [], unweighted; correlated in 32 bits.
 
         Args:
             images: [B, c, H, W], channels last, as the student has seen them.
@@ -59,11 +61,22 @@ class Teacher:
             ),
         ):
             *_, own = self.network.backbone(self.network.normalize(images))
-        return self.weight * correlation_cost(self.adapter(features.float()), own)
+        return correlation_cost(self.adapter(features.float()), own)
 
     def __call__(self, forwarded: Forwarded) -> Tensor:
-        """As a term of the cost."""
+        """The same of a batch that the student has seen."""
         return self.cost(forwarded.images, forwarded.features[-1])
+
+    def state(self) -> dict[str, Any]:
+        return {"adapter": self.adapter.state_dict(), "teacher": self.digest()}
+
+    def restore(self, content: Mapping[str, Any], path: Path) -> None:
+        if content["teacher"] != self.digest():
+            raise UsageError(
+                f"{path.parent} holds a run with another teacher, whose file has changed since: put it back, use another -r,"
+                f" or delete {path} to start again"
+            )
+        self.adapter.load_state_dict(content["adapter"])
 
     def digest(self) -> str:
         """Of its weights: two teachers are the same where they have the same, wherever their files are."""

@@ -273,7 +273,7 @@ def test_a_pruned_model_with_frozen_layers_is_trained_in_two_stages_and_resumed(
     def run(results):
         run = set_up(changed, results, name="model", device=torch.device("cpu"))
         weights = {id(weight) for weight in run.state.detector.parameters()}
-        assert {id(weight) for weight in run.terms[1].weights} <= weights
+        assert {id(weight) for weight in run.state.terms[1].weights} <= weights
         return loop.train(run), run.state
 
     _, whole = run(tmp_path / "whole")

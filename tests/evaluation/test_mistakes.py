@@ -8,7 +8,7 @@ from detectkit import spec
 from detectkit.data import augment
 from detectkit.data.batch import Sample, collate
 from detectkit.data.labels import BACKGROUND, DONTCARE, Objects
-from detectkit.evaluation import Truth, evaluate, new_scores
+from detectkit.evaluation import Truth, advice, evaluate, new_scores
 from detectkit.evaluation.mistakes import CoverageMeter, mistakes
 from detectkit.ops.cluster import Detections
 from detectkit.ops.rasterize import ClassGeometry
@@ -181,6 +181,24 @@ def test_coverage_at_the_foot_of_objects(predicted):
     predicted.outputs[0][0, ACE, 3, 1] = 0.125
     [ace, _] = evaluate([predicted], ["ace", "king"], spec.EvaluationConfig(), geometry=geometry(1)).mistakes
     assert ace.coverage.objects == 0.125
+
+
+class Distances:
+    """A head whose first output is no coverage: how far the sides of a box are from each of 24 points."""
+
+    geometry = None
+
+
+def test_a_head_without_coverage_is_measured_all_the_same(predicted):
+    """Of what is no coverage nothing is read, nor is it judged."""
+    predicted = predicted._replace(outputs=(torch.full((1, 24, 4), torch.nan),))
+    result = evaluate(
+        [predicted] * 50, ["ace", "king"], spec.EvaluationConfig(), geometry=Distances().geometry
+    )
+    ace, king = result.mistakes
+    assert (ace.coverage, king.coverage) == (None, None)
+    assert (ace.labels, ace.found) == (50, 0)
+    assert advice.findings(result, spec.Experiment()) == []
 
 
 def test_coverage_without_a_batch():

@@ -70,7 +70,7 @@ class Shown:
             forwarded=Forwarded(
                 self.prepared, self.prepared.images, self.targets, self.outputs, (), self.costs()
             ),
-            terms={"task": torch.tensor(9.0), "regularization": torch.tensor(0.25)},
+            costs={"task": torch.tensor(9.0), "regularization": torch.tensor(0.25)},
             rate=1e-3,
         )
 

@@ -33,7 +33,8 @@ def test_a_step_stays_on_its_device_and_waits_for_no_number(tiny, optimizer, reg
         weights, scale = ObjectiveWeights(tiny.cost_function_config), CostScale(config.cost_scaling, GPU)
         costs = GridHead(tiny, detector.outline).costs(detector(images), targets, image_weights)
         regularized = optim.regularized_weights(detector, head=detector.head_layers)
-        total = weights.total(costs) + optim.regularization_cost(regularized, config.regularizer)
+        sizes = optim.regularization_cost(regularized, config.regularizer)
+        total = weights.total(costs) + config.regularizer.weight * sizes
         assert (total * scale.factor).device == costs["cov"].device == costs["bbox"].device == GPU
         weights.accumulate(costs)
         assert weights.sums.device == GPU

@@ -181,7 +181,7 @@ def test_regularisation_of_kernels_and_biases_not_of_batch_norm(kind, expected):
         network[0].weight.copy_(torch.tensor([3.0, -4.0]).reshape(2, 1, 1, 1))
         network[0].bias.copy_(torch.tensor([0.0, 1.0]))
     config = RegularizerConfig(type=kind, weight=0.5)
-    cost = optim.regularization_cost(optim.regularized_weights(network, head=()), config)
+    cost = config.weight * optim.regularization_cost(optim.regularized_weights(network, head=()), config)
     assert cost.item() == pytest.approx(expected)
 
 
