@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 
 from detectkit.deploy.ir import Operator, operators
 from detectkit.errors import ModelError, UsageError
-from detectkit.files import atomic_write
 from detectkit.model.detector import Detector
 from detectkit.model.header import INPUT
 from detectkit.model.operators import KINDS
@@ -71,16 +69,6 @@ def to_onnx(
 ) -> bytes:
     """What `to_model` gives, as the content of a file."""
     return to_model(detector, height=height, width=width, opset=opset, batch=batch).SerializeToString()
-
-
-def save_onnx(path: str | os.PathLike[str], model: onnx.ModelProto) -> None:
-    """Write a model to a file.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(model.SerializeToString())
 
 
 def check_against(
