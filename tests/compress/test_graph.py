@@ -16,6 +16,7 @@ from detectkit import spec
 from detectkit.compress.graph import Group, Wiring, is_depthwise, wiring
 from detectkit.compress.prune import Pruner, retained
 from detectkit.errors import ModelError
+from detectkit.heads import Level
 from detectkit.heads.grid_layers import GridLayers
 from detectkit.model import checkpoint
 from detectkit.model.base import Backbone
@@ -591,12 +592,12 @@ def test_a_cut_changes_no_more_than_zeros_would(steps, seed, share, granularity)
         assert (got - wanted).abs().max() <= 1e-5 * max(1, wanted.abs().max())
 
 
-class Scaled(Backbone):
+class Scaled(nn.Module):
     """Unit vectors over the channels, and the same convolution on two levels, with a normalisation for each."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.out_channels = 8
+        self.levels = (Level("unit", 1, 8),)
         self.stem, self.unit = _normalised(nn.Conv2d(3, 8, 3, padding=1)), L2Normalisation(8)
         self.shared, self.pool = nn.Conv2d(8, 8, 1, bias=False), nn.MaxPool2d(2)
         self.norms = nn.ModuleList([nn.BatchNorm2d(8), nn.BatchNorm2d(8)])
@@ -604,15 +605,18 @@ class Scaled(Backbone):
     def blocks(self) -> dict[int, nn.Module]:
         return {}
 
-    def forward(self, images: Tensor) -> Tensor:
+    def widths_changed(self) -> None:
+        """There is nothing to forget."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         fine = self.unit(self.stem(images))
         fine, coarse = (norm(self.shared(level)) for norm, level in zip(self.norms, (fine, self.pool(fine))))
-        return fine + functional.interpolate(coarse, scale_factor=2)
+        return (fine + functional.interpolate(coarse, scale_factor=2),)
 
 
 def test_channels_of_zeros_are_cut_from_all_levels_at_once(tmp_path):
     torch.manual_seed(0)
-    before = Detector(Scaled(), classes=2, channels=3).eval().requires_grad_(False)
+    before = gridded(Scaled(), classes=2).eval().requires_grad_(False)
     norms, kept = (before.backbone.stem[1], *before.backbone.norms), [1, 2, 4, 7]
     for norm in norms:
         norm.weight.uniform_(0.5, 1.5)
@@ -627,7 +631,7 @@ def test_channels_of_zeros_are_cut_from_all_levels_at_once(tmp_path):
     assert [norm.num_features for norm in after.backbone.norms] == [4, 4]
     assert set(after.state_dict()) == set(before.state_dict())  # one tensor for both levels
     checkpoint.save(tmp_path / "model.safetensors", after, spec.dumps(spec.Experiment()), ["car", "bus"])
-    loaded = Detector(Scaled(), classes=2, channels=3).eval()
+    loaded = gridded(Scaled(), classes=2).eval()
     checkpoint.fill(loaded, safetensors.torch.load_file(tmp_path / "model.safetensors"), "model.safetensors")
     images = torch.rand(2, 3, 8, 8)
     for got, read, wanted in zip(after(images), loaded(images), before(images), strict=True):
