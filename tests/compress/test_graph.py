@@ -16,6 +16,7 @@ from detectkit import spec
 from detectkit.compress.graph import Group, Wiring, is_depthwise, wiring
 from detectkit.compress.prune import Pruner, retained
 from detectkit.errors import ModelError
+from detectkit.heads import Level
 from detectkit.heads.grid_layers import GridLayers
 from detectkit.model import checkpoint
 from detectkit.model.base import Backbone
@@ -591,7 +592,7 @@ def test_a_cut_changes_no_more_than_zeros_would(steps, seed, share, granularity)
         assert (got - wanted).abs().max() <= 1e-5 * max(1, wanted.abs().max())
 
 
-class Scaled(Backbone):
+class Scaled(nn.Module):
     """Unit vectors over the channels, and the same convolution on two levels, with a normalisation for each."""
 
     given = ("sum",)
