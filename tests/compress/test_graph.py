@@ -16,7 +16,6 @@ from detectkit import spec
 from detectkit.compress.graph import Group, Wiring, is_depthwise, wiring
 from detectkit.compress.prune import Pruner, retained
 from detectkit.errors import ModelError
-from detectkit.heads import Level
 from detectkit.heads.grid_layers import GridLayers
 from detectkit.model import checkpoint
 from detectkit.model.base import Backbone

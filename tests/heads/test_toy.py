@@ -247,9 +247,7 @@ def test_its_file_says_what_it_gives(trained):
     assert runtimes.load(trained, "cpu").outline == outline
 
 
-def test_is_measured_pruned_and_finds(toy, trained, tmp_path, capsys, monkeypatch):
-    costs = ToyHead.costs
-    monkeypatch.setattr(ToyHead, "costs", lambda *a: {name: cost.sum() for name, cost in costs(*a).items()})
+def test_is_measured_pruned_and_finds(toy, trained, tmp_path, capsys):
     pruned, results = tmp_path / "pruned.safetensors", tmp_path / "results"
     commands = [
         ["evaluate", "-m", trained, "-r", results],
