@@ -76,8 +76,8 @@ def run(args: argparse.Namespace) -> None:
     message = spec.expanded(written)
     kind = spec.kind_of(message)
     say(f"{path}: {kind.name}, no rule broken; for {kind.commands}")
-    for section, words in spec.shared_entries(written).items():
-        say(f"{section}: {words}")
+    if not args.from_tlt:  # for which what stops a run comes first
+        _say_shared(written)
     problems = Problems()
     if args.classes:
         with problems.gathered():
@@ -87,11 +87,17 @@ def run(args: argparse.Namespace) -> None:
             )
     if args.from_tlt:
         _say_differences(message)
+        _say_shared(written)
     elif not args.spec_only:
         _check(message, problems)
     problems.require_none()
     if not (args.from_tlt or args.spec_only):
         say(_next(message, path))
+
+
+def _say_shared(written: spec.Spec) -> None:
+    for section, words in spec.shared_entries(written).items():
+        say(f"{section}: {words}")
 
 
 def _check(message: spec.Spec, problems: Problems) -> None:

@@ -16,11 +16,12 @@ from detectkit import spec
 from detectkit.compress.graph import Group, Wiring, is_depthwise, wiring
 from detectkit.compress.prune import Pruner, retained
 from detectkit.errors import ModelError
+from detectkit.heads import Level
 from detectkit.heads.grid_layers import GridLayers
+from detectkit.heads.layers import L2Normalisation, MaxPool2dSame, WeightedSum
 from detectkit.model import checkpoint
 from detectkit.model.base import Backbone
 from detectkit.model.detector import Detector, build
-from detectkit.heads.layers import L2Normalisation, MaxPool2dSame, WeightedSum
 from detectkit.spec import ModelConfig, PruningConfig
 from detectkit.spec.networks import NETWORKS
 
@@ -598,12 +599,16 @@ class Scaled(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.levels = (Level("unit", 1, 8),)
         self.stem, self.unit = _normalised(nn.Conv2d(3, 8, 3, padding=1)), L2Normalisation(8)
         self.shared, self.pool = nn.Conv2d(8, 8, 1, bias=False), nn.MaxPool2d(2)
         self.norms = nn.ModuleList([nn.BatchNorm2d(8), nn.BatchNorm2d(8)])
 
     def blocks(self) -> dict[int, nn.Module]:
         return {}
+
+    def widths_changed(self) -> None:
+        """There is nothing to forget."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         fine = self.unit(self.stem(images))

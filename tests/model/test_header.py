@@ -112,7 +112,8 @@ def test_entries_of_an_outline_that_a_newer_detectkit_has_are_named_too(caplog):
     content = json.loads(header.dumps(TEXT, ["a"], 3, OUTLINE)) | {"written_by": "0.9.2", "outline": outline}
     assert header.loads(json.dumps(content), "m.onnx").outline == OUTLINE
     assert [record.getMessage() for record in caplog.records] == [
-        f"m.onnx was written by detectkit 0.9.2 (this is {__version__}): outline.levels.scale do not count here"
+        f"m.onnx was written by detectkit 0.9.2 (this is {__version__}): not known here, and without effect:"
+        " outline.levels.scale"
     ]
 
 
