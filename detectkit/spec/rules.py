@@ -442,6 +442,11 @@ def _class_sets(spec: Experiment, names: list[str]) -> Iterator[Violation]:
             yield Violation(path, f"must have an entry {quoted(DEFAULT)}, for the classes of the list", "")
         elif path != PICTURES and entries:
             missing = [name for name in wanted if entry_of(entries, name) is None]
+            misspelt = nearest(DEFAULT, sorted(entries - wanted.keys()))
+            if missing and misspelt:  # one mistake, not one a class
+                rule = f"must have an entry for {len(missing)} more classes of cost_function_config, or {quoted(DEFAULT)}"
+                yield Violation(path, f"{rule} (is that meant?)", quoted(misspelt))
+                continue
             instead = f", or {quoted(DEFAULT)}"
             yield from _lacking(path, "must have an entry for", instead, missing, entries)
         if DEFAULT in entries and path != TARGETS:

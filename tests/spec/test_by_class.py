@@ -345,3 +345,12 @@ def test_what_is_stored_names_no_list(short):
         with pytest.raises(ValueError, match="a list of classes, which no resolved spec has"):
             read_stored(short.replace(NAMES, part))
     assert read_stored(spec.dumps(spec.loads(short))).spec == spec.resolved(spec.loads(short))
+
+
+def test_a_misspelt_default_is_one_mistake_in_its_section(short):
+    raster = short.index("bbox_rasterizer_config {")
+    text = short[:raster] + short[raster:].replace('key: "default"', 'key: "defualt"', 1)
+    assert problems(text) == [
+        f'{RASTER}: must have an entry for 2 more classes of cost_function_config, or "default" (is that meant?),'
+        ' got "defualt"'
+    ]
