@@ -231,7 +231,7 @@ def _layout(path: Path, text: str) -> tuple[int, str, Columns, int]:
                 continue
             if columns := _named(row):
                 return line, delimiter, columns, len(row)
-            if columns := _unheaded([cell.strip() for cell in row]):
+            if columns := _unheaded([cell.strip() for cell in row], delimiter):
                 return line - 1, delimiter, columns, len(row)
             first = max(first, row, key=len)
             if not row[0].startswith("#"):  # a comment of VIA
@@ -268,10 +268,12 @@ def _first(names: Sequence[str], wanted: Sequence[str]) -> int | None:
     return next((names.index(name) for name in wanted if name in names), None)
 
 
-def _unheaded(row: Sequence[str]) -> Columns | None:
+def _unheaded(row: Sequence[str], delimiter: str) -> Columns | None:
     """The columns of a table without a row of their names, told by where numbers are; None: it cannot be told."""
-    kinds = "".join("-" if cell.lower() in EMPTY else "n" if _is_number(cell) else "t" for cell in row)
-    if re.fullmatch("tnnnnt|t-----", kinds):  # RetinaNet
+    kinds = "".join(
+        "-" if cell.lower() in EMPTY else "n" if _is_number(cell, delimiter) else "t" for cell in row
+    )
+    if re.fullmatch("tnnnn[nt]|t-----", kinds):  # RetinaNet
         return Columns(0, 5, (1, 2, 3, 4), "corners")
     if re.fullmatch("tt(nn--nn--|nnnnnnnn)|t-{9}|tt-{9}", kinds) and row[0].lower() in SETS:  # AutoML
         return Columns(1, 2, (3, 4, 7, 8), "corners")
@@ -284,9 +286,9 @@ def _unheaded(row: Sequence[str]) -> Columns | None:
     return None
 
 
-def _is_number(text: str) -> bool:
+def _is_number(text: str, delimiter: str) -> bool:
     try:
-        readers.number("", text)
+        _number("", text, delimiter)
     except ValueError:
         return False
     return True

@@ -99,7 +99,7 @@ def label_folders(folder: Path, below: str = "") -> list[Path]:
     """Where the label files of a YOLO folder of images may be, the likeliest place first.
 
     In the path of the images the last part `images` becomes `labels`, or is followed by it; a path without one has `labels`
-    in the folder or beside it. Last come the images' own folders.
+    in the folder, or in the images' own one, or beside. Last comes the images' own folder.
 
     Args:
         below: of the images, from the folder.
@@ -108,7 +108,13 @@ def label_folders(folder: Path, below: str = "") -> list[Path]:
     parts = place.parts
     last = max((number for number, part in enumerate(parts) if part.lower() == IMAGES), default=None)
     if last is None:
-        return [folder / LABELS / below, folder.parent / LABELS / below, place]
+        found = [
+            folder / LABELS / below,
+            folder.parent / LABELS / below,
+            place / LABELS,
+            place.parent / LABELS,
+        ]
+        return list(dict.fromkeys([*found, place]))
     word = next(case(LABELS) for case in CASES if case(IMAGES) == parts[last] or case is CASES[-1])
     before, behind = parts[:last], parts[last + 1 :]
     found = [Path(*before, name, *behind) for name in (word, LABELS)]

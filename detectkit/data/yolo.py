@@ -273,9 +273,9 @@ def _box(values: list[float], keypoints: int) -> tuple[tuple[float, float, float
     if count <= 5 or count == 4 + keypoints or _has_keypoints(values):
         x, y, width, height = values[:4]
         _require_shares(values[:4])
-        if width <= 0 or height <= 0:
-            raise ValueError(f"the box {box_text(*values[:4])}, x, y, width, height, has no area")
         box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        if box[0] >= box[2] or box[1] >= box[3]:
+            raise ValueError(f"the box {box_text(*values[:4])}, x, y, width, height, has no area")
         return box, values[4] if count == 5 else None
     outline = values[: count // 2 * 2]
     _require_shares(outline)
