@@ -74,7 +74,8 @@ def reads(config: DatasetExportConfig) -> list[Path]:
         case "voc_config":
             others = [config.voc_config.annotation_dir_name, *config.voc_config.image_set_files]
         case "yolo_config":
-            return list(dict.fromkeys([*_images(config), *_beside_yolo_images(config.yolo_config)]))
+            images = _images(config)
+            return list(dict.fromkeys([*images, *_beside_yolo_images(config.yolo_config, images)]))
         case "csv_config":
             others = list(config.csv_config.csv_files)
         case _:
@@ -121,11 +122,12 @@ def label_folders(folder: Path, below: str = "") -> list[Path]:
     return list(dict.fromkeys([*found, Path(*before, parts[last], LABELS, *behind), place]))
 
 
-def _beside_yolo_images(source: YOLOConfig) -> list[Path]:
+def _beside_yolo_images(source: YOLOConfig, images: Iterable[Path]) -> list[Path]:
     """The folders of labels that are there, the lists of images, and the list of classes."""
     root = Path(source.root_directory_path).expanduser()
     lists = [name for name in source.image_dir_names if is_list(name)]
-    places = [place for folder in yolo_folders(source) for place in label_folders(root / folder)[:-1]]
+    folders = [*images, *(root / folder for folder in yolo_folders(source))]
+    places = [place for folder in folders for place in label_folders(folder)[:-1]]
     there = [place for place in places if place.is_dir()]
     classes = [root / source.classes_file] if source.classes_file else class_lists(root)
     return [*there, *(root / name for name in lists), *classes]

@@ -339,6 +339,14 @@ def test_images_that_are_missing_broken_of_another_size_or_not_named(root):
     ]
 
 
+def test_a_file_that_is_no_image(root):
+    (root / "train" / "a.gif").write_text("moving")
+    (root / "t.csv").write_text(HEADER + "train/a.gif,200,100,Car,80,30,120,70\n../d.csv,,,Car,1,2,3,4\n")
+    [other, gif] = told(source(root))
+    assert gif[0] == "a.gif" and gif[2].startswith("not a readable image")
+    assert other == ("d.csv", None, "the image is missing")
+
+
 def test_an_image_in_two_tables_stops(root):
     with pytest.raises(DataError, match="is in fold 0 and in fold 1: an image may be in one only"):
         source(root, ["train/_annotations.csv", "train/_annotations.csv"])

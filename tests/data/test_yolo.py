@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detectkit import spec
+from detectkit.data import sources
 from detectkit.data.convert import convert, read
 from detectkit.data.yolo import ClassList, find_classes, parse_labels, read_classes
 from detectkit.errors import DataError
@@ -118,6 +119,18 @@ def test_where_label_files_are(tmp_path, image, labels):
     folder = image.rpartition("/")[0]
     found = source(tmp_path, image_dir_names=[folder or "."])
     assert frames(found) == [{image[:-4]: [BOX]}] and found.rejected == []
+
+
+@pytest.mark.parametrize("labels", ["marks/train/labels", "pictures/train/labels"])
+def test_images_may_be_elsewhere_than_labels(tmp_path, labels):
+    add_image(tmp_path, "pictures/train/images/a.jpg", LINE, label_file=f"{labels}/a.txt")
+    (tmp_path / "marks").mkdir(exist_ok=True)
+    (tmp_path / "marks" / "classes.txt").write_text("Car\nTraffic light\n")
+    config = settings(tmp_path / "marks", image_dir_names=["train/images"])
+    config.image_directory_path = str(tmp_path / "pictures")
+    found = read(config, random.Random(0))
+    assert frames(found) == [{"train/images/a": [BOX]}] and found.image_root == tmp_path / "pictures"
+    assert tmp_path / labels in sources.reads(config)
 
 
 def test_the_labels_of_a_list_are_found_as_those_of_a_folder(tmp_path):
