@@ -99,27 +99,23 @@ def yolo_folders(source: YOLOConfig) -> list[str]:
 def label_folders(folder: Path, below: str = "") -> list[Path]:
     """Where the label files of a YOLO folder of images may be, the likeliest place first.
 
-    In the path of the images the last part `images` becomes `labels`, or is followed by it; a path without one has `labels`
-    in the folder, or in the images' own one, or beside. Last comes the images' own folder.
+    In the path of the images the last part `images` becomes `labels`, or is followed by it; else there is `labels` in the
+    folder, in the images' own one, or beside. Last comes the images' own folder.
 
     Args:
         below: of the images, from the folder.
     """
     place = folder / below
     parts = place.parts
+    found = []
     last = max((number for number, part in enumerate(parts) if part.lower() == IMAGES), default=None)
-    if last is None:
-        found = [
-            folder / LABELS / below,
-            folder.parent / LABELS / below,
-            place / LABELS,
-            place.parent / LABELS,
-        ]
-        return list(dict.fromkeys([*found, place]))
-    word = next(case(LABELS) for case in CASES if case(IMAGES) == parts[last] or case is CASES[-1])
-    before, behind = parts[:last], parts[last + 1 :]
-    found = [Path(*before, name, *behind) for name in (word, LABELS)]
-    return list(dict.fromkeys([*found, Path(*before, parts[last], LABELS, *behind), place]))
+    if last is not None:
+        word = next(case(LABELS) for case in CASES if case(IMAGES) == parts[last] or case is CASES[-1])
+        before, behind = parts[:last], parts[last + 1 :]
+        found = [Path(*before, name, *behind) for name in (word, LABELS)]
+        found.append(Path(*before, parts[last], LABELS, *behind))
+    found += [folder / LABELS / below, folder.parent / LABELS / below, place / LABELS, place.parent / LABELS]
+    return list(dict.fromkeys([*found, place]))
 
 
 def _beside_yolo_images(source: YOLOConfig, images: Iterable[Path]) -> list[Path]:

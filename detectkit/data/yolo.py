@@ -118,11 +118,11 @@ class _LabelFiles:
                 place = str(path)
                 found.append(readers.labelled(folder, image, path, content))
             except (DataError, ValueError) as error:
-                rejected.append(Reject(str(place), None, str(error)))
+                rejected.append(Reject(place, None, str(error)))
                 continue
             self.images += 1
             self.scored += sum(label.score is not None for label in content.labels)
-            rejected.extend(Reject(str(file), line, reason, True) for line, reason in content.rejected)
+            rejected.extend(Reject(file, line, reason, True) for line, reason in content.rejected)
             if not file:
                 self.unlabelled.append(path)
         return found
