@@ -244,9 +244,13 @@ def test_a_yolo_folder_is_looked_at(tmp_path, capsys):
     (tmp_path / "train" / "images" / "0.png").write_text("")
     (tmp_path / "val.txt").write_text("train/images/0.png")
     (tmp_path / "data.yaml").write_text(f"names: [{', '.join('abcdefghij')}]")
+    assert cli.main(["check", "-e", str(tmp_path / "convert.txt")]) == 4
+    assert f"no label files in a folder `labels` for {tmp_path}/train/images" in capsys.readouterr().err
+    (tmp_path / "train" / "labels").mkdir()
+    (tmp_path / "train" / "labels" / "0.txt").write_text("")
     assert cli.main(["check", "-e", str(tmp_path / "convert.txt")]) == 0
     printed = capsys.readouterr().out
-    assert f"{tmp_path}/train/images: 1 .png files" in printed
+    assert f"{tmp_path}/train/images: 1 .png files\n{tmp_path}/train/labels: 1 .txt files\n" in printed
     assert f"{tmp_path}/data.yaml: 10 classes (0 a, 1 b, 2 c, 3 d, 4 e, 5 f, 6 g, 7 h, …)" in printed
 
 
