@@ -190,7 +190,8 @@ def read_table(path: Path) -> BoxTable:
         try:
             cells = _cells(row, width, delimiter)
             stated = _stated(cells, columns)
-            parts.update([cells[columns.part]] if columns.part is not None else ())
+            if columns.part is not None:
+                parts[cells[columns.part]] += 1
         except ValueError as error:
             rejected.append(Reject(str(path), line, str(error), True))
             continue
@@ -418,4 +419,4 @@ def _class(attributes: Mapping[str, Any]) -> str:
     if isinstance(value, dict):
         chosen = [key for key, is_set in value.items() if is_set]
         value = chosen[0] if len(chosen) == 1 else ""
-    return value.strip() if isinstance(value, str) else str(value)
+    return str(value).strip() if isinstance(value, str | int | float) else ""

@@ -44,7 +44,9 @@ def read_folder(config: DatasetExportConfig, generator: random.Random) -> Source
     source = config.yolo_config
     root = Path(source.root_directory_path).expanduser()
     image_root = readers.find_image_root(config.image_directory_path, root, sources.yolo_folders(source))
-    labels = _LabelFiles(root, image_root, find_classes(source))
+    classes = find_classes(source)
+    _tell_of_doubles(classes)
+    labels = _LabelFiles(root, image_root, classes)
     rejected: list[Reject] = []
     folds = []
     for name in source.image_dir_names or [""]:
@@ -61,6 +63,16 @@ def read_folder(config: DatasetExportConfig, generator: random.Random) -> Source
         folds = readers.split(folds[0], source.val_split, generator)
     extension = readers.common_extension(folds, embedded=config.embed_images)
     return Source(folds, rejected, image_root, extension, [source.num_shards] * len(folds))
+
+
+def _tell_of_doubles(classes: ClassList) -> None:
+    """Warn of names that several numbers have."""
+    numbers: dict[str, list[int]] = {}
+    for number, name in classes.names.items():
+        numbers.setdefault(name, []).append(number)
+    for name, same in numbers.items():
+        if len(same) > 1:
+            log.warning("%s: numbers %s are called %s, and become one class", classes.file, same, name)
 
 
 def _below(image_root: Path, folder: str) -> list[str]:

@@ -372,6 +372,12 @@ def test_the_list_that_the_spec_names_counts(root):
     assert frames(found)[0]["train/images/0"][0][0] == "tram"
 
 
+def test_a_name_of_several_numbers_is_told(root, caplog):
+    (root / "data.yaml").write_text("names: [Car, Car, Bus]")
+    assert frames(source(root, image_dir_names=["train/images"]))[0]["train/images/0"][0][0] == "Car"
+    assert "data.yaml: numbers [0, 1] are called Car, and become one class" in caplog.text
+
+
 @pytest.mark.parametrize(
     "name, content, expected",
     [
