@@ -148,7 +148,7 @@ def _tell_of_parts(tables: Iterable[BoxTable]) -> None:
     """Warn of tables whose rows are for several sets."""
     for table in tables:
         if len(table.parts) > 1:
-            counts = ", ".join(f"{name or 'none'} {count}" for name, count in table.parts.most_common(NAMED))
+            counts = ", ".join(f"{name:.20} {count}" for name, count in table.parts.most_common(NAMED))
             log.warning(
                 "%s deals its rows to sets (%s), which is not used: write a table for each into csv_files",
                 *(table.path, counts),
@@ -236,7 +236,7 @@ def _layout(path: Path, text: str) -> tuple[int, str, Columns, int]:
                 break
     if not first:
         raise DataError(f"csv_files {path} is empty")
-    has = ", ".join(cell.strip() or "(nothing)" for cell in first)
+    has = ", ".join(" ".join(cell.split()) or "(nothing)" for cell in first)
     raise DataError(
         f"csv_files {path} needs columns for the file name, the class and the box (filename, class, xmin, ymin, xmax, ymax);"
         f" its first row is: {has:.200}"
@@ -414,7 +414,7 @@ def _class(attributes: Mapping[str, Any]) -> str:
     by_name = {re.sub(r"[\W_]", "", key).lower(): value for key, value in attributes.items()}
     place = _first(list(by_name), CLASS)
     if place is None and len(by_name) > 1:
-        raise ValueError(f"none of its attributes ({', '.join(attributes):.80}) is called class")
+        raise ValueError(f"none of its attributes ({', '.join(map(repr, attributes)):.80}) is called class")
     value = list(by_name.values())[place or 0] if by_name else ""
     if isinstance(value, dict):
         chosen = [key for key, is_set in value.items() if is_set]

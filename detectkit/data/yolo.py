@@ -397,9 +397,8 @@ def _load(path: Path) -> dict[object, object]:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise DataError(
-            f"{path}{line}: not a YAML file ({getattr(error, 'problem', None) or error})"
-        ) from error
+        why = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise DataError(f"{path}{line}: not a YAML file ({why:.120})") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: not a description of a YOLO data set, which has names")
     return content

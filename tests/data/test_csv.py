@@ -242,7 +242,7 @@ def test_regions_of_via(tmp_path):
     assert labels(found) == {"a.jpg": [BOX] * 4, "e.jpg": []}
     assert found.images["a.jpg"].rejected == [
         (6, "a region of the kind 'point' has no box"),
-        (7, "none of its attributes (colour, kind) is called class"),
+        (7, "none of its attributes ('colour', 'kind') is called class"),
         (8, "the box has no class"),
     ]
 
@@ -386,6 +386,7 @@ def test_an_image_in_two_tables_stops(root):
             "needs columns for the file name, the class and the box",
         ),
         ("a.jpg 80 30 120 70 Car\n", "its first row is: a.jpg 80 30 120 70 Car"),
+        ('"two\nlines",5\n', "its first row is: two lines, 5"),
         (
             b"filename,class,xmin,ymin,xmax,ymax\nstra\xdfe.jpg,Car,1,2,3,4\n",
             "t.csv:2: not UTF-8 text; save it as UTF-8",

@@ -433,6 +433,7 @@ def test_the_list_that_darknet_names(tmp_path):
         ("data.yaml", "path: x\nnames: [a, b", "data.yaml:2: not a YAML file"),
         ("data.yaml", "- a\n- b", "not a description of a YOLO data set, which has names"),
         ("data.yaml", "[" * 5000, "not a YAML file"),
+        ("data.yaml", "names: [\0]", "not a YAML file .*in .<unicode string>., position"),  # in one line
         ("data.yaml", 'names: ["a\\x07"]', "has the control character"),
         ("data.yaml", b"names: [\xff]", "data.yaml:1: not UTF-8 text"),
         (
