@@ -224,6 +224,7 @@ def test_text_errors_name_line_and_column(text, expected):
 OTHERS = {
     "ssd_config { }": "SSD",
     "yolov4_config { }": "YOLO",
+    'random_seed: 42\nyolo_config { big_anchor_shape: "[(116,90)]" }': "YOLO",
     "random_seed: 42\nnms_config { confidence_threshold: 0.001 }": "YOLO, SSD or RetinaNet",
     "lpr_config { hidden_units: 512 }": "LPRNet",
     "seed: 123\nuse_amp: False\nmaskrcnn_config { nlayers: 50 }": "Mask R-CNN",
