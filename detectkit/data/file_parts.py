@@ -1,0 +1,226 @@
+"""The splits of a folder whose label files, COCO's JSON or CSV, are each of many images, and the specs that read them."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import mmap
+import posixpath
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from detectkit.data.folders import SAMPLE, FolderFiles, divided, role_of, under
+from detectkit.data.foreign import head
+from detectkit.data.parts import Part, Parts, blank
+from detectkit.errors import DataError
+
+LISTS = [re.compile(rb'"%s"\s*:\s*\[\s*(\])?' % key) for key in (b"images", b"categories", b"annotations")]
+FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.){1,1000}")')
+OTHER_TASKS = re.compile(
+    r"(captions|person_keypoints|panoptic|stuff)_", re.IGNORECASE
+)  # beside COCO's instances_
+MANY = 50  # JSON or CSV files in a folder: one for each image, as other tools write them
+TABLE = 1 << 18  # bytes of a table that are looked at
+COLUMNS = (  # names of a table's columns in lower case, letters and digits alone
+    (
+        "filename",
+        "file",
+        "image",
+        "imagename",
+        "imageid",
+        "imagepath",
+        "imagefile",
+        "img",
+        "imgname",
+        "path",
+        "filepath",
+    ),
+    ("class", "classname", "label", "labelname", "category", "categoryname", "name", "object", "classid"),
+    ("xmin", "x1", "left", "bboxxmin", "bboxx1", "xtl", "x", "bboxx", "xminimum"),
+    ("ymin", "y1", "top", "bboxymin", "bboxy1", "ytl", "y", "bboxy", "yminimum"),
+)
+
+
+class LabelledFile(NamedTuple):
+    """A label file of many images."""
+
+    file: str  # path from the folder
+    names: list[str]  # some of its images, as it has them
+    has_labels: bool
+
+    @property
+    def role(self) -> str | None:
+        return role_of(posixpath.splitext(self.file)[0])
+
+
+class _Place(NamedTuple):
+    """A label file, and where its images are."""
+
+    source: LabelledFile
+    start: str  # folder that its names start from
+    images: str  # where they lead
+
+    @property
+    def role(self) -> str | None:
+        return self.source.role or role_of(self.images)
+
+
+# COCO
+
+
+def annotation_files(files: FolderFiles) -> list[LabelledFile]:
+    """Those of COCO, told by their lists; of a folder with a file for each image one is looked at."""
+    found = []
+    for below, names in files.ending(".json").items():
+        chosen = names if len(names) <= MANY else names[:1]
+        for name in chosen:
+            coco = _annotation_file(files.folder, under(below, name))
+            if coco:
+                found.append(coco)
+    instances = [each for each in found if posixpath.basename(each.file).lower().startswith("instances_")]
+    if instances:
+        found = [each for each in found if not OTHER_TASKS.match(posixpath.basename(each.file))]
+    return found
+
+
+def _annotation_file(folder: Path, file: str) -> LabelledFile | None:
+    path = folder / file
+    if not path.stat().st_size:
+        return None
+    with open(path, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        images, categories, annotations = (pattern.search(content) for pattern in LISTS)
+        if images is None or categories is None:
+            return None
+        matches = itertools.islice(FILE_NAME.finditer(content), SAMPLE)
+        names = [name for match in matches if (name := _text(match[1]))]
+        return LabelledFile(file, names, has_labels=annotations is not None and not annotations[1])
+
+
+def _text(quoted: bytes) -> str:
+    try:
+        return str(json.loads(quoted))
+    except ValueError:
+        return ""
+
+
+def coco_parts(files: FolderFiles, found: Sequence[LabelledFile]) -> Parts:
+    """Give the splits of COCO's annotation files."""
+    groups, used, told = _groups(files, found)
+    parts = []
+    for role, group in groups.items():
+        config = blank(files)
+        config.coco_config.root_directory_path = str(files.folder)
+        config.coco_config.img_dir_names.extend(each.start for each in group)
+        config.coco_config.annotation_files.extend(each.source.file for each in group)
+        parts.append(Part(role, config))
+    return Parts(parts, used, told)
+
+
+def _groups(
+    files: FolderFiles, found: Sequence[LabelledFile]
+) -> tuple[dict[str, list[_Place]], list[str], list[str]]:
+    """Give the label files of each split with their images, the folders of these, and what is told of others.
+
+    Raises:
+        DataError: no file has labels, their images are not there, or two of one split are of the same images.
+    """
+    labelled = [each for each in found if each.has_labels]
+    told = [f"left out, as it has no labels: {each.file}" for each in found if not each.has_labels]
+    if not labelled:
+        raise DataError(
+            f"{files.folder / found[0].file} has no labels: label its images, and export them again"
+        )
+    located = [_located(files, each) for each in labelled]
+    groups, left = divided(located, [each.role for each in located], files.folder)
+    told += [f"left out, as it is of no split: {each.source.file}" for each in left]
+    for group in groups.values():
+        _require_other_images(files, group)
+    return groups, [each.images for each in located], told
+
+
+def _located(files: FolderFiles, source: LabelledFile) -> _Place:
+    place = files.start_of(source.names, posixpath.dirname(source.file), source.role)
+    if place is None:
+        path = files.folder / source.file
+        if not source.names:
+            raise DataError(f"{path} lists no images: label some, and export them again")
+        raise DataError(
+            f"{path} is for images such as {source.names[0]!r:.200}, and none of them is in {files.folder}: "
+            "put them there, or export them with the labels"
+        )
+    return _Place(source, *place)
+
+
+def _require_other_images(files: FolderFiles, group: Sequence[_Place]) -> None:
+    for one, other in itertools.combinations(group, 2):
+        if one.start == other.start and set(one.source.names) & set(other.source.names):
+            raise DataError(
+                f"{files.folder}: {one.source.file} and {other.source.file} are for the same images: move one away, "
+                "or name them after their splits (train, val, test)"
+            )
+
+
+# CSV
+
+
+def tables(files: FolderFiles) -> list[LabelledFile]:
+    """The tables of boxes, told by their columns."""
+    found = []
+    for below, names in files.ending(".csv").items():
+        for name in names if len(names) <= MANY else names[:1]:
+            image_names = _names_in_table(files.folder / below / name)
+            if image_names is not None:
+                found.append(LabelledFile(under(below, name), image_names, bool(image_names)))
+    return found
+
+
+def _names_in_table(path: Path) -> list[str] | None:
+    """The first file names of a table; None: it is no table of boxes."""
+    rows = list(_rows(head(path, TABLE)))
+    if not rows:
+        return None
+    header = [re.sub(r"[^a-z0-9]", "", column.lower()) for column in rows[0]]
+    places = [
+        next((place for place, column in enumerate(header) if column in known), None) for known in COLUMNS
+    ]
+    if None in places:
+        return None
+    column = places[0] or 0
+    names = (row[column].strip() for row in rows[1:] if len(row) > column)
+    return list(itertools.islice(dict.fromkeys(filter(None, names)), SAMPLE))
+
+
+def _rows(content: bytes) -> Iterator[list[str]]:
+    text = content.decode("utf-8-sig", errors="replace")
+    lines = text.splitlines()
+    if not lines:
+        return
+    separator = max(",;\t", key=lines[0].count)
+    try:
+        yield from csv.reader(lines, delimiter=separator)
+    except csv.Error:
+        return
+
+
+def csv_parts(files: FolderFiles, found: Sequence[LabelledFile]) -> Parts:
+    """Give the splits of tables."""
+    groups, used, told = _groups(files, found)
+    parts = []
+    for role, group in groups.items():
+        config = blank(files)
+        source = config.csv_config
+        source.root_directory_path = str(files.folder)
+        source.csv_files.extend(each.source.file for each in group)
+        starts = {each.start for each in group}
+        if len(starts) > 1:
+            raise DataError(
+                f"{files.folder}: the images of {' and '.join(each.source.file for each in group)}, which are of one "
+                "split, are in several folders: put them into one"
+            )
+        start = starts.pop()
+        source.image_dir_name = start or "."  # empty is the folder of the table
+        parts.append(Part(role, config))
+    return Parts(parts, used, told)
