@@ -23,9 +23,9 @@ ROLE_OF = {
 }
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar")
 PASSED_OVER = ("__MACOSX", "__pycache__", "$RECYCLE.BIN", "node_modules")
-MASKS = re.compile(
-    r"mask|segmentation|depth_|disp_", re.IGNORECASE
-)  # folders of images that are labels themselves
+MASKS = re.compile(  # folders of pictures that are labels themselves
+    r"(.*/)?(masks?|segmentation(class|object).*|instance|semantic.*|depth.*|disp.*)", re.IGNORECASE
+)
 PLACES = 4  # named at a time
 SAMPLE = 50  # file names of a label file that are looked for
 
@@ -68,12 +68,8 @@ class FolderFiles:
 
     @cached_property
     def images(self) -> dict[str, list[str]]:
-        """Those of each folder; masks of segmentation are none."""
-        found = {
-            below: list(filter(is_image, names))
-            for below, names in self.files.items()
-            if not MASKS.search(below)
-        }
+        """Those of each folder."""
+        found = {below: list(filter(is_image, names)) for below, names in self.files.items()}
         return {below: names for below, names in found.items() if names}
 
     @cached_property
@@ -114,9 +110,10 @@ class FolderFiles:
         return max(
             sorted(counts),
             key=lambda below: (
+                not MASKS.fullmatch(below),
                 counts[below] * 2 >= most,
                 role_of(below) == role,
-                len(list(filter(None, shared([below, place]).split("/")))),
+                _alike(below, place),
                 _last_digits(below) == digits,
                 counts[below],
             ),
@@ -244,6 +241,13 @@ def require_folder(folder: Path) -> None:
         raise DataError(f"{folder} is a file: give the folder of the data set, {folder.parent} perhaps")
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
+
+
+def _alike(folder: str, other: str) -> int:
+    """How many folders the beginnings, and how many the ends, of two paths have in common."""
+    paths = [folder.split("/"), other.split("/")]
+    ends = [path[::-1] for path in paths]
+    return len(os.path.commonprefix(paths)) + len(os.path.commonprefix(ends))
 
 
 def _last_digits(path: str) -> str:

@@ -213,7 +213,7 @@ def _why_not(files: FolderFiles, kind: str | None, seen: Sequence[_Seen]) -> str
     ends = counted(Counter(os.path.splitext(name)[1].lower() for _, name in labels))
     if not images and labels:
         return (
-            f"{wanted}: it has label files ({ends}) and no images; "
+            f"{wanted}: it has label files ({ends}) and no images: "
             "put these beside them, or into a folder images beside that of the labels"
         )
     if not images:
