@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from detectkit.data.dataset import Dataset
 
 SAMPLE = 16  # images opened of each set
+NAMED = 8  # classes of labels
 
 
 class Problems:
@@ -348,6 +349,45 @@ def _check_folders(config: spec.DatasetExportConfig, problems: Problems) -> None
                 with problems.gathered():
                     _require_folder(f"coco_config.img_dir_names[{index}]", images / name)
             _check_files("coco_config.annotation_files", root, coco.annotation_files, problems)
+        case "yolo_config":
+            _check_yolo(config, problems)
+        case "csv_config":
+            _check_tables(config, problems)
+
+
+def _check_yolo(config: spec.DatasetExportConfig, problems: Problems) -> None:
+    from detectkit.data import sources, yolo
+
+    source = config.yolo_config
+    root, images = _roots(config, source.root_directory_path, sources.yolo_folders(source))
+    for index, name in enumerate(source.image_dir_names or [""]):
+        with problems.gathered():
+            field = f"yolo_config.image_dir_names[{index}]"
+            if not sources.is_list(name):
+                _count_images(field, images / name, ".jpg")
+            elif not (root / name).is_file():
+                raise DataError(f"{field}: there is no file {root / name}")
+    with problems.gathered():
+        classes = yolo.find_classes(source)
+        names = ", ".join(f"{number} {name}" for number, name in list(classes.names.items())[:NAMED])
+        more = ", …" * (len(classes.names) > NAMED)
+        say(f"{classes.file}: {len(classes.names)} classes ({names}{more})")
+
+
+def _check_tables(config: spec.DatasetExportConfig, problems: Problems) -> None:
+    from detectkit.data import csv
+
+    source = config.csv_config
+    root, images = _roots(config, source.root_directory_path, [source.image_dir_name])
+    for name in source.csv_files:
+        with problems.gathered():
+            table = csv.read_table(root / name)
+            counts = Counter(label.name for content in table.images.values() for label in content.labels)
+            named = ", ".join(f"{label} {count}" for label, count in counts.most_common(NAMED))
+            more = ", …" * (len(counts) > NAMED)
+            say(f"{table.path}: {len(table.images)} images, {counts.total()} boxes ({named}{more})")
+    with problems.gathered():
+        _count_images("csv_config.image_dir_name", images / source.image_dir_name, ".jpg")
 
 
 def _roots(config: spec.DatasetExportConfig, root: str, folders: Sequence[str]) -> tuple[Path, Path]:

@@ -59,16 +59,14 @@ def read_folders(config: DatasetExportConfig) -> Source:
         _read_fold(file, image_root, folder, crowd_label=source.crowd_label, rejected=rejected)
         for file, folder in zip(files, source.img_dir_names)
     ]
-    folds = [_of_different_names(fold, rejected) for fold in folds]
+    folds = [readers.of_different_names(fold, rejected) for fold in folds]
     readers.require_disjoint(folds)
-    extensions = Counter(frame.image.suffix.removeprefix(".") for fold in folds for frame in fold)
-    is_one = len(extensions) == 1 or not config.embed_images
     shards = list(source.num_shards) or [0]
     return Source(
         folds,
         rejected,
         image_root,
-        extension=max(extensions, key=lambda end: extensions[end], default="") if is_one else "",
+        extension=readers.common_extension(folds, embedded=config.embed_images),
         num_shards=shards * len(folds) if len(shards) == 1 else shards,
     )
 
@@ -216,22 +214,6 @@ def _images(file: Annotations, rejected: list[Reject]) -> list[Listed]:
             rejected.append(Reject(str(file.path), None, f"{name}: several images have {twice}"))
             del listed[identity, name]
     return list(listed.values())
-
-
-def _of_different_names(fold: Sequence[LabelledImage], rejected: list[Reject]) -> list[LabelledImage]:
-    """Leave out an image whose name, without extension, is that of an earlier one: records could not tell them apart."""
-    found: dict[str, LabelledImage] = {}
-    for frame in fold:
-        first = found.setdefault(frame.frame_id, frame)
-        if first is not frame:
-            same = (
-                "is listed before, as the same file"
-                if first.image == frame.image
-                else "has the same name but for its extension"
-            )
-            reason = f"{first.image.name} {same}"
-            rejected.append(Reject(str(frame.image), None, reason))
-    return list(found.values())
 
 
 # Objects

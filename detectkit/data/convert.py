@@ -1,4 +1,4 @@
-"""Labelled images of KITTI, COCO or Pascal VOC to TFRecord shards, split into folds."""
+"""Labelled images of KITTI, COCO, Pascal VOC, YOLO or CSV to TFRecord shards, split into folds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy
 
 from detectkit.console import log, progress
-from detectkit.data import coco, kitti, sources, tfrecord, voc
+from detectkit.data import coco, csv, kitti, sources, tfrecord, voc, yolo
 from detectkit.data.digits import make_sample_data
 from detectkit.data.readers import LabelledImage, Reject, Source, reasons
 from detectkit.errors import DataError, OutputError, UsageError
@@ -74,7 +74,7 @@ def convert(
     if validation_fold is not None and not 0 <= validation_fold < num_folds:
         raise UsageError(f"there is no fold {validation_fold}: the spec makes {num_folds}, counted from 0")
     generator = random.Random(config.random_seed)
-    source = _read(config, generator)
+    source = read(config, generator)
     if not config.embed_images:
         folds = [_with_extension(fold, source.rejected) for fold in source.folds]
         source = source._replace(folds=folds)
@@ -87,12 +87,27 @@ def convert(
     return _write(config, source, folds, prefix=Path(output_prefix))
 
 
-def _read(config: DatasetExportConfig, generator: random.Random) -> Source:
+def read(config: DatasetExportConfig, generator: random.Random) -> Source:
+    """Read all that a conversion spec names, dealt to folds; nothing is renamed, left out by the spec or written.
+
+    The data set of `sample_config` is made where it is missing.
+
+    Args:
+        generator: draws the folds of a random split.
+
+    Raises:
+        DataError: a folder or label file is missing or broken as a whole. OutputError: the folder of `sample_config`
+            holds something else.
+    """
     match config.WhichOneof("convert_config_type"):
         case "coco_config":
             return coco.read_folders(config)
         case "voc_config":
             return voc.read_folder(config, generator)
+        case "yolo_config":
+            return yolo.read_folder(config, generator)
+        case "csv_config":
+            return csv.read_tables(config, generator)
         case "sample_config":
             make_sample_data(Path(config.sample_config.root_directory_path).expanduser())
             return kitti.read_folder(sources.as_kitti(config), generator)

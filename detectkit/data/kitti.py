@@ -20,7 +20,7 @@ COLUMNS = (
     *("class", "truncation", "occlusion", "alpha", "x1", "y1", "x2", "y2"),
     *("height", "width", "length", "x", "y", "z", "rotation_y", "score"),
 )
-YOLO = "a line of YOLO, with the number of the class and a box or outline in shares of the image"
+YOLO = "a line of YOLO, with the number of the class and a box or outline in shares of the image: yolo_config reads such files"
 FULL_TURN = 2 * math.pi + 0.01  # radians
 
 

@@ -1,7 +1,8 @@
-"""Labelled images as the readers of KITTI, COCO and Pascal VOC give them and a conversion writes them."""
+"""Labelled images as the readers of label files give them and a conversion writes them."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import os
@@ -98,6 +99,7 @@ class LabelFile(NamedTuple):
     rejected: list[tuple[int | None, str]]  # line and reason
     size: tuple[float, float] = (0, 0)  # width and height of the image that the file states; 0: it does not
     file_name: str = ""  # of the image, as the file states it; empty: it does not
+    in_shares: bool = False  # boxes in shares of the image's width and height, not in pixels
 
 
 def require_visible(name: str) -> None:
@@ -185,6 +187,25 @@ def require_size(size: Size, stated: Sequence[object]) -> None:
                 " pixels as stored: label it as a viewer shows it, or take the orientation out of the file"
             )
         raise ValueError(f"{found}, but its labels are for {labelled}")
+
+
+def labelled(folder: str, image: str, path: Path, content: LabelFile) -> LabelledImage:
+    """Give an image of a folder below the image root with its labels, whose boxes are in pixels then.
+
+    Raises:
+        ValueError: it cannot be used; the reason, without the path.
+    """
+    size = image_size(path)
+    require_size(size, content.size)
+    labels = tuple(content.labels)
+    if content.in_shares:
+        labels = tuple(label._replace(box=_scaled(label.box, size)) for label in labels)
+    return LabelledImage(frame_id(folder, image), path, *size[:2], labels, size.turned)
+
+
+def _scaled(box: tuple[float, float, float, float], size: Size) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = box
+    return x1 * size.width, y1 * size.height, x2 * size.width, y2 * size.height
 
 
 def find_image_root(image_directory_path: str, root: Path, folders: Iterable[str]) -> Path:
@@ -284,6 +305,23 @@ def read_json(path: Path, field: str) -> Any:
         raise DataError(f"cannot read {field} {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"cannot read {field} {path}: not a JSON file ({error})") from error
+
+
+def read_text(path: Path, field: str) -> str:
+    """Read a text file: UTF-8, or UTF-16 that says so with its first two bytes, as spreadsheets write it.
+
+    Raises:
+        DataError: it cannot be read, or is none; `field` is what the spec calls it.
+    """
+    try:
+        content = path.read_bytes()
+        is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return content.decode("utf-16" if is_wide else "utf-8-sig")
+    except OSError as error:
+        raise DataError(f"cannot read {field} {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}:{line}: not UTF-8 text; save it as UTF-8 ({field})") from error
 
 
 # Frames and folds
@@ -457,6 +495,29 @@ def split(
     if val_split > 0 and len(frames) > 1:
         count = max(count, 1)  # a validation set was asked for
     return [shuffled[:count], shuffled[count:]]
+
+
+def of_different_names(fold: Sequence[LabelledImage], rejected: list[Reject]) -> list[LabelledImage]:
+    """Leave out an image whose name, without extension, is that of an earlier one: records could not tell them apart."""
+    found: dict[str, LabelledImage] = {}
+    for frame in fold:
+        first = found.setdefault(frame.frame_id, frame)
+        if first is not frame:
+            same = (
+                "is listed before, as the same file"
+                if first.image == frame.image
+                else "has the same name but for its extension"
+            )
+            reason = f"{first.image.name} {same}"
+            rejected.append(Reject(str(frame.image), None, reason))
+    return list(found.values())
+
+
+def common_extension(folds: Iterable[Iterable[LabelledImage]], *, embedded: bool) -> str:
+    """The extension of most images, without the dot; empty where records with the images have several."""
+    extensions = Counter(frame.image.suffix.removeprefix(".") for fold in folds for frame in fold)
+    is_one = len(extensions) == 1 or not embedded
+    return max(extensions, key=lambda end: extensions[end], default="") if is_one else ""
 
 
 def require_disjoint(folds: Sequence[Sequence[LabelledImage]]) -> None:

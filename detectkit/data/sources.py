@@ -9,10 +9,14 @@ from pathlib import Path
 
 from detectkit.errors import DataError
 from detectkit.files import literal_start, local_path, matching
-from detectkit.spec import DatasetExportConfig
+from detectkit.spec import DatasetExportConfig, YOLOConfig
 
 PARTS = re.compile(r"((-fold-\d{3}-of-\d{3}|-shard-\d{5}-of-\d{5})+(\.index)?|_warning\.json)")
 UNFINISHED = ".unfinished"
+IMAGES, LABELS = "images", "labels"  # folders of YOLO
+YAML = (".yaml", ".yml")
+CLASS_LISTS = ("classes.txt", "obj.names", "_darknet.labels")
+CASES = (str.capitalize, str.upper, str.lower)
 
 
 def as_kitti(config: DatasetExportConfig) -> DatasetExportConfig:
@@ -35,6 +39,10 @@ def num_folds(config: DatasetExportConfig) -> int:
             return len(config.coco_config.img_dir_names)
         case "voc_config":
             return len(config.voc_config.image_set_files) or 2
+        case "yolo_config":
+            return len(config.yolo_config.image_dir_names) or 2
+        case "csv_config":
+            return max(len(config.csv_config.csv_files), 2)
         case "sample_config":
             return 2
         case _:
@@ -65,14 +73,66 @@ def reads(config: DatasetExportConfig) -> list[Path]:
             others = list(config.coco_config.annotation_files)
         case "voc_config":
             others = [config.voc_config.annotation_dir_name, *config.voc_config.image_set_files]
+        case "yolo_config":
+            return list(dict.fromkeys([*_images(config), *_beside_yolo_images(config.yolo_config)]))
+        case "csv_config":
+            others = list(config.csv_config.csv_files)
         case _:
             source = config.kitti_config
             by_sequence = source.partition_mode == "sequence"
             others = [source.label_dir_name, *[source.kitti_sequence_to_frames_file] * by_sequence]
-    folders = _image_folders(config)
-    images_root, _ = image_root(config.image_directory_path, root, folders)
-    images = [images_root / folder for folder in folders]
-    return list(dict.fromkeys([*images, *(root / name for name in others)]))
+    return list(dict.fromkeys([*_images(config), *(root / name for name in others)]))
+
+
+def is_list(name: str) -> bool:
+    """Whether an entry of YOLO's image_dir_names is a text file that lists images, not a folder."""
+    return name.lower().endswith(".txt")
+
+
+def yolo_folders(source: YOLOConfig) -> list[str]:
+    """The folders of images of a YOLO source: the root itself where none is named, or a list, whose images lie below it."""
+    names = ["" if is_list(name) else name for name in source.image_dir_names]
+    return list(dict.fromkeys(names)) or [""]
+
+
+def label_folders(folder: Path, below: str = "") -> list[Path]:
+    """Where the label files of a YOLO folder of images may be, the likeliest place first.
+
+    In the path of the images the last part `images` becomes `labels`, or is followed by it; a path without one has `labels`
+    in the folder or beside it. Last come the images' own folders.
+
+    Args:
+        below: of the images, from the folder.
+    """
+    place = folder / below
+    parts = place.parts
+    last = max((number for number, part in enumerate(parts) if part.lower() == IMAGES), default=None)
+    if last is None:
+        return [folder / LABELS / below, folder.parent / LABELS / below, place]
+    word = next(case(LABELS) for case in CASES if case(IMAGES) == parts[last] or case is CASES[-1])
+    before, behind = parts[:last], parts[last + 1 :]
+    found = [Path(*before, name, *behind) for name in (word, LABELS)]
+    return list(dict.fromkeys([*found, Path(*before, parts[last], LABELS, *behind), place]))
+
+
+def _beside_yolo_images(source: YOLOConfig) -> list[Path]:
+    """The folders of labels that are there, the lists of images, and the list of classes."""
+    root = Path(source.root_directory_path).expanduser()
+    lists = [name for name in source.image_dir_names if is_list(name)]
+    places = [place for folder in yolo_folders(source) for place in label_folders(root / folder)[:-1]]
+    there = [place for place in places if place.is_dir()]
+    classes = [root / source.classes_file] if source.classes_file else class_lists(root)
+    return [*there, *(root / name for name in lists), *classes]
+
+
+def class_lists(folder: Path) -> list[Path]:
+    """The files of a folder that may name YOLO's classes, YAML first."""
+    try:
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError:
+        return []
+    described = [name for name in names if name.lower().endswith(YAML)]
+    return [folder / name for name in [*described, *(name for name in names if name.lower() in CLASS_LISTS)]]
 
 
 def written(prefix: str | Path) -> list[Path]:
@@ -120,11 +180,21 @@ def _root(config: DatasetExportConfig) -> Path:
     return Path(getattr(config, kind).root_directory_path).expanduser()
 
 
+def _images(config: DatasetExportConfig) -> list[Path]:
+    folders = _image_folders(config)
+    images_root, _ = image_root(config.image_directory_path, _root(config), folders)
+    return [images_root / folder for folder in folders]
+
+
 def _image_folders(config: DatasetExportConfig) -> list[str]:
     match config.WhichOneof("convert_config_type"):
         case "coco_config":
             return list(config.coco_config.img_dir_names)
         case "voc_config":
             return [config.voc_config.image_dir_name]
+        case "yolo_config":
+            return yolo_folders(config.yolo_config)
+        case "csv_config":
+            return [config.csv_config.image_dir_name]
         case _:
             return [config.kitti_config.image_dir_name]

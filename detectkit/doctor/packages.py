@@ -23,10 +23,11 @@ IMPORTS = {
     "google-crc32c": "google_crc32c",
     "pillow": "PIL",
     "protobuf": "google.protobuf",
+    "pyyaml": "yaml",
     "scikit-learn": "sklearn",
 }
 # A training does without these.
-FOR_OTHER_COMMANDS = {"h5py", "onnx", "onnxruntime", "scikit-learn", "shtab", "tensorboard"}
+FOR_OTHER_COMMANDS = {"h5py", "onnx", "onnxruntime", "pyyaml", "scikit-learn", "shtab", "tensorboard"}
 EXTRAS = {
     "coco": "to count as COCO does (evaluation_config.protocol)",
     "tensorrt": "to build TensorRT engines",

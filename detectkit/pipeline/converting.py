@@ -35,15 +35,45 @@ def _folds(config: DatasetExportConfig) -> list[int]:
     if kind == "sample_config":
         held = int(SAMPLE_IMAGES * SAMPLE_VALIDATION)
         return [held, SAMPLE_IMAGES - held]
+    if kind == "csv_config":
+        return _folds_of_tables(config)
+    if kind == "yolo_config" and config.yolo_config.image_dir_names:
+        return [_count_yolo(config, name) for name in config.yolo_config.image_dir_names]
     counts = [_count_images(path) for path in _folders(config)]
     if kind == "coco_config":  # a folder a fold
         return counts
     total, number = sum(counts), max(sources.num_folds(config), 1)
-    split = config.voc_config.val_split if kind == "voc_config" else config.kitti_config.val_split
-    if number == 2 and split:
-        held = round(total * split / 100)
+    return _split(total, getattr(config, kind or "kitti_config").val_split, number)
+
+
+def _split(total: int, share: float, number: int) -> list[int]:
+    if number == 2 and share:
+        held = round(total * share / 100)
         return [held, total - held]
     return [total // number] * number
+
+
+def _count_yolo(config: DatasetExportConfig, name: str) -> int:
+    """Images of a folder, or of a list: its lines."""
+    source = config.yolo_config
+    root = Path(source.root_directory_path).expanduser()
+    if not sources.is_list(name):
+        images, _ = sources.image_root(config.image_directory_path, root, sources.yolo_folders(source))
+        return _count_images(images / name)
+    try:
+        return sum(1 for line in (root / name).read_bytes().splitlines() if line.strip())
+    except OSError:
+        return 0
+
+
+def _folds_of_tables(config: DatasetExportConfig) -> list[int]:
+    """The images below the folder, dealt to the tables by their length: they are not read."""
+    folder, *tables = sources.reads(config)
+    total = _count_images(folder)
+    if len(tables) == 1:
+        return _split(total, config.csv_config.val_split, 2)
+    sizes = [table.stat().st_size if table.is_file() else 0 for table in tables]
+    return [round(total * size / max(sum(sizes), 1)) for size in sizes]
 
 
 def _folders(config: DatasetExportConfig) -> list[Path]:

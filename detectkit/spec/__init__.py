@@ -8,10 +8,12 @@ from detectkit.spec.classes import class_names, compare_classes, label_name, rea
 from detectkit.spec.cost_function_pb2 import CostFunctionConfig
 from detectkit.spec.dataset_export_pb2 import (
     COCOConfig,
+    CSVConfig,
     DatasetExportConfig,
     KITTIConfig,
     SampleConfig,
     VOCConfig,
+    YOLOConfig,
 )
 from detectkit.spec.dataset_pb2 import DatasetConfig, DataSource
 from detectkit.spec.evaluation_pb2 import EvaluationConfig
@@ -81,6 +83,7 @@ __all__ = [
     "BboxHandlerConfig",
     "BboxRasterizerConfig",
     "COCOConfig",
+    "CSVConfig",
     "CalibrationConfig",
     "ClasswiseBboxHandlerConfig",
     "ClearMLConfig",
@@ -121,6 +124,7 @@ __all__ = [
     "Violation",
     "VisualizerConfig",
     "WandBConfig",
+    "YOLOConfig",
     "another_training",
     "batch_size",
     "changed_sections",

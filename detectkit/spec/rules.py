@@ -516,10 +516,19 @@ def _dataset_export(spec: DatasetExportConfig) -> Iterator[Violation]:
             if spec.voc_config.image_set_files and spec.voc_config.val_split:
                 rule = "must be left out with image_set_files, which say what is in each fold"
                 yield Violation("voc_config.val_split", rule, f"{spec.voc_config.val_split:g}")
+        case "yolo_config":
+            if spec.yolo_config.image_dir_names and spec.yolo_config.val_split:
+                rule = "must be left out with image_dir_names, which say what is in each fold"
+                yield Violation("yolo_config.val_split", rule, f"{spec.yolo_config.val_split:g}")
+        case "csv_config":
+            if len(spec.csv_config.csv_files) > 1 and spec.csv_config.val_split:
+                rule = "must be left out with several csv_files, which say what is in each fold"
+                yield Violation("csv_config.val_split", rule, f"{spec.csv_config.val_split:g}")
         case "sample_config":
             pass
         case _:
-            yield Violation("kitti_config", "this section is missing (or coco_config, or voc_config)", "")
+            others = "coco_config, voc_config, yolo_config or csv_config"
+            yield Violation("kitti_config", f"this section is missing (or {others})", "")
 
 
 def _named(mapping: Mapping[str, str]) -> Iterator[tuple[str, str]]:

@@ -214,7 +214,7 @@ def _inference(spec: Inference) -> Iterator[str]:
 
 def _dataset_export(spec: DatasetExportConfig) -> Iterator[str]:
     kind = spec.WhichOneof("convert_config_type")
-    share = getattr(spec, kind).val_split if kind in ("kitti_config", "voc_config") else 0
+    share = getattr(getattr(spec, kind or "kitti_config"), "val_split", 0)
     if 0 < share < 1:
         yield f"{kind}.val_split: {short(share)} is in percent; a share of {short(share)} is {short(100 * share)}"
 

@@ -385,7 +385,7 @@ def test_spec_that_cannot_be_done(root, changes, message):
 
 def test_spec_without_a_source():
     [found] = spec.check(DatasetExportConfig())
-    assert "this section is missing (or coco_config, or voc_config)" in str(found)
+    assert "this section is missing (or coco_config, voc_config, yolo_config or csv_config)" in str(found)
 
 
 @pytest.mark.parametrize("bad", ["", "/"])

@@ -621,7 +621,7 @@ def test_conversion_spec(kitti_convert):
     config.kitti_config.partition_mode = "sequence"
     path = "kitti_config.kitti_sequence_to_frames_file"
     assert violations(config) == [f'{path}: partition_mode "sequence" needs it']
-    missing = "this section is missing (or coco_config, or voc_config)"
+    missing = "this section is missing (or coco_config, voc_config, yolo_config or csv_config)"
     assert violations(spec.DatasetExportConfig()) == [f"kitti_config: {missing}"]
 
 

@@ -72,7 +72,8 @@ OWN_FIELDS = """
 BboxObjective.loss_ratios CalibratorConfig.batch_size COCOConfig.crowd_label ClasswiseBboxHandlerConfig.confidence_threshold
 CostFunctionConfig.class_file CostFunctionConfig.class_names CostFunctionConfig.coverage_focal_gamma CovObjective.prior
 DatasetConfig.dontcare_labels DatasetExportConfig.embed_images DatasetExportConfig.output_filename
-DatasetExportConfig.random_seed DatasetExportConfig.sample_config DatasetExportConfig.voc_config EvaluationConfig.protocol
+DatasetExportConfig.random_seed DatasetExportConfig.sample_config DatasetExportConfig.voc_config
+DatasetExportConfig.yolo_config DatasetExportConfig.csv_config EvaluationConfig.protocol
 Experiment.calibration_config Experiment.export_config Experiment.pruning_config ModelConfig.layout OptimizerConfig.adamw
 OptimizerConfig.sgd
 TrainingConfig.accumulate_batches TrainingConfig.clip_gradient_norm TrainingConfig.distillation TrainingConfig.ema_decay
@@ -93,6 +94,8 @@ OWN_MESSAGES = {
     "SgdOptimizerConfig": "momentum nesterov",
     "VOCConfig": "root_directory_path image_dir_name annotation_dir_name image_set_files val_split num_shards "
     "difficult_label image_extension",
+    "YOLOConfig": "root_directory_path classes_file image_dir_names val_split num_shards",
+    "CSVConfig": "root_directory_path csv_files image_dir_name val_split num_shards",
 }
 MESSAGES = {message.full_name.removeprefix("detectkit.spec."): message for message in messages()}
 PLACES = places()
