@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import mmap
 import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from detectkit.data import csv
 from detectkit.data.folders import SAMPLE, FolderFiles, divided, role_of, under
-from detectkit.data.foreign import head
 from detectkit.data.parts import Part, Parts, blank
 from detectkit.errors import DataError
 
@@ -22,26 +21,8 @@ FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.){1,1000}")')
 OTHER_TASKS = re.compile(
     r"(captions|person_keypoints|panoptic|stuff)_", re.IGNORECASE
 )  # beside COCO's instances_
+LINES = 2000  # of a table that are looked at
 MANY = 50  # JSON or CSV files in a folder: one for each image, as other tools write them
-TABLE = 1 << 18  # bytes of a table that are looked at
-COLUMNS = (  # names of a table's columns in lower case, letters and digits alone
-    (
-        "filename",
-        "file",
-        "image",
-        "imagename",
-        "imageid",
-        "imagepath",
-        "imagefile",
-        "img",
-        "imgname",
-        "path",
-        "filepath",
-    ),
-    ("class", "classname", "label", "labelname", "category", "categoryname", "name", "object", "classid"),
-    ("xmin", "x1", "left", "bboxxmin", "bboxx1", "xtl", "x", "bboxx", "xminimum"),
-    ("ymin", "y1", "top", "bboxymin", "bboxy1", "ytl", "y", "bboxy", "yminimum"),
-)
 
 
 class LabelledFile(NamedTuple):
@@ -166,43 +147,19 @@ def _require_other_images(files: FolderFiles, group: Sequence[_Place]) -> None:
 # CSV
 
 
-def tables(files: FolderFiles) -> list[LabelledFile]:
-    """The tables of boxes, told by their columns."""
-    found = []
+def tables(files: FolderFiles) -> tuple[list[LabelledFile], str]:
+    """The tables of boxes, and what is wrong with the first other one; empty: there is none."""
+    found, wrong = [], ""
     for below, names in files.ending(".csv").items():
         for name in names if len(names) <= MANY else names[:1]:
-            image_names = _names_in_table(files.folder / below / name)
-            if image_names is not None:
-                found.append(LabelledFile(under(below, name), image_names, bool(image_names)))
-    return found
-
-
-def _names_in_table(path: Path) -> list[str] | None:
-    """The first file names of a table; None: it is no table of boxes."""
-    rows = list(_rows(head(path, TABLE)))
-    if not rows:
-        return None
-    header = [re.sub(r"[^a-z0-9]", "", column.lower()) for column in rows[0]]
-    places = [
-        next((place for place, column in enumerate(header) if column in known), None) for known in COLUMNS
-    ]
-    if None in places:
-        return None
-    column = places[0] or 0
-    names = (row[column].strip() for row in rows[1:] if len(row) > column)
-    return list(itertools.islice(dict.fromkeys(filter(None, names)), SAMPLE))
-
-
-def _rows(content: bytes) -> Iterator[list[str]]:
-    text = content.decode("utf-8-sig", errors="replace")
-    lines = text.splitlines()
-    if not lines:
-        return
-    separator = max(",;\t", key=lines[0].count)
-    try:
-        yield from csv.reader(lines, delimiter=separator)
-    except csv.Error:
-        return
+            try:
+                table = csv.read_table(files.folder / below / name, lines=LINES)
+            except DataError as error:
+                wrong = wrong or str(error)
+            else:
+                images = list(itertools.islice(table.images, SAMPLE))
+                found.append(LabelledFile(under(below, name), images, bool(images)))
+    return found, wrong
 
 
 def csv_parts(files: FolderFiles, found: Sequence[LabelledFile]) -> Parts:

@@ -40,12 +40,6 @@ FORMATS = (
         "in VIA, choose Annotation, Export Annotations (COCO format)",
     ),
     Foreign(
-        "VGG Image Annotator's CSV",
-        (".csv",),
-        (rb"region_shape_attributes",),
-        "in VIA, choose Annotation, Export Annotations (COCO format)",
-    ),
-    Foreign(
         "Label Studio's own JSON",
         (".json",),
         (rb'"(from_name|rectanglelabels|original_width)"\s*:',),

@@ -119,7 +119,7 @@ def _seen(files: FolderFiles, kind: str | None) -> list[_Seen]:
     if coco:
         what = "annotation files: " + ", ".join(each.file for each in coco)
         found.append(_Seen("coco", what, partial(file_parts.coco_parts, files, coco)))
-    tables = file_parts.tables(files)
+    tables, _ = file_parts.tables(files)
     if tables:
         what = "tables of boxes: " + ", ".join(each.file for each in tables)
         found.append(_Seen("csv", what, partial(file_parts.csv_parts, files, tables)))
@@ -233,6 +233,9 @@ def _unmatched(files: FolderFiles, images: int, ends: str) -> str:
             )
         reason = kitti.other_format(columns) or f"{len(columns)} columns"
         return f"{path} is neither a label file of KITTI nor one of YOLO ({reason})"
+    _, wrong = file_parts.tables(files)
+    if wrong:
+        return wrong
     if ends:
         return (
             f"it has {images} images, and none of its text files ({ends}) is a label file with the name of an image: "

@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import yaml
+
+from detectkit.data import sources
 from detectkit.data.folders import (
     ROLES,
     FolderFiles,
@@ -25,18 +28,15 @@ from detectkit.data.parts import Part, Parts, blank, of_no_split, pairing_role
 from detectkit.errors import DataError
 from detectkit.spec import DatasetExportConfig
 
-YAML = (".yaml", ".yml")
-CLASS_FILES = (
-    "obj.names",
-    "classes.txt",
-    "classes.names",
-    "_darknet.labels",
-    "labels.txt",
-    "class.txt",
-    "names.txt",
-)
-HAS_NAMES = re.compile(rb"^names\s*:", re.MULTILINE)
-SPLIT = re.compile(r"(path|train|val|valid|validation|test)\s*:\s*(.*)")
+HAS_NAMES = re.compile(rb"^[\"']?names[\"']?\s*:", re.MULTILINE)
+STATED = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+LONGEST_YAML = 1 << 22  # bytes
 LONGEST_LIST = 1 << 26  # bytes of a list of images
 
 
@@ -46,11 +46,10 @@ def class_file(files: FolderFiles) -> str:
     for below, names in files.files.items():
         depth = below.count("/") + bool(below)
         for name in names:
-            if name.lower().endswith(YAML) and HAS_NAMES.search(head(files.folder / below / name)):
+            if name.lower().endswith(sources.YAML) and HAS_NAMES.search(head(files.folder / below / name)):
                 found.append((depth, 0, int(name.lower() != "data.yaml"), under(below, name)))
-            elif name.lower() in CLASS_FILES or name.lower().endswith(".names"):
-                order = CLASS_FILES.index(name.lower()) if name.lower() in CLASS_FILES else 0
-                found.append((depth, 1, order, under(below, name)))
+            elif name.lower() in sources.CLASS_LISTS or name.lower().endswith(".names"):
+                found.append((depth, 1, int(name.lower() not in sources.CLASS_LISTS), under(below, name)))
     return min(found)[-1] if found else ""
 
 
@@ -88,23 +87,17 @@ def yolo_parts(files: FolderFiles, pairings: Sequence[Pairing]) -> Parts:
     return Parts([Part(role, _config(files, "", classes, own)) for role, own in splits.items()], used, told)
 
 
-def _config(files: FolderFiles, root: str, classes: str, sources: Sequence[str]) -> DatasetExportConfig:
+def _config(files: FolderFiles, root: str, classes: str, own: Sequence[str]) -> DatasetExportConfig:
     config = blank(files, root)
     config.yolo_config.root_directory_path = str(files.folder / root)
     config.yolo_config.classes_file = posixpath.relpath(classes, root or ".")
-    config.yolo_config.image_dir_names.extend(sources)
+    config.yolo_config.image_dir_names.extend(own)
     return config
 
 
 def _require_reachable(files: FolderFiles, pairing: Pairing) -> None:
-    """Refuse labels that are neither beside their images nor in `labels` for `images`."""
-    images = pairing.images.split("/")
-    swapped = {
-        "/".join([*images[:place], "labels", *images[place + 1 :]])
-        for place, part in enumerate(images)
-        if part == "images"
-    }
-    if pairing.labels not in {pairing.images, under(pairing.images, "labels"), *swapped}:
+    """Refuse labels that reading would not find: it looks beside the images, and in `labels` for `images`."""
+    if files.folder / pairing.labels not in sources.label_folders(files.folder / pairing.images):
         raise DataError(
             f"{files.folder}: {shown(pairing.images)} has the images of {shown(pairing.labels)}, whose labels are of "
             "YOLO: these are looked for beside the images, or in a folder labels for a folder images; rename them so"
@@ -125,30 +118,30 @@ def _folders_above(files: FolderFiles) -> set[str]:
     }
 
 
-def _is_all(files: FolderFiles, sources: Sequence[str], pairings: Sequence[Pairing]) -> bool:
+def _is_all(files: FolderFiles, own: Sequence[str], pairings: Sequence[Pairing]) -> bool:
     """Whether a split that is alone has all labelled images, so that no list is needed."""
-    listed = _listed(files, sources)
+    listed = _listed(files, own)
     if listed:
         return len(listed) >= sum(len(files.images[place]) for place in {each.images for each in pairings})
-    return all(any(is_in(each.images, place) for place in sources) for each in pairings)
+    return all(any(is_in(each.images, place) for place in own) for each in pairings)
 
 
-def _listed(files: FolderFiles, sources: Iterable[str]) -> set[str]:
-    """The images that lists among the sources name."""
-    return {line for place in sources if place.endswith(".txt") for line in image_list(files.folder / place)}
+def _listed(files: FolderFiles, own: Iterable[str]) -> set[str]:
+    """The images that lists among folders and lists name."""
+    return {line for place in own if place.endswith(".txt") for line in image_list(files.folder / place)}
 
 
 def _unnamed(
     files: FolderFiles, splits: Mapping[str, Sequence[str]], pairings: Sequence[Pairing]
 ) -> list[str]:
     """What is told of labelled images that no split has: neither data.yaml nor a list names them."""
-    sources = [place for own in splits.values() for place in own]
+    named = [place for own in splits.values() for place in own]
     others = {
         each.images: len(each.names)
         for each in pairings
-        if not any(is_in(each.images, place) for place in sources)
+        if not any(is_in(each.images, place) for place in named)
     }
-    listed = len(_listed(files, sources))
+    listed = len(_listed(files, named))
     if listed:
         count = sum(others.values()) - listed
         return [f"left out, as no list has them: {count} labelled images"] if count > 0 else []
@@ -162,9 +155,9 @@ def _by_yaml(
     files: FolderFiles, classes: str, pairings: Sequence[Pairing], told: list[str]
 ) -> dict[str, list[str]]:
     """The folders and lists that data.yaml names for each split, of those that are there and have labels."""
-    if not classes.lower().endswith(YAML):
+    if not classes.lower().endswith(sources.YAML):
         return {}
-    stated = _stated_splits(head(files.folder / classes).decode("utf-8-sig", errors="replace"))
+    stated = _stated_splits(files.folder / classes)
     below, known = posixpath.dirname(classes), _folders_above(files)
     all_files = {under(place, name) for place, names in files.files.items() for name in names}
     found: dict[str, list[str]] = {}
@@ -193,29 +186,23 @@ def _place(name: str, below: str, known: set[str], all_files: set[str]) -> str |
     return None if parts else below
 
 
-def _stated_splits(text: str) -> dict[str, list[str]]:
-    """The paths of each split: a value, a list in brackets, or lines that begin with a dash."""
+def _stated_splits(path: Path) -> dict[str, list[str]]:
+    """The paths that data.yaml has for each split; none where it cannot be read, which reading the class names tells."""
+    try:
+        content = yaml.load(
+            head(path, LONGEST_YAML), Loader=yaml.BaseLoader
+        )  # texts, lists and mappings only
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return {}
     found: dict[str, list[str]] = {}
-    lines = iter(text.splitlines())
-    current: list[str] | None = None
-    for line in lines:
-        bare = re.sub(r"(^|\s)#.*", "", line).rstrip()
-        stated = SPLIT.fullmatch(bare)
-        if stated and stated[1] != "path":
-            current = found.setdefault(role_of(stated[1]) or "", [])
-            current += _values(stated[2])
-        elif bare.lstrip().startswith("- ") and current is not None:
-            current += _values(bare.lstrip()[2:])
-        elif bare:
-            current = None
+    for key, value in content.items() if isinstance(content, dict) else ():
+        values = value if isinstance(value, list) else [value]
+        stated = [
+            each.strip() for each in values if isinstance(each, str) and each.strip() not in ("", "null", "~")
+        ]
+        if key in STATED:
+            found.setdefault(STATED[key], []).extend(stated)
     return found
-
-
-def _values(text: str) -> list[str]:
-    inner = text.strip().removeprefix("[").removesuffix("]") if text.strip().startswith("[") else text
-    values = inner.split(",") if inner != text else [inner]
-    bare = [value.strip().strip("\"'").strip() for value in values]
-    return [value for value in bare if value and value not in ("null", "~")]
 
 
 # Lists of images

@@ -124,6 +124,14 @@ def test_text_files_of_something_else(tmp_path, line, reason):
     assert reason in refused(tmp_path)
 
 
+def test_a_table_of_something_else(tmp_path):
+    image(tmp_path / "a")
+    text(tmp_path / "labels.csv", "image,label\na.jpg,car\n")
+    assert f"{tmp_path}/labels.csv needs columns for the file name, the class and the box" in refused(
+        tmp_path
+    )
+
+
 def test_two_layouts(tmp_path):
     voc(tmp_path, "images", "annotations", "ab")
     text(tmp_path / "data/train_labels.csv", TABLE.format(name="a"))

@@ -75,7 +75,7 @@ def read(layout, tmp_path):
             for shard in fold.shards
             for record in tfrecord.read_records(str(shard))
         ]
-        assert all(tuple(box) == BOX for record in records for box in record.boxes)
+        assert all(tuple(box) == pytest.approx(BOX) for record in records for box in record.boxes)
         assert part.role not in found
         found[part.role] = {record.frame_id: record.names for record in records}
     return found
@@ -390,7 +390,20 @@ def test_tables_beside_a_folder_of_images(tmp_path):
 def test_one_table(tmp_path, separator):
     image(tmp_path / "a")
     text(tmp_path / "labels.csv", "\ufeff" + TABLE.format(name="a").replace(",", separator))
-    assert csv_settings(recognise(tmp_path)) == {"train": (["labels.csv"], ".")}
+    layout = recognise(tmp_path)
+    assert csv_settings(layout) == {"train": (["labels.csv"], ".")}
+    assert read(layout, tmp_path) == {"train": {"a": ["car"]}}
+
+
+def test_csv_of_via(tmp_path):
+    """Regions as JSON, one of them a rectangle."""
+    image(tmp_path / "data/a")
+    text(
+        tmp_path / "data/via_region_data.csv",
+        "filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attributes\n"
+        'a.jpg,700,"{}",1,0,"{""name"":""rect"",""x"":2,""y"":3,""width"":28,""height"":37}","{""class"":""car""}"\n',
+    )
+    assert read(recognise(tmp_path / "data"), tmp_path) == {"train": {"a": ["car"]}}
 
 
 # All of them

@@ -4,9 +4,9 @@ import pytest
 
 from detectkit.data.layouts import recognise
 from detectkit.errors import DataError
-from tests.data.test_layouts import image, text
+from tests.data.test_layouts import image, read, text
 
-LABEL = "0 0.25 0.4479 0.4375 0.7708\n"
+LABEL = f"0 0.25 {21.5 / 48} 0.4375 {37 / 48}\n"
 ROBOFLOW = """train: ../train/images
 val: ../valid/images
 test: ../test/images
@@ -39,12 +39,19 @@ def settings(layout):
     }
 
 
+def frames(layout, tmp_path_factory):
+    """The frame ids of each split, read."""
+    found = read(layout, tmp_path_factory.mktemp("records"))
+    assert all(names == ["car"] for own in found.values() for names in own.values())
+    return {role: sorted(own) for role, own in found.items()}
+
+
 def root_of(layout):
     (part,) = layout.parts
     return part.config.yolo_config.root_directory_path
 
 
-def test_roboflow(tmp_path):
+def test_roboflow(tmp_path, tmp_path_factory):
     for split in ("train", "valid", "test"):
         yolo(tmp_path, f"{split}/images", f"{split}/labels", [f"{split}_jpg.rf.0c3b2a1f"])
     text(tmp_path / "data.yaml", ROBOFLOW)
@@ -59,15 +66,21 @@ def test_roboflow(tmp_path):
         "validation": ("data.yaml", "valid/images"),
         "test": ("data.yaml", "test/images"),
     }
+    assert frames(layout, tmp_path_factory) == {
+        "train": ["train/images/train_jpg.rf.0c3b2a1f"],
+        "validation": ["valid/images/valid_jpg.rf.0c3b2a1f"],
+        "test": ["test/images/test_jpg.rf.0c3b2a1f"],
+    }
 
 
-def test_roboflow_without_all_splits(tmp_path):
+def test_roboflow_without_all_splits(tmp_path, tmp_path_factory):
     """The file names three, whatever there is."""
     yolo(tmp_path, "train/images", "train/labels", "ab")
     text(tmp_path / "data.yaml", ROBOFLOW)
     layout = recognise(tmp_path)
     assert settings(layout) == {"train": ("../data.yaml",)}
     assert root_of(layout) == str(tmp_path / "train")
+    assert frames(layout, tmp_path_factory) == {"train": ["images/a", "images/b"]}
     assert "; left out, as it is not there: ../valid/images of data.yaml" in layout.told
 
 
@@ -90,14 +103,19 @@ def test_darknet_of_roboflow(tmp_path):
         "nc: 2\n",
     ],
 )
-def test_folders_of_images_and_labels(tmp_path, paths):
+def test_folders_of_images_and_labels(tmp_path, tmp_path_factory, paths):
     for split in ("train", "val"):
         yolo(tmp_path, f"images/{split}", f"labels/{split}", [split])
         text(tmp_path / f"labels/{split}.cache", "\0")  # of a training
     text(tmp_path / "cars.yaml", f"{paths}names:\n  0: car\n  1: bus\n")
-    assert settings(recognise(tmp_path)) == {
+    layout = recognise(tmp_path)
+    assert settings(layout) == {
         "train": ("cars.yaml", "images/train"),
         "validation": ("cars.yaml", "images/val"),
+    }
+    assert frames(layout, tmp_path_factory) == {
+        "train": ["images/train/train"],
+        "validation": ["images/val/val"],
     }
 
 
@@ -124,7 +142,7 @@ def test_one_folder_is_not_two_splits(tmp_path):
     )
 
 
-def test_cvat(tmp_path):
+def test_cvat(tmp_path, tmp_path_factory):
     """YOLO 1.1: lists of images whose paths begin in another folder."""
     yolo(tmp_path, "obj_train_data", "obj_train_data", "ab")
     text(tmp_path / "train.txt", "data/obj_train_data/a.jpg\ndata/obj_train_data/b.jpg\n")
@@ -139,6 +157,10 @@ def test_cvat(tmp_path):
     text(tmp_path / "valid.txt", "data/obj_valid_data/c.jpg\n")
     layout = recognise(tmp_path)
     assert settings(layout) == {"train": ("obj.names", "train.txt"), "validation": ("obj.names", "valid.txt")}
+    assert frames(layout, tmp_path_factory) == {
+        "train": ["obj_train_data/a", "obj_train_data/b"],
+        "validation": ["obj_valid_data/c"],
+    }
     assert layout.told.endswith(
         "lists of images: train.txt, valid.txt; left out, as no list has them: 1 labelled images"
     )
@@ -152,7 +174,7 @@ def test_cvat_in_folders(tmp_path):
     assert settings(recognise(tmp_path)) == {"train": ("data.yaml",)}
 
 
-def test_label_studio(tmp_path):
+def test_label_studio(tmp_path, tmp_path_factory):
     yolo(tmp_path, "images", "labels", ["1a2b3c4d-a", "5e6f7a8b-b"])
     text(tmp_path / "classes.txt", "bus\ncar\n")
     text(
@@ -162,14 +184,19 @@ def test_label_studio(tmp_path):
     layout = recognise(tmp_path)
     assert settings(layout) == {"train": ("classes.txt",)}
     assert root_of(layout) == str(tmp_path)
+    (tmp_path / "classes.txt").write_text("car\nbus\n")
+    assert frames(layout, tmp_path_factory) == {"train": ["images/1a2b3c4d-a", "images/5e6f7a8b-b"]}
 
 
 @pytest.mark.parametrize("labels, classes", [("", "classes.txt"), ("labels", "labels/classes.txt")])
-def test_labelimg(tmp_path, labels, classes):
+def test_labelimg(tmp_path, tmp_path_factory, labels, classes):
     """Beside the images, or in a folder of its own, with the class names."""
     yolo(tmp_path, "images" if labels else "", labels, "ab")
     text(tmp_path / classes, "car\n")
-    assert settings(recognise(tmp_path)) == {"train": (classes,)}
+    layout = recognise(tmp_path)
+    assert settings(layout) == {"train": (classes,)}
+    folder = "images/" if labels else ""
+    assert frames(layout, tmp_path_factory) == {"train": [f"{folder}a", f"{folder}b"]}
 
 
 def test_images_without_labels_elsewhere_are_not_read(tmp_path):
