@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from detectkit.data import csv
 from detectkit.data.folders import SAMPLE, FolderFiles, divided, role_of, under
+from detectkit.data.foreign import head
 from detectkit.data.parts import Part, Parts, blank
 from detectkit.errors import DataError
 
@@ -69,7 +70,7 @@ def annotation_files(files: FolderFiles) -> list[LabelledFile]:
 
 def _annotation_file(folder: Path, file: str) -> LabelledFile | None:
     path = folder / file
-    if not path.stat().st_size:
+    if not head(path, 1):
         return None
     with open(path, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
         images, categories, annotations = (pattern.search(content) for pattern in LISTS)
@@ -152,6 +153,8 @@ def tables(files: FolderFiles) -> tuple[list[LabelledFile], str]:
     found, wrong = [], ""
     for below, names in files.ending(".csv").items():
         for name in names if len(names) <= MANY else names[:1]:
+            if not head(files.folder / below / name, 1):
+                continue
             try:
                 table = csv.read_table(files.folder / below / name, lines=LINES)
             except DataError as error:

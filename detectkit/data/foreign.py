@@ -89,8 +89,10 @@ def _is_of(form: Foreign, path: Path) -> bool:
 
 
 def head(path: Path, size: int = HEAD) -> bytes:
-    """The first bytes of a file; none where it cannot be read."""
+    """The first bytes of a file; none where it cannot be read, or is a pipe."""
     try:
+        if not path.is_file():
+            return b""
         with open(path, "rb") as file:
             return file.read(size)
     except OSError:

@@ -15,7 +15,7 @@ from detectkit.data.folders import ARCHIVES, FolderFiles, Pairing, is_in, places
 from detectkit.data.images import counted
 from detectkit.data.parts import Part as Part  # what a layout consists of
 from detectkit.data.parts import Parts, kitti_parts, voc_parts
-from detectkit.data.yolo_parts import class_file, yolo_parts
+from detectkit.data.yolo_parts import class_files, yolo_parts
 from detectkit.errors import DataError, UsageError
 
 NAMES = {"kitti": "KITTI", "coco": "COCO", "voc": "Pascal VOC", "yolo": "YOLO", "csv": "CSV"}
@@ -57,6 +57,7 @@ def recognise(folder: Path, kind: str | None = None) -> Layout:
     """
     if kind is not None and kind not in NAMES:
         raise UsageError(f"there is no layout {kind!r}: choose one of {', '.join(NAMES)}")
+    folder = folder.expanduser()
     require_folder(folder)
     files = FolderFiles(folder)
     seen = _seen(files, kind)
@@ -110,9 +111,7 @@ def _seen(files: FolderFiles, kind: str | None) -> list[_Seen]:
     ):
         if texts[name]:
             found.append(_Seen(name, _count(what, texts[name]), partial(build, files, texts[name])))
-    xml = [
-        each for each in files.pairings(".xml") if _is_voc(files.folder / under(each.labels, each.names[0]))
-    ]
+    xml = [each for each in files.pairings(".xml") if _is_voc(files.folder / each.labels, each.names)]
     if xml:
         found.append(_Seen("voc", _count("XML files", xml), partial(voc_parts, files, xml)))
     coco = file_parts.annotation_files(files)
@@ -128,12 +127,13 @@ def _seen(files: FolderFiles, kind: str | None) -> list[_Seen]:
 
 def _count(what: str, pairings: Sequence[Pairing]) -> str:
     counts = {each.labels: len(each.names) for each in pairings}
-    return f"{sum(counts.values())} {what}: {places(counts)}"
+    total = sum(counts.values())
+    return f"{total} {what if total > 1 else what.replace('files', 'file')}: {places(counts)}"
 
 
-def _is_voc(path: Path) -> bool:
-    content = foreign.head(path)
-    return b"<annotation" in content and not NOT_VOC.search(content)
+def _is_voc(folder: Path, names: Sequence[str]) -> bool:
+    contents = (foreign.head(folder / name) for name in names[:OPENED])
+    return any(b"<annotation" in content and not NOT_VOC.search(content) for content in contents)
 
 
 def _texts(files: FolderFiles, kind: str | None) -> dict[str, list[Pairing]]:
@@ -142,7 +142,7 @@ def _texts(files: FolderFiles, kind: str | None) -> dict[str, list[Pairing]]:
     for pairing in files.pairings(".txt"):
         found[_kind_of_texts(files.folder / pairing.labels, pairing.names)].append(pairing)
     known = [each for each in ("kitti", "yolo") if found[each]]
-    if found[""] and (kind in ("kitti", "yolo") or len(known) == 1 or class_file(files)):
+    if found[""] and (kind in ("kitti", "yolo") or len(known) == 1 or class_files(files)):
         own = kind if kind in ("kitti", "yolo") else known[0] if len(known) == 1 else "yolo"
         found[own] = sorted(found[own] + found.pop(""))
     return found

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from detectkit.data import voc
-from detectkit.data.folders import FolderFiles, Pairing, divided, joined, role_of, stem_of, under
+from detectkit.data.folders import FolderFiles, Pairing, divided, joined, role_of, shown, stem_of, under
 from detectkit.data.formats import is_image
+from detectkit.data.foreign import head
 from detectkit.errors import DataError
 from detectkit.spec import DatasetExportConfig
 
@@ -60,7 +61,7 @@ def kitti_parts(files: FolderFiles, pairings: Sequence[Pairing]) -> Parts:
 def of_no_split(left: Sequence[Pairing]) -> list[str]:
     """What is told of folders of labels that are of no split."""
     return [
-        f"left out, as it is of no split: {each.labels or 'the folder itself'} ({len(each.names)} label files)"
+        f"left out, as it is of no split: {shown(each.labels)}, with labels of {len(each.names)} images"
         for each in left
     ]
 
@@ -115,7 +116,7 @@ def _parts_by_lists(files: FolderFiles, pairing: Pairing, sets: Sequence[_Set], 
     listed = {_bare(name) for each in sets for name in each.names}
     others = sum(stem_of(name) not in listed for name in pairing.names)
     if others:
-        told.append(f"left out, as no list has them: {others} labelled images")
+        told.append(f"left out, labelled images that no list has: {others}")
     names = ", ".join(f"{each.file} ({len(each.names)})" for each in sets)
     return Parts(parts, [pairing.images], [f"lists of images: {names}", *told])
 
@@ -136,7 +137,7 @@ def _image_sets(files: FolderFiles, pairing: Pairing) -> tuple[list[_Set], list[
     labelled = set(map(stem_of, pairing.names))
     for name in files.files.get(place, []) if place else []:
         word = re.fullmatch(r"[\W\d_]*([a-z]+)[\W\d_]*\.txt", name.lower())
-        if word is None or role_of(word[1]) is None or not (files.folder / place / name).stat().st_size:
+        if word is None or role_of(word[1]) is None or not head(files.folder / place / name).strip():
             continue
         names = voc.read_list(files.folder / place / name)
         if any(_bare(each) in labelled for each in names):

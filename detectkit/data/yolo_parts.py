@@ -40,8 +40,8 @@ LONGEST_YAML = 1 << 22  # bytes
 LONGEST_LIST = 1 << 26  # bytes of a list of images
 
 
-def class_file(files: FolderFiles) -> str:
-    """The file of class names, the outermost one; data.yaml before text. Empty: there is none."""
+def class_files(files: FolderFiles) -> list[str]:
+    """The files of class names, the outermost ones first, and data.yaml before text."""
     found = []
     for below, names in files.files.items():
         depth = below.count("/") + bool(below)
@@ -50,7 +50,7 @@ def class_file(files: FolderFiles) -> str:
                 found.append((depth, 0, int(name.lower() != "data.yaml"), under(below, name)))
             elif name.lower() in sources.CLASS_LISTS or name.lower().endswith(".names"):
                 found.append((depth, 1, int(name.lower() not in sources.CLASS_LISTS), under(below, name)))
-    return min(found)[-1] if found else ""
+    return [file for *_, file in sorted(found)]
 
 
 def yolo_parts(files: FolderFiles, pairings: Sequence[Pairing]) -> Parts:
@@ -59,14 +59,15 @@ def yolo_parts(files: FolderFiles, pairings: Sequence[Pairing]) -> Parts:
     Raises:
         DataError: there are no class names, nothing to train on, or labels are where they are not looked for.
     """
-    classes = class_file(files)
-    if not classes:
+    lists = class_files(files)
+    if not lists:
         raise DataError(
             f"{files.folder} has labels of YOLO and no names for their class numbers: "
             "write them into classes.txt in that folder, one a line, that of class 0 first"
         )
     for pairing in pairings:
         _require_reachable(files, pairing)
+    classes = lists[0]
     told = [f"class names in {classes}"]
     chosen = _by_yaml(files, classes, pairings, told) or _by_lists(files, classes, told)
     if chosen:
@@ -84,7 +85,8 @@ def yolo_parts(files: FolderFiles, pairings: Sequence[Pairing]) -> Parts:
             # What has no labels there would be taken for images that show no object.
             return Parts([Part("train", _config(files, "", classes, _folders(files, pairings)))], used, told)
         return Parts([Part("train", _config(files, root, classes, []))], used, told)
-    return Parts([Part(role, _config(files, "", classes, own)) for role, own in splits.items()], used, told)
+    parts = [Part(role, _config(files, "", _own_list(lists, own[0]), own)) for role, own in splits.items()]
+    return Parts(parts, used, told)
 
 
 def _config(files: FolderFiles, root: str, classes: str, own: Sequence[str]) -> DatasetExportConfig:
@@ -93,6 +95,13 @@ def _config(files: FolderFiles, root: str, classes: str, own: Sequence[str]) -> 
     config.yolo_config.classes_file = posixpath.relpath(classes, root or ".")
     config.yolo_config.image_dir_names.extend(own)
     return config
+
+
+def _own_list(lists: Sequence[str], place: str) -> str:
+    """The class names of a split: those of the whole set, or where each split has its own, that which is nearest to it."""
+    if "/" not in lists[0]:
+        return lists[0]
+    return max(lists, key=lambda file: len(shared([posixpath.dirname(file), place])))
 
 
 def _require_reachable(files: FolderFiles, pairing: Pairing) -> None:
@@ -144,7 +153,7 @@ def _unnamed(
     listed = len(_listed(files, named))
     if listed:
         count = sum(others.values()) - listed
-        return [f"left out, as no list has them: {count} labelled images"] if count > 0 else []
+        return [f"left out, labelled images that no list has: {count}"] if count > 0 else []
     return [f"left out, as data.yaml does not name them: images in {places(others)}"] if others else []
 
 

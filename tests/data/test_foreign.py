@@ -1,6 +1,7 @@
 """Folders that hold no layout, two, or one that is not read: one message each, that says what to do."""
 
 import json
+import os
 
 import pytest
 
@@ -201,4 +202,14 @@ def test_broken_files_are_no_layout(tmp_path, content):
     image(tmp_path / "a")
     for name in ("a.json", "a.csv", "a.xml", "b.txt", "data.yaml"):
         text(tmp_path / name, content)
+    assert str(tmp_path) in refused(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_what_cannot_be_read(tmp_path):
+    """A pipe would be waited for, and a link leads nowhere."""
+    image(tmp_path / "a")
+    for number, name in enumerate(("a.json", "a.csv", "a.xml", "a.txt", "train.txt", "data.yaml")):
+        os.mkfifo(tmp_path / name)
+        os.symlink(tmp_path / "nothing", tmp_path / f"{number}{name}")
     assert str(tmp_path) in refused(tmp_path)

@@ -167,7 +167,7 @@ def test_what_is_of_no_split_is_told(tmp_path):
         kitti(tmp_path / "data", name, name, [name])
     layout = recognise(tmp_path / "data")
     assert [part.role for part in layout.parts] == ["train", "test"]
-    assert layout.told.endswith("; left out, as it is of no split: more (1 label files)")
+    assert layout.told.endswith("; left out, as it is of no split: more, with labels of 1 images")
 
 
 # Pascal VOC
@@ -205,7 +205,7 @@ def test_lists_of_voc(tmp_path, lists, expected):
         lists.get("test") == "x y"
     )
     assert ("left out, as trainval.txt holds it" in layout.told) == (len(lists) == 3 and "trainval" in lists)
-    assert ("as no list has them: 1 labelled images" in layout.told) == (lists == {"train": "a b c"})
+    assert ("left out, labelled images that no list has: 1" in layout.told) == (lists == {"train": "a b c"})
 
 
 def test_a_voc_set_that_can_still_be_split(tmp_path):

@@ -85,12 +85,12 @@ def test_roboflow_without_all_splits(tmp_path, tmp_path_factory):
 
 
 def test_darknet_of_roboflow(tmp_path):
-    for split in ("train", "valid"):
+    for split, names in (("train", "car\nbus\n"), ("valid", "car\n")):
         yolo(tmp_path, split, split, [split])
-        text(tmp_path / split / "_darknet.labels", "car\nbus\n")
+        text(tmp_path / split / "_darknet.labels", names)
     assert settings(recognise(tmp_path)) == {
         "train": ("train/_darknet.labels", "train"),
-        "validation": ("train/_darknet.labels", "valid"),
+        "validation": ("valid/_darknet.labels", "valid"),
     }
 
 
@@ -162,7 +162,7 @@ def test_cvat(tmp_path, tmp_path_factory):
         "validation": ["obj_valid_data/c"],
     }
     assert layout.told.endswith(
-        "lists of images: train.txt, valid.txt; left out, as no list has them: 1 labelled images"
+        "lists of images: train.txt, valid.txt; left out, labelled images that no list has: 1"
     )
 
 
