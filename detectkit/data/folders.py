@@ -92,16 +92,28 @@ class FolderFiles:
         return max(ends, key=lambda end: ends[end], default="")
 
     def pairings(self, extension: str) -> list[Pairing]:
-        """Give each folder of label files with the folder that has images of their names: that of most, then the nearest."""
+        """Give each folder of label files with the folder that has images of their names: that of most, then the nearest.
+
+        Where others have those of the rest, as folders of splits have for a single one of labels, with each of these.
+        """
         found = []
         for labels, names in self.ending(extension).items():
-            folders = {name: self._folders_of.get(stem_of(name), ()) for name in names}
-            counts = Counter(below for places in folders.values() for below in places)
-            if counts:
+            rest = {name: places for name in names if (places := self._folders_of.get(stem_of(name)))}
+            while rest:
+                counts = Counter(below for places in rest.values() for below in places)
                 images = self._nearest(counts, labels, role_of(labels))
-                paired = [name for name, places in folders.items() if images in places]
-                found.append(Pairing(labels, images, paired))
+                found.append(Pairing(labels, images, [name for name in rest if images in rest[name]]))
+                rest = {name: places for name, places in rest.items() if images not in places}
         return found
+
+    def uploaded(self, *extensions: str) -> str:
+        """The first label file whose image lacks what Label Studio puts before names; empty: there is none."""
+        for below, names in self.ending(*extensions).items():
+            for name in names:
+                found = readers.UPLOADED.fullmatch(stem_of(name))
+                if found and found[1] in self._folders_of:
+                    return under(below, name)
+        return ""
 
     def _nearest(self, counts: Counter[str], place: str, role: str | None) -> str:
         """The folder that is meant by files of another one: of those with most of the names that of its split, then the nearest."""
@@ -193,10 +205,10 @@ def joined(group: Sequence[Pairing], others: Sequence[Pairing], folder: Path) ->
     """
     images, labels = shared([each.images for each in group]), shared([each.labels for each in group])
     if any(each.images[len(images) :] != each.labels[len(labels) :] for each in group):
-        places = ", ".join(shown(each.labels) for each in group)
+        named = ", ".join(f"{shown(each.labels)} for {shown(each.images)}" for each in group[:PLACES])
         raise DataError(
-            f"the labels of one split are in {len(group)} folders of {folder} ({places}): give one of these "
-            "folders, or move the images into one folder and the labels into another"
+            f"the labels of one split are in {len(group)} folders of {folder} ({named}): move its images into one folder "
+            "and their labels into another, or give a folder that has one of these"
         )
     inside = [each for each in others if is_in(each.images, images) and is_in(each.labels, labels)]
     if inside:

@@ -126,7 +126,9 @@ def _seen(files: FolderFiles, kind: str | None) -> list[_Seen]:
 
 
 def _count(what: str, pairings: Sequence[Pairing]) -> str:
-    counts = {each.labels: len(each.names) for each in pairings}
+    counts: Counter[str] = Counter()
+    for each in pairings:
+        counts[each.labels] += len(each.names)
     total = sum(counts.values())
     return f"{total} {what if total > 1 else what.replace('files', 'file')}: {places(counts)}"
 
@@ -236,6 +238,12 @@ def _unmatched(files: FolderFiles, images: int, ends: str) -> str:
     _, wrong = file_parts.tables(files)
     if wrong:
         return wrong
+    uploaded = files.uploaded(*LABELS)
+    if uploaded:
+        return (
+            f"{uploaded} has the name of an image but for the letters that Label Studio puts before it: "
+            "export the labels with their images, or take these letters out of the names of the label files"
+        )
     if ends:
         return (
             f"it has {images} images, and none of its text files ({ends}) is a label file with the name of an image: "

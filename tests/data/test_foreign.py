@@ -109,6 +109,12 @@ def test_names_that_do_not_fit(tmp_path):
     assert "none of its text files (2 .txt) is a label file with the name of an image" in refused(tmp_path)
 
 
+def test_labels_of_label_studio_without_its_images(tmp_path):
+    image(tmp_path / "images/street")
+    text(tmp_path / "labels/1a2b3c4d-street.txt", "0 0.5 0.5 0.1 0.1\n")
+    assert "labels/1a2b3c4d-street.txt has the name of an image but for the letters" in refused(tmp_path)
+
+
 @pytest.mark.parametrize(
     "line, reason",
     [
@@ -170,7 +176,7 @@ def test_splits_inside_one_another(tmp_path):
 def test_several_folders_for_one_split(tmp_path):
     for camera in ("left", "right"):
         kitti(tmp_path, f"{camera}/images", f"{camera}/boxes", "a")
-    assert "the labels of one split are in 2 folders" in refused(tmp_path)
+    assert "of one split are in 2 folders" in refused(tmp_path)
     for year in ("VOC2007", "VOC2012"):
         voc(tmp_path / "VOCdevkit", f"{year}/JPEGImages", f"{year}/Annotations", [year])
         text(tmp_path / f"VOCdevkit/{year}/ImageSets/Main/train.txt", f"{year}\n")

@@ -162,6 +162,34 @@ def test_images_in_folders_of_one_split(tmp_path):
     }
 
 
+def test_kitti_in_the_folders_of_its_archives(tmp_path):
+    names = ["000000", "000001"]
+    kitti(
+        tmp_path / "data",
+        "data_object_image_2/training/image_2",
+        "data_object_label_2/training/label_2",
+        names,
+    )
+    for name in ("000000", "000001", "000002"):
+        image(tmp_path / "data/data_object_image_2/testing/image_2" / name)
+    assert read(recognise(tmp_path / "data"), tmp_path) == {
+        "train": {f"data_object_image_2/training/image_2/{name}": ["car"] for name in names}
+    }
+
+
+def test_splits_of_images_whose_labels_are_in_one_folder(tmp_path):
+    for split in ("train", "test"):
+        voc(tmp_path, f"images/{split}", "annotations", [f"{split}0", f"{split}1"])
+    layout = recognise(tmp_path)
+    assert [(part.role, part.config.voc_config.image_dir_name) for part in layout.parts] == [
+        ("train", "images/train"),
+        ("test", "images/test"),
+    ]
+    summary = convert(layout.parts[0].config, str(tmp_path / "records/train"))
+    assert summary.folds[1].frames == 2
+    assert layout.told == "4 XML files: annotations (4)"
+
+
 def test_what_is_of_no_split_is_told(tmp_path):
     for name in ("train", "test", "more"):
         kitti(tmp_path / "data", name, name, [name])
@@ -206,6 +234,16 @@ def test_lists_of_voc(tmp_path, lists, expected):
     )
     assert ("left out, as trainval.txt holds it" in layout.told) == (len(lists) == 3 and "trainval" in lists)
     assert ("left out, labelled images that no list has: 1" in layout.told) == (lists == {"train": "a b c"})
+
+
+def test_a_voc_set_in_a_folder(tmp_path):
+    voc(tmp_path / "data/VOCdevkit/VOC2007", "JPEGImages", "Annotations", "ab")
+    text(tmp_path / "data/VOCdevkit/VOC2007/ImageSets/Main/train.txt", "a\n")
+    text(tmp_path / "data/VOCdevkit/VOC2007/ImageSets/Main/val.txt", "b\n")
+    assert read(recognise(tmp_path / "data"), tmp_path) == {
+        "train": {"VOCdevkit/VOC2007/JPEGImages/a": ["car"]},
+        "validation": {"VOCdevkit/VOC2007/JPEGImages/b": ["car"]},
+    }
 
 
 def test_a_voc_set_that_can_still_be_split(tmp_path):
