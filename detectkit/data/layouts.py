@@ -197,7 +197,7 @@ def _unlabelled(files: FolderFiles, used: Collection[str]) -> list[str]:
 def _why_not(files: FolderFiles, kind: str | None, seen: Sequence[_Seen]) -> str:
     """What a folder holds that has no layout, or not that which is meant, and what to do."""
     folder = files.folder
-    wanted = f"no {NAMES[kind]} in {folder}" if kind else f"no labelled images in {folder}"
+    wanted = f"no labels of {NAMES[kind]} in {folder}" if kind else f"no labelled images in {folder}"
     if seen:
         others = " and ".join(f"{NAMES[each.kind]} ({each.what})" for each in seen)
         return f"{wanted}: it holds {others}; leave --format out"
@@ -220,10 +220,10 @@ def _why_not(files: FolderFiles, kind: str | None, seen: Sequence[_Seen]) -> str
         )
     if not images:
         return f"{wanted}: it has {counted(Counter(os.path.splitext(name)[1] or 'without an ending' for _, name in names))}"
-    return f"{wanted}: {_unmatched(files, images, ends)}"
+    return f"{wanted}: {_unmatched(files, '1 image' if images == 1 else f'{images} images', ends)}"
 
 
-def _unmatched(files: FolderFiles, images: int, ends: str) -> str:
+def _unmatched(files: FolderFiles, images: str, ends: str) -> str:
     """Why the labels of a folder that has images are none of them."""
     for pairing in files.pairings(".txt"):
         path = files.folder / under(pairing.labels, pairing.names[0])
@@ -246,7 +246,7 @@ def _unmatched(files: FolderFiles, images: int, ends: str) -> str:
         )
     if ends:
         return (
-            f"it has {images} images, and none of its text files ({ends}) is a label file with the name of an image: "
+            f"it has {images}, and none of its text files ({ends}) is a label file with the name of an image: "
             "give the label files the names of their images"
         )
-    return f"it has {images} images and no labels: label them, and put the label files beside them or into a folder of their own"
+    return f"it has {images} and no labels: label them, and put the label files beside them or into a folder of their own"

@@ -177,9 +177,7 @@ def _by_yaml(
                 told.append(f"left out, as it is not there: {name} of {classes}")
             elif any(place in others for others in found.values()):
                 told.append(f"left out, as it is that of another split, too: {name} of {classes} for {role}")
-            elif place in known and not any(is_in(each.images, place) for each in pairings):
-                told.append(f"left out, as it has no labels: {shown(place)}")
-            else:
+            elif place not in known or any(is_in(each.images, place) for each in pairings):
                 found.setdefault(role, []).append(place)
     return found
 

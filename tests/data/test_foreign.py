@@ -151,7 +151,7 @@ def test_two_layouts(tmp_path):
 def test_a_layout_that_is_not_there(tmp_path):
     voc(tmp_path, "images", "annotations", "ab")
     assert refused(tmp_path, "yolo") == (
-        f"no YOLO in {tmp_path}: it holds Pascal VOC (2 XML files: annotations (2)); leave --format out"
+        f"no labels of YOLO in {tmp_path}: it holds Pascal VOC (2 XML files: annotations (2)); leave --format out"
     )
     assert refused(tmp_path, "labelme", UsageError) == (
         "there is no layout 'labelme': choose one of kitti, coco, voc, yolo, csv"

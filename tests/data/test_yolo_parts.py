@@ -131,6 +131,18 @@ def test_the_file_says_which_folder_is_which(tmp_path):
     assert layout.told.endswith("; left out, as data.yaml does not name them: images in images/test (1)")
 
 
+def test_a_split_without_labels_is_left_out(tmp_path):
+    for split in ("train", "val"):
+        yolo(tmp_path, f"images/{split}", f"labels/{split}", [split])
+    image(tmp_path / "images/test/a")
+    text(tmp_path / "data.yaml", "train: images/train\nval: images/val\ntest: images/test\nnames: [car]\n")
+    layout = recognise(tmp_path)
+    assert [part.role for part in layout.parts] == ["train", "validation"]
+    assert layout.told.endswith(
+        "class names in data.yaml; left out, as they have no labels, images in images/test (1)"
+    )
+
+
 def test_one_folder_is_not_two_splits(tmp_path):
     yolo(tmp_path, "images/train", "labels/train", "ab")
     text(tmp_path / "data.yaml", "train: images/train\nval: images/train\nnames: [car]\n")
