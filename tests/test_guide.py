@@ -10,6 +10,7 @@ import importlib
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -248,6 +249,26 @@ def make_voc(root: Path, names: Sequence[str]) -> None:
     (root / "ImageSets" / "Main" / "train.txt").write_text("2\n3\n")
 
 
+def make_yolo_and_csv(data: Path, names: Sequence[str]) -> None:
+    """The same pictures in two layouts."""
+    generator = np.random.default_rng(6)
+    for part in ("valid", "train"):
+        labels = data / "yolo" / part / "labels"
+        labels.mkdir(parents=True)
+        rows = ["filename,width,height,class,xmin,ymin,xmax,ymax"]
+        for number in range(4):
+            objects = draw(data / "yolo" / part / "images" / f"{number}.jpg", names, generator)
+            lines = []
+            for name, (x1, y1, x2, y2) in objects:
+                centre = f"{(x1 + x2) / 192} {(y1 + y2) / 128}"
+                lines.append(f"{names.index(name)} {centre} {(x2 - x1) / 96} {(y2 - y1) / 64}\n")
+                rows.append(f"{number}.jpg,96,64,{name},{x1},{y1},{x2},{y2}")
+            (labels / f"{number}.txt").write_text("".join(lines))
+        shutil.copytree(data / "yolo" / part / "images", data / "csv" / part)
+        (data / "csv" / part / "_annotations.csv").write_text("\n".join(rows))
+    (data / "yolo" / "data.yaml").write_text(f"nc: {len(names)}\nnames: {list(names)}\n")
+
+
 def make_data(data: Path) -> None:
     """The folders that the pages name."""
     make_kitti(data / "mine" / "image_2", data / "mine" / "label_2", ["square", "bar"], ".jpg")
@@ -260,6 +281,7 @@ def make_data(data: Path) -> None:
         make_kitti(folder / "image_2", folder / "label_2", ["RBC", "WBC", "Platelets"], ".jpg")
     make_coco(data / "coco", ["person", "bicycle", "car"])
     make_voc(data / "VOCdevkit" / "VOC2012", ["person", "dog"])
+    make_yolo_and_csv(data, ["car", "traffic light"])
 
 
 def shrink(message: spec.Spec) -> None:
@@ -380,12 +402,12 @@ def test_sections_that_a_page_shows_keep_the_rules(page: Path) -> None:
         assert part.HasField("dataset_config") or broken == []
 
 
-@pytest.mark.parametrize(("number", "kind"), [(0, "kitti_config"), (1, "coco_config"), (2, "voc_config")])
+@pytest.mark.parametrize(("number", "kind"), [*enumerate(["kitti", "coco", "voc", "yolo", "csv"])])
 def test_the_conversions_of_the_data_page_work(
     number: int, kind: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     configs = [config for part in sections(INDEX.parent / "data.md") for config in part.dataset_export_config]
-    assert configs[number].WhichOneof("convert_config_type") == kind and len(configs) == 3
+    assert configs[number].WhichOneof("convert_config_type") == f"{kind}_config" and len(configs) == 5
     (tmp_path / "convert.txt").write_text(text_format.MessageToString(configs[number]))
     run(f"detectkit convert -d {tmp_path}/convert.txt -o {tmp_path}/records/x", capsys)
     assert list((tmp_path / "records").glob("x-fold-000*")) and not list(tmp_path.rglob("*_warning.json"))

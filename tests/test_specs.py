@@ -42,7 +42,19 @@ def test_the_fields_in_comments_are_right_too(path: Path) -> None:
 
 def test_there_is_a_spec_for_every_need() -> None:
     folders = {name(path).rpartition("/")[0] for path in SPECS}
-    assert folders == {"", "backbones", "bccd", "boards", "coco", "demo", "kitti", "raccoon", "voc"}
+    assert folders == {
+        "",
+        "backbones",
+        "bccd",
+        "boards",
+        "coco",
+        "csv",
+        "demo",
+        "kitti",
+        "raccoon",
+        "voc",
+        "yolo",
+    }
     kitti = {path.stem for path in SPECS if path.parent.name == "kitti"}
     assert kitti == {"convert", "train", "retrain", "infer"}
 

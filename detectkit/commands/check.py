@@ -365,6 +365,7 @@ def _check_yolo(config: spec.DatasetExportConfig, problems: Problems) -> None:
             field = f"yolo_config.image_dir_names[{index}]"
             if not sources.is_list(name):
                 _count_images(field, images / name, ".jpg")
+                _count_yolo_labels(field, images / name, root / name)
             elif not (root / name).is_file():
                 raise DataError(f"{field}: there is no file {root / name}")
     with problems.gathered():
@@ -372,6 +373,20 @@ def _check_yolo(config: spec.DatasetExportConfig, problems: Problems) -> None:
         names = ", ".join(f"{number} {name}" for number, name in list(classes.names.items())[:NAMED])
         more = ", …" * (len(classes.names) > NAMED)
         say(f"{classes.file}: {len(classes.names)} classes ({names}{more})")
+
+
+def _count_yolo_labels(field: str, *folders: Path) -> None:
+    """Count the label files in the first place that has some."""
+    from detectkit.data.readers import list_files
+    from detectkit.data.sources import label_folders
+
+    places = [place for folder in folders for place in label_folders(folder) if place.is_dir()]
+    for place in places:
+        count = sum(file.lower().endswith(".txt") for file in list_files(place, field))
+        if count:
+            say(f"{place}: {count} .txt files")
+            return
+    raise DataError(f"{field}: no label files in a folder `labels` for {folders[0]}, or beside the images")
 
 
 def _check_tables(config: spec.DatasetExportConfig, problems: Problems) -> None:

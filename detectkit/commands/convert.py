@@ -1,4 +1,4 @@
-"""Convert images and labels of KITTI, COCO or Pascal VOC to TFRecord shards, split into folds.
+"""Convert images and labels of KITTI, COCO, Pascal VOC, YOLO or CSV to TFRecord shards, split into folds.
 
 A training spec may hold conversions too (dataset_export_config): all of them are done, each to its output_filename.
 """

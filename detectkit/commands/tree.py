@@ -22,7 +22,7 @@ COMMANDS = {
     "sample-data": "make a small data set with labels, to try things out",
     "run": "the whole chain of one spec, from the data to the engine, with its report",
     "report": "one HTML page of a run, or of several side by side",
-    "convert": "KITTI, COCO or Pascal VOC labels to TFRecord shards",
+    "convert": "KITTI, COCO, Pascal VOC, YOLO or CSV labels to TFRecord shards",
     "visualize": "what the network sees: augmented images, boxes and targets",
     "train": "train a detector; goes on where it was stopped",
     "evaluate": "average precision, precision, recall and latency",

@@ -9,11 +9,12 @@ import math
 import os
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from detectkit.console import progress
+from detectkit.console import log, progress
 from detectkit.data import readers
 from detectkit.data.listed import ListedImages
 from detectkit.data.readers import Label, LabelFile, LabelledImage, Reject, Source, box_text
@@ -24,39 +25,16 @@ Box = tuple[float, float, float, float]
 
 DELIMITERS = ",;\t|"
 LONGEST_CELL = 1 << 24  # characters
-FURTHEST = 1.5  # shares of the image: boxes of a table none of whose numbers is above are in shares, and may leave the image
+FURTHEST = 1.5  # shares of the image: where no number of a table is above, they are shares: a box may leave its image
+NAMED = 5  # sets of rows
 EMPTY = {"", "nan", "na", "n/a", "null", "none"}  # cells of rows that have no box
 
 # Names of columns, without all but letters and digits: the first that a table has is taken.
-FILE = (
-    *(
-        "filename",
-        "file",
-        "imagefilename",
-        "imagename",
-        "imagefile",
-        "imagepath",
-        "imgpath",
-        "filepath",
-        "path",
-        "image",
-    ),
-    *("img", "imageid", "imgid", "frame", "name"),
+FILE = tuple(
+    "filename file imagefilename imagename imagefile imagepath imgpath filepath path image img imageid imgid frame name".split()
 )
-CLASS = (
-    *(
-        "class",
-        "classname",
-        "label",
-        "labelname",
-        "category",
-        "categoryname",
-        "objectclass",
-        "object",
-        "type",
-        "name",
-    ),
-    *("classid", "labelid", "categoryid"),
+CLASS = tuple(
+    "class classname label labelname category categoryname objectclass object type name classid labelid categoryid".split()
 )
 WIDTH = ("imagewidth", "imgwidth", "imwidth", "width")
 HEIGHT = ("imageheight", "imgheight", "imheight", "height")
@@ -82,6 +60,7 @@ SIDES = {
     "centre": ("x of the centre", "y of the centre", "width", "height"),
 }
 SHAPE, ATTRIBUTES = ("regionshapeattributes",), ("regionattributes",)  # of VIA, in JSON
+SET = ("split", "set", "subset", "mluse", "partition", "dataset")
 SETS = {"train", "training", "validation", "test", "unassigned"}  # in the first column of AutoML's tables
 
 
@@ -93,6 +72,7 @@ class Columns(NamedTuple):
     box: tuple[int, ...]  # of `kind`; for "shape" the one column with a VIA region
     kind: str  # "corners", "size", "centre" or "shape"
     size: tuple[int, ...] = ()  # width and height of the image
+    part: int | None = None  # the set that a row is for
 
 
 class BoxTable(NamedTuple):
@@ -102,6 +82,7 @@ class BoxTable(NamedTuple):
     images: dict[str, LabelFile]
     rejected: list[Reject]  # rows of no image
     in_shares: bool
+    parts: Counter[str]  # rows by the set that a column deals them to; it is not used
 
 
 def read_tables(config: DatasetExportConfig, generator: random.Random) -> Source:
@@ -124,6 +105,7 @@ def read_tables(config: DatasetExportConfig, generator: random.Random) -> Source
     folds = [_read_fold(table, images, below, rejected) for table in tables]
     folds = [readers.of_different_names(fold, rejected) for fold in folds]
     readers.require_disjoint(folds)
+    _tell_of_parts(tables)
     rejected.extend(_unnamed(images, [frame.image for fold in folds for frame in fold], rejected))
     if len(folds) == 1:
         folds = readers.split(folds[0], source.val_split, generator)
@@ -163,6 +145,17 @@ def _read_fold(
     return frames
 
 
+def _tell_of_parts(tables: Iterable[BoxTable]) -> None:
+    """Warn of tables whose rows are for several sets."""
+    for table in tables:
+        if len(table.parts) > 1:
+            counts = ", ".join(f"{name or 'none'} {count}" for name, count in table.parts.most_common(NAMED))
+            log.warning(
+                "%s deals its rows to sets (%s), which is not used: write a table for each into csv_files",
+                *(table.path, counts),
+            )
+
+
 def _unnamed(images: ListedImages, named: Iterable[Path], rejected: Iterable[Reject]) -> list[Reject]:
     """The images that no row names, in the folders of those that one does."""
     used = set(named)
@@ -193,6 +186,7 @@ def read_table(path: Path, *, lines: float = math.inf) -> BoxTable:
     start, delimiter, columns, width = _layout(path, text)
     images: dict[str, LabelFile] = {}
     rejected: list[Reject] = []
+    parts: Counter[str] = Counter()
     greatest = 0.0
     for line, row in _rows(path, text, delimiter):
         if line > lines:
@@ -202,6 +196,7 @@ def read_table(path: Path, *, lines: float = math.inf) -> BoxTable:
         try:
             cells = _cells(row, width, delimiter)
             stated = _stated(cells, columns)
+            parts.update([cells[columns.part]] if columns.part is not None else ())
         except ValueError as error:
             rejected.append(Reject(str(path), line, str(error), True))
             continue
@@ -214,13 +209,15 @@ def read_table(path: Path, *, lines: float = math.inf) -> BoxTable:
             images.setdefault(stated, LabelFile([], [])).rejected.append((line, str(error)))
     if not images and not rejected:
         raise DataError(f"csv_files {path} has no rows but that of the column names")
-    return BoxTable(path, images, rejected, in_shares=0 < greatest <= FURTHEST)
+    return BoxTable(path, images, rejected, in_shares=0 < greatest <= FURTHEST, parts=parts)
 
 
-def _rows(path: Path, text: str, delimiter: str) -> Iterable[tuple[int, list[str]]]:
-    """The rows of a table, with the line where each ends."""
+def _rows(path: Path, text: str, delimiter: str, *, strict: bool = True) -> Iterable[tuple[int, list[str]]]:
+    """The rows of a table, with the line where each ends; a quote that does not end would take in the rows behind it."""
     csv.field_size_limit(LONGEST_CELL)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=strict
+    )
     try:
         for row in reader:
             yield reader.line_num, row
@@ -232,12 +229,12 @@ def _layout(path: Path, text: str) -> tuple[int, str, Columns, int]:
     """The last line before the boxes, what separates columns, which is what, and how many there are."""
     first: list[str] = []
     for delimiter in DELIMITERS:
-        for line, row in _rows(path, text, delimiter):
+        for line, row in _rows(path, text, delimiter, strict=False):
             if not any(row) or re.fullmatch(r"sep=.?", row[0].strip(), re.IGNORECASE):  # for spreadsheets
                 continue
             if columns := _named(row):
                 return line, delimiter, columns, len(row)
-            if columns := _unheaded([cell.strip() for cell in row]):
+            if columns := _unheaded([cell.strip() for cell in row], delimiter):
                 return line - 1, delimiter, columns, len(row)
             first = max(first, row, key=len)
             if not row[0].startswith("#"):  # a comment of VIA
@@ -266,7 +263,9 @@ def _named(row: Sequence[str]) -> Columns | None:
         chosen = [place for place in box if place is not None]
         if len(set(chosen)) == 4:
             own = [place for place in size if place is not None and place not in chosen]
-            return Columns(file, label, tuple(chosen), kind, tuple(own) if len(own) == 2 else ())
+            return Columns(
+                file, label, tuple(chosen), kind, tuple(own) if len(own) == 2 else (), _first(names, SET)
+            )
     return None
 
 
@@ -274,15 +273,17 @@ def _first(names: Sequence[str], wanted: Sequence[str]) -> int | None:
     return next((names.index(name) for name in wanted if name in names), None)
 
 
-def _unheaded(row: Sequence[str]) -> Columns | None:
+def _unheaded(row: Sequence[str], delimiter: str) -> Columns | None:
     """The columns of a table without a row of their names, told by where numbers are; None: it cannot be told."""
-    kinds = "".join("-" if cell.lower() in EMPTY else "n" if _is_number(cell) else "t" for cell in row)
-    if re.fullmatch("tnnnnt|t-----", kinds):  # RetinaNet
+    kinds = "".join(
+        "-" if cell.lower() in EMPTY else "n" if _is_number(cell, delimiter) else "t" for cell in row
+    )
+    if re.fullmatch("tnnnn[nt]|t----[-nt]", kinds):  # RetinaNet
         return Columns(0, 5, (1, 2, 3, 4), "corners")
-    if re.fullmatch("tt(nn--nn--|nnnnnnnn)|t-{9}|tt-{9}", kinds) and row[0].lower() in SETS:  # AutoML
-        return Columns(1, 2, (3, 4, 7, 8), "corners")
-    if re.fullmatch("ttt(nn--nn--|nnnnnnnn)", kinds):
-        return Columns(1, 2, (3, 4, 7, 8), "corners")
+    if re.fullmatch("tt[nt](nn--nn--|n{8})|tt-{9}", kinds) and row[0].lower() in SETS:  # AutoML
+        return Columns(1, 2, (3, 4, 7, 8), "corners", part=0)
+    if re.fullmatch("t[nt](nn--nn--|n{8})", kinds):
+        return Columns(0, 1, (2, 3, 6, 7), "corners")
     if re.fullmatch("tnntnnnn", kinds):  # TensorFlow
         return Columns(0, 3, (4, 5, 6, 7), "corners", (1, 2))
     if re.fullmatch("tnnnntnn", kinds):  # makesense.ai
@@ -290,9 +291,9 @@ def _unheaded(row: Sequence[str]) -> Columns | None:
     return None
 
 
-def _is_number(text: str) -> bool:
+def _is_number(text: str, delimiter: str) -> bool:
     try:
-        readers.number("", text)
+        _number("", text, delimiter)
     except ValueError:
         return False
     return True

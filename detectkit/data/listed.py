@@ -54,9 +54,13 @@ class ListedImages:
         if parts[: len(self._place)] == self._place:
             parts, folders = parts[len(self._place) :], ("",)
         path = composed("/".join(parts))
-        for folder in folders:
-            if file := self._files.get(posixpath.normpath(posixpath.join(composed(folder), path))):
+        candidates = [posixpath.normpath(posixpath.join(composed(folder), path)) for folder in folders]
+        for candidate in candidates:
+            if file := self._files.get(candidate):
                 return file
+        for candidate in candidates:  # a file that is no image is said to be none by what opens it
+            if not candidate.startswith("..") and os.path.isfile(self.root / candidate):
+                return candidate
         return self._alike(stated, parts)
 
     def _alike(self, stated: str, parts: list[str]) -> str:

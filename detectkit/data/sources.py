@@ -74,7 +74,8 @@ def reads(config: DatasetExportConfig) -> list[Path]:
         case "voc_config":
             others = [config.voc_config.annotation_dir_name, *config.voc_config.image_set_files]
         case "yolo_config":
-            return list(dict.fromkeys([*_images(config), *_beside_yolo_images(config.yolo_config)]))
+            images = _images(config)
+            return list(dict.fromkeys([*images, *_beside_yolo_images(config.yolo_config, images)]))
         case "csv_config":
             others = list(config.csv_config.csv_files)
         case _:
@@ -98,28 +99,31 @@ def yolo_folders(source: YOLOConfig) -> list[str]:
 def label_folders(folder: Path, below: str = "") -> list[Path]:
     """Where the label files of a YOLO folder of images may be, the likeliest place first.
 
-    In the path of the images the last part `images` becomes `labels`, or is followed by it; a path without one has `labels`
-    in the folder or beside it. Last come the images' own folders.
+    In the path of the images the last part `images` becomes `labels`, or is followed by it; else there is `labels` in the
+    folder, in the images' own one, or beside. Last comes the images' own folder.
 
     Args:
         below: of the images, from the folder.
     """
     place = folder / below
     parts = place.parts
+    found = []
     last = max((number for number, part in enumerate(parts) if part.lower() == IMAGES), default=None)
-    if last is None:
-        return [folder / LABELS / below, folder.parent / LABELS / below, place]
-    word = next(case(LABELS) for case in CASES if case(IMAGES) == parts[last] or case is CASES[-1])
-    before, behind = parts[:last], parts[last + 1 :]
-    found = [Path(*before, name, *behind) for name in (word, LABELS)]
-    return list(dict.fromkeys([*found, Path(*before, parts[last], LABELS, *behind), place]))
+    if last is not None:
+        word = next(case(LABELS) for case in CASES if case(IMAGES) == parts[last] or case is CASES[-1])
+        before, behind = parts[:last], parts[last + 1 :]
+        found = [Path(*before, name, *behind) for name in (word, LABELS)]
+        found.append(Path(*before, parts[last], LABELS, *behind))
+    found += [folder / LABELS / below, folder.parent / LABELS / below, place / LABELS, place.parent / LABELS]
+    return list(dict.fromkeys([*found, place]))
 
 
-def _beside_yolo_images(source: YOLOConfig) -> list[Path]:
+def _beside_yolo_images(source: YOLOConfig, images: Iterable[Path]) -> list[Path]:
     """The folders of labels that are there, the lists of images, and the list of classes."""
     root = Path(source.root_directory_path).expanduser()
     lists = [name for name in source.image_dir_names if is_list(name)]
-    places = [place for folder in yolo_folders(source) for place in label_folders(root / folder)[:-1]]
+    folders = [*images, *(root / folder for folder in yolo_folders(source))]
+    places = [place for folder in folders for place in label_folders(folder)[:-1]]
     there = [place for place in places if place.is_dir()]
     classes = [root / source.classes_file] if source.classes_file else class_lists(root)
     return [*there, *(root / name for name in lists), *classes]

@@ -20,7 +20,7 @@ from detectkit.spec import DatasetExportConfig, YOLOConfig
 
 SIDES = ("x", "y", "width", "height")
 FURTHEST = 1.5  # shares of the image: a box may begin or end outside, pixels are beyond
-LARGEST_LIST = 4 << 20  # bytes of a YAML file
+LARGEST_LIST = 1 << 20  # characters of a YAML file
 SEEN = (0.0, 1.0, 2.0)  # of a keypoint: not labelled, hidden, visible
 
 
@@ -44,13 +44,13 @@ def read_folder(config: DatasetExportConfig, generator: random.Random) -> Source
     source = config.yolo_config
     root = Path(source.root_directory_path).expanduser()
     image_root = readers.find_image_root(config.image_directory_path, root, sources.yolo_folders(source))
-    labels = _LabelFiles(find_classes(source))
+    labels = _LabelFiles(root, image_root, find_classes(source))
     rejected: list[Reject] = []
     folds = []
     for name in source.image_dir_names or [""]:
         is_list = sources.is_list(name)
         images = _listed(root / name, image_root, rejected) if is_list else _below(image_root, name)
-        frames = labels.read(image_root, "" if is_list else name, images, rejected)
+        frames = labels.read("" if is_list else name, images, rejected)
         folds.append(readers.of_different_names(frames, rejected))
     labels.tell()
     if not any(map(sources.is_list, source.image_dir_names)):
@@ -90,35 +90,39 @@ def _listed(path: Path, image_root: Path, rejected: list[Reject]) -> list[str]:
 
 
 class _LabelFiles:
-    """The label files of images, found in listings of the folders where they may be."""
+    """The label files of images, found in listings of the folders where they may be.
 
-    def __init__(self, classes: ClassList):
+    Args:
+        root: where folders of labels start.
+        image_root: where folders of images start; labels may be there too.
+    """
+
+    def __init__(self, root: Path, image_root: Path, classes: ClassList):
+        self.roots = list(dict.fromkeys((image_root, root)))
         self.classes = classes
         self.used: set[str] = set()
         self.images = 0
         self.unlabelled: list[Path] = []
         self.scored = 0  # lines with a column behind the box
         self._listings: dict[Path, dict[str, str]] = {}
-        self._folders: dict[tuple[Path, str], list[Path]] = {}
+        self._folders: dict[tuple[str, str], list[Path]] = {}
 
-    def read(
-        self, image_root: Path, folder: str, images: Sequence[str], rejected: list[Reject]
-    ) -> list[LabelledImage]:
+    def read(self, folder: str, images: Sequence[str], rejected: list[Reject]) -> list[LabelledImage]:
         """Read the images of a folder below the image root, which are paths below it, and their labels."""
         found = []
         for image in progress(images, total=len(images), label="reading labels"):
-            path = image_root / folder / image
-            file = place = self._find(image_root / folder, image)
+            path = self.roots[0] / folder / image
+            file = place = self._find(folder, image)
             try:
                 content = read_labels(file, self.classes) if file else LabelFile([], [])
                 place = str(path)
                 found.append(readers.labelled(folder, image, path, content))
             except (DataError, ValueError) as error:
-                rejected.append(Reject(str(place), None, str(error)))
+                rejected.append(Reject(place, None, str(error)))
                 continue
             self.images += 1
             self.scored += sum(label.score is not None for label in content.labels)
-            rejected.extend(Reject(str(file), line, reason, True) for line, reason in content.rejected)
+            rejected.extend(Reject(file, line, reason, True) for line, reason in content.rejected)
             if not file:
                 self.unlabelled.append(path)
         return found
@@ -153,13 +157,14 @@ class _LabelFiles:
                 if _begins_with_label(file):
                     yield Reject(file, None, "the image is missing")
 
-    def _find(self, folder: Path, image: str) -> str:
+    def _find(self, folder: str, image: str) -> str:
         """The label file of an image of a folder; empty: there is none."""
         below, name = os.path.split(image)
         stem = readers.composed(os.path.splitext(name)[0])
         places = self._folders.get((folder, below))
         if places is None:
-            places = self._folders[folder, below] = sources.label_folders(folder, below)
+            places = [place for root in self.roots for place in sources.label_folders(root / folder, below)]
+            self._folders[folder, below] = places
         for place in places:
             if file := self._listing(place).get(stem):
                 path = os.path.join(place, file)
@@ -273,9 +278,9 @@ def _box(values: list[float], keypoints: int) -> tuple[tuple[float, float, float
     if count <= 5 or count == 4 + keypoints or _has_keypoints(values):
         x, y, width, height = values[:4]
         _require_shares(values[:4])
-        if width <= 0 or height <= 0:
-            raise ValueError(f"the box {box_text(*values[:4])}, x, y, width, height, has no area")
         box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        if box[0] >= box[2] or box[1] >= box[3]:
+            raise ValueError(f"the box {box_text(*values[:4])}, x, y, width, height, has no area")
         return box, values[4] if count == 5 else None
     outline = values[: count // 2 * 2]
     _require_shares(outline)

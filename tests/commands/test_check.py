@@ -232,6 +232,47 @@ def test_conversion_folders(tmp_path, capsys):
     assert "1 .png files" in capsys.readouterr().out
 
 
+def test_a_yolo_folder_is_looked_at(tmp_path, capsys):
+    text = 'yolo_config { root_directory_path: "%s" image_dir_names: ["val.txt", "train/images"] }' % tmp_path
+    (tmp_path / "convert.txt").write_text(text)
+    assert cli.main(["check", "-e", str(tmp_path / "convert.txt")]) == 4
+    error = capsys.readouterr().err
+    assert f"yolo_config.image_dir_names[0]: there is no file {tmp_path}/val.txt" in error
+    assert f"yolo_config.image_dir_names[1]: there is no folder {tmp_path}/train/images" in error
+    assert "no list of the classes" in error
+    (tmp_path / "train" / "images").mkdir(parents=True)
+    (tmp_path / "train" / "images" / "0.png").write_text("")
+    (tmp_path / "val.txt").write_text("train/images/0.png")
+    (tmp_path / "data.yaml").write_text(f"names: [{', '.join('abcdefghij')}]")
+    assert cli.main(["check", "-e", str(tmp_path / "convert.txt")]) == 4
+    assert f"no label files in a folder `labels` for {tmp_path}/train/images" in capsys.readouterr().err
+    (tmp_path / "train" / "labels").mkdir()
+    (tmp_path / "train" / "labels" / "0.txt").write_text("")
+    assert cli.main(["check", "-e", str(tmp_path / "convert.txt")]) == 0
+    printed = capsys.readouterr().out
+    assert f"{tmp_path}/train/images: 1 .png files\n{tmp_path}/train/labels: 1 .txt files\n" in printed
+    assert f"{tmp_path}/data.yaml: 10 classes (0 a, 1 b, 2 c, 3 d, 4 e, 5 f, 6 g, 7 h, …)" in printed
+
+
+def test_tables_are_looked_at(tmp_path, capsys):
+    text = 'csv_config { root_directory_path: "%s" csv_files: ["a.csv", "b.csv"] }' % tmp_path
+    (tmp_path / "convert.txt").write_text(text)
+    (tmp_path / "a.csv").write_text(
+        "a.png,1,2,30,40,car\na.png,1,2,30,50,bus\nb.png,1,2,30,40,car\nc.png,,,,,\n"
+    )
+    assert cli.main(["check", "-e", str(tmp_path / "convert.txt")]) == 4
+    error = capsys.readouterr().err
+    assert f"cannot read csv_files {tmp_path}/b.csv" in error and "no images in" in error
+    (tmp_path / "b.csv").write_text("filename;class;xmin;ymin;xmax;ymax\nd.png;car;0;0;5,5;6\n")
+    (tmp_path / "a.png").write_text("")
+    assert cli.main(["check", "-e", str(tmp_path / "convert.txt")]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        f"{tmp_path}/a.csv: 3 images, 3 boxes (car 2, bus 1)\n{tmp_path}/b.csv: 1 images, 1 boxes (car 1)\n"
+        in printed
+    )
+
+
 def test_a_spec_that_makes_its_records_is_judged_before_they_are_there(training_spec, tmp_path, capsys):
     export = f'kitti_config {{ root_directory_path: "{tmp_path}" image_dir_name: "data/image_2" label_dir_name: "labels" }}'
     text = (

@@ -109,7 +109,26 @@ def as_voc(root):
       image_extension: "png" image_set_files: ["val.txt", "train.txt"] }}"""
 
 
-@pytest.mark.parametrize("describe", [as_coco, as_voc])
+def as_yolo(root):
+    for number in range(8):
+        (root / "label_2" / f"{number}.txt").unlink()
+    (root / "label_2").rename(root / "labels")
+    for number in range(8):
+        (root / "labels" / f"{number}.txt").write_text(f"0 {15.5 / 64} {21 / 48} {29 / 64} {38 / 48}\n")
+        with open(root / ("val.txt" if number < 2 else "train.txt"), "a") as listed:
+            listed.write(f"image_2/{number}.png\n")
+    (root / "classes.txt").write_text("Car\n")
+    return f"""yolo_config {{ root_directory_path: "{root}" image_dir_names: ["val.txt", "train.txt"] }}"""
+
+
+def as_csv(root):
+    rows = [f"{number}.png,1,2,30,40,Car\n" for number in range(8)]
+    (root / "val.csv").write_text("".join(rows[:2]))
+    (root / "train.csv").write_text("".join(rows[2:]))
+    return f"""csv_config {{ root_directory_path: "{root}" csv_files: ["val.csv", "train.csv"] }}"""
+
+
+@pytest.mark.parametrize("describe", [as_coco, as_voc, as_yolo, as_csv])
 def test_other_sources(export_spec, tmp_path, capsys, describe):
     """The records that the printed block leads to are those that training reads."""
     export_spec.write_text(describe(tmp_path / "kitti"))
@@ -169,7 +188,10 @@ def test_reasons_are_told_with_their_number_and_a_place(export_spec, tmp_path, c
 @pytest.mark.parametrize(
     "line, likely",
     [
-        ("0 0.5 0.5 0.1 0.2", "a line of YOLO"),
+        (
+            "0 0.5 0.5 0.1 0.2",
+            "a line of YOLO, with the number of the class and a box or outline in shares of the image: yolo_config reads",
+        ),
         ("0 1 Car 0 0 0 1 2 30 40 0 0 0 0 0 0 0", "a line of KITTI's tracking"),
         ("Car,0,0,0,1,2,30,40", "as in CSV"),
         ("Car 0 0 0 40 30 20 20 0 0 0 0 0 0 0", "not x, y, width and height"),

@@ -848,7 +848,7 @@ def test_duplicates_are_counted(root, prefix):
     assert Counter(Counter(read(summary)[1]).values()) == {1: 5, 2: 5}
 
 
-# --------------------------------------------------------------------------------- the same pictures, three times
+# --------------------------------------------------------------------------------- the same pictures, five times
 
 PICTURES = {
     "000": [("Car", (1, 2, 30, 40)), ("Red Cell", (0, 0, 12.5, 8.25))],
@@ -909,6 +909,32 @@ def describe_voc(root):
       image_extension: "png" image_set_files: ["validation.txt", "training.txt"] num_shards: 2 }"""
 
 
+def describe_yolo(root):
+    (root / "labels").mkdir()
+    names = ["Car", "Red Cell", "DontCare"]
+    for name, objects in PICTURES.items():
+        rows = [
+            f"{names.index(label)} {(x1 + x2) / 128} {(y1 + y2) / 96} {(x2 - x1) / 64} {(y2 - y1) / 48}\n"
+            for label, (x1, y1, x2, y2) in objects
+        ]
+        (root / "labels" / f"{name}.txt").write_text("".join(rows))
+    (root / "data.yaml").write_text(f"nc: 3\nnames: {names}\n")
+    for part, listed in SETS.items():
+        (root / f"{part}.txt").write_text("".join(f"./pictures/{name}.png\n" for name in listed))
+    return """yolo_config { root_directory_path: "ROOT" image_dir_names: ["validation.txt", "training.txt"] num_shards: 2 }"""
+
+
+def describe_csv(root):
+    for part, names in SETS.items():
+        rows = ["filename,class,xmin,ymin,xmax,ymax"]
+        for name in names:
+            rows += [f"{name}.png,{label},{','.join(map(str, box))}" for label, box in PICTURES[name]]
+            rows += [f"{name}.png,,,,,"] * (not PICTURES[name])
+        (root / f"{part}.csv").write_text("\n".join(rows))
+    return """csv_config { root_directory_path: "ROOT" csv_files: ["validation.csv", "training.csv"]
+      image_dir_name: "pictures" num_shards: 2 }"""
+
+
 def record_bytes(root, describe, more):
     """Every record of each fold, as it lies in the file, in order of the frame ids; and the shards' names."""
     for name in PICTURES:
@@ -926,7 +952,7 @@ def record_bytes(root, describe, more):
     return folds, [shard.name for fold in summary.folds for shard in fold.shards]
 
 
-@pytest.mark.parametrize("describe", [describe_coco, describe_voc])
+@pytest.mark.parametrize("describe", [describe_coco, describe_voc, describe_yolo, describe_csv])
 @pytest.mark.parametrize(
     "more, expected",
     [
@@ -947,14 +973,16 @@ def record_bytes(root, describe, more):
         ),
     ],
 )
-def test_three_descriptions_of_the_same_pictures_give_the_same_records(tmp_path, describe, more, expected):
+def test_all_descriptions_of_the_same_pictures_give_the_same_records(tmp_path, describe, more, expected):
     folds, names = record_bytes(tmp_path / "kitti", describe_kitti, more)
     assert record_bytes(tmp_path / "other", describe, more) == (folds, names)
     assert [len(fold) for fold in folds] == [3, expected]
     assert names == [f"data-fold-00{f}-of-002-shard-0000{s}-of-00002" for f in (0, 1) for s in (0, 1)]
 
 
-@pytest.mark.parametrize("describe", [describe_kitti, describe_coco, describe_voc])
+@pytest.mark.parametrize(
+    "describe", [describe_kitti, describe_coco, describe_voc, describe_yolo, describe_csv]
+)
 def test_a_cap_takes_a_random_part_of_every_source(tmp_path, describe):
     more = "sample_modifier_config {{ max_training_samples: 2 }} random_seed: {}"
     drawn = [record_bytes(tmp_path / str(seed), describe, more.format(seed))[0] for seed in range(6)]

@@ -41,6 +41,14 @@ SAMPLE = 'sample_config { root_directory_path: "r" num_shards: 3 }'
             "r/JPEGImages r/Annotations r/x r/y r/z",
             3,
         ),
+        ('yolo_config { root_directory_path: "r" }', "r", 2),
+        (
+            'yolo_config { root_directory_path: "r" classes_file: "c.txt" image_dir_names: ["a/images", "b", "l/c.txt"] }',
+            "r/a/images r/b r r/l/c.txt r/c.txt",
+            3,
+        ),
+        ('csv_config { root_directory_path: "r" csv_files: "t.csv" image_dir_name: "i" }', "r/i r/t.csv", 2),
+        ('csv_config { root_directory_path: "r" csv_files: ["t", "u", "v"] }', "r r/t r/u r/v", 3),
         (SAMPLE, "", 2),
     ],
 )
@@ -48,6 +56,17 @@ def test_what_is_read_and_how_many_folds_are_made(text, expected, folds):
     config = parsed(text)
     assert [str(path) for path in sources.reads(config)] == expected.split()
     assert sources.num_folds(config) == folds
+
+
+def test_the_labels_and_classes_of_yolo_are_read_where_they_are(tmp_path):
+    config = parsed(
+        f'yolo_config {{ root_directory_path: "{tmp_path}" image_dir_names: ["images/train", "val"] }}'
+    )
+    for folder in ("images/train", "labels/train", "val/labels"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "data.yaml").write_text("names: [a]")
+    found = [str(path.relative_to(tmp_path)) for path in sources.reads(config)]
+    assert found == ["images/train", "val", "labels/train", "val/labels", "labels", "data.yaml"]
 
 
 def test_images_are_where_image_directory_path_has_them(tmp_path):

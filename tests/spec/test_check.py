@@ -605,6 +605,10 @@ def test_a_share_that_is_likely_not_meant_in_percent(kitti_convert):
     assert spec.warnings(config) == ["kitti_config.val_split: 0.2 is in percent; a share of 0.2 is 20"]
     config.voc_config.val_split = 1
     assert spec.warnings(config) == []
+    config.yolo_config.val_split = 0.2
+    assert spec.warnings(config) == ["yolo_config.val_split: 0.2 is in percent; a share of 0.2 is 20"]
+    config.csv_config.val_split = 0.2
+    assert spec.warnings(config) == ["csv_config.val_split: 0.2 is in percent; a share of 0.2 is 20"]
 
 
 def test_conversion_spec(kitti_convert):
@@ -641,3 +645,11 @@ def test_folds_of_other_layouts():
     voc = {"root_directory_path": "/d", "image_set_files": ["val.txt"], "val_split": 10}
     rule = "must be left out with image_set_files, which say what is in each fold, got 10"
     assert violations(spec.DatasetExportConfig(voc_config=voc)) == [f"voc_config.val_split: {rule}"]
+    yolo = {"root_directory_path": "/d", "image_dir_names": ["train/images"], "val_split": 10}
+    rule = "must be left out with image_dir_names, which say what is in each fold, got 10"
+    assert violations(spec.DatasetExportConfig(yolo_config=yolo)) == [f"yolo_config.val_split: {rule}"]
+    tables = {"root_directory_path": "/d", "csv_files": ["a.csv"], "val_split": 10}
+    assert violations(spec.DatasetExportConfig(csv_config=tables)) == []
+    tables["csv_files"].append("b.csv")
+    rule = "must be left out with several csv_files, which say what is in each fold, got 10"
+    assert violations(spec.DatasetExportConfig(csv_config=tables)) == [f"csv_config.val_split: {rule}"]
