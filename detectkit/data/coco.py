@@ -43,7 +43,7 @@ def read_folders(config: DatasetExportConfig) -> Source:
 
     A crowd is one box, like every object, and called `crowd_label` where that is set. An object without a bbox has the
     box around its segmentation. Ids and numbers in quotes are numbers. An image that is not there under its file_name is
-    looked for with `/` for `\\`, below its folder, and with other extensions.
+    looked for under its other spellings (`readers.spellings`), below its folder, and with other extensions.
 
     Raises:
         DataError: a folder is missing, an annotation file is none, two of them disagree on the categories, or an
@@ -175,17 +175,20 @@ class _Files:
         """The path below the folder that is meant; where there is none, the file name."""
         if os.path.lexists(self.folder / file_name):
             return file_name
-        name = file_name.replace("\\", "/")
-        if name != file_name and os.path.lexists(self.folder / name):
-            return name
-        for tail in readers.tails(name, self.folder.name):
-            stem, end = os.path.splitext(tail)
-            same = [file for file in self._by_name.get(readers.composed(stem), ()) if file not in self.stated]
-            if same:
-                return min(
-                    same, key=lambda file: (not file.endswith(end), not file.lower().endswith(end.lower()))
-                )
-        return name if "\\" in file_name else file_name
+        for name in readers.spellings(file_name):
+            if name not in self.stated and os.path.lexists(self.folder / name):
+                return name
+            for tail in readers.tails(name, self.folder.name):
+                stem, end = os.path.splitext(tail)
+                same = [
+                    file for file in self._by_name.get(readers.composed(stem), ()) if file not in self.stated
+                ]
+                if same:
+                    return min(
+                        same,
+                        key=lambda file: (not file.endswith(end), not file.lower().endswith(end.lower())),
+                    )
+        return file_name.replace("\\", "/")
 
     @functools.cached_property
     def _by_name(self) -> dict[str, list[str]]:

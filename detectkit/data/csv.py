@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import random
 import re
@@ -168,12 +169,15 @@ def _unnamed(images: ListedImages, named: Iterable[Path], rejected: Iterable[Rej
 # Tables
 
 
-def read_table(path: Path) -> BoxTable:
+def read_table(path: Path, *, lines: float = math.inf) -> BoxTable:
     """Read a table with commas, semicolons, tabs or bars between its columns, with or without a row of their names.
 
     Boxes are x1, y1, x2, y2 in pixels or in shares of the image. A row without a box is an image without objects. With
     semicolons, numbers may have a decimal comma. A row is rejected that names no class, has a column too many, numbers that
     are none, or a box without an area, and one that says another size of the image than an earlier one.
+
+    Args:
+        lines: those behind are not read.
 
     Raises:
         DataError: the file cannot be read, or has no columns for file name, class and box.
@@ -185,6 +189,8 @@ def read_table(path: Path) -> BoxTable:
     parts: Counter[str] = Counter()
     greatest = 0.0
     for line, row in _rows(path, text, delimiter):
+        if line > lines:
+            break
         if line <= start or not any(row):
             continue
         try:

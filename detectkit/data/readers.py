@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from detectkit.console import log, progress
 from detectkit.data import sources
@@ -27,6 +28,8 @@ VALUES = re.compile(
     r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\([^()]*\)|\[[^\[\]]*\]|(?<!\S)\S+\.\w{2,4}\b|-?\b\d[\d.]*\b(?! column)"""
 )
 
+ABSOLUTE = re.compile(r"[\\/]|\.\.[\\/]|[a-z][a-z0-9]*:", re.IGNORECASE)  # or a URL, or with the drive
+UPLOADED = re.compile(r"[0-9a-f]{8}-(.+)")  # a file's name behind what Label Studio puts before it
 TEXTS = (".csv", ".json", ".txt", ".xml")  # which may lie beside images
 LONGEST = 300  # characters of a reason
 LARGEST = 1e9  # beyond this a number is a mistake, and would not survive the record's float32 and int64
@@ -246,6 +249,24 @@ def tails(name: str, folder: str) -> list[str]:
     parts, last = PurePosixPath(name).parts, PurePosixPath(folder).name
     behind = [place + 1 for place, part in enumerate(parts[:-1]) if part == last]
     return [str(PurePosixPath(*parts[place:])) for place in (0, *behind[-1:])]
+
+
+def spellings(name: str) -> list[str]:
+    """What a tool may mean by the file name that it has written, the name itself first.
+
+    With `/` for `\\`, as Windows writes it; decoded from a URL; without the eight letters that Label Studio puts before
+    the names of uploaded files. The last part alone is meant, too, of a path that starts elsewhere.
+    """
+    found = [name, name.replace("\\", "/")]
+    path = found[-1].partition("/local-files/?d=")[2] or found[-1]
+    found.append(unquote(path))
+    if ABSOLUTE.match(name):
+        found.append(found[-1].rpartition("/")[2])
+    above, slash, last = found[-1].rpartition("/")
+    uploaded = UPLOADED.fullmatch(last)
+    if uploaded:
+        found.append(above + slash + uploaded[1])
+    return list(dict.fromkeys(found))
 
 
 def composed(name: str) -> str:

@@ -35,7 +35,7 @@ def read_folder(config: DatasetExportConfig, generator: random.Random) -> Source
     )
     rejected: list[readers.Reject] = []
     if source.image_set_files:
-        sets = [_read_list(root / file) for file in source.image_set_files]
+        sets = [read_list(root / file) for file in source.image_set_files]
         listed = [list(dict.fromkeys(map(pairs.listed, names))) for names in sets]
         folds = [list(pairs.read(names, rejected).values()) for names in listed]
         readers.require_disjoint(folds)
@@ -165,8 +165,12 @@ def _number(parent: ElementTree.Element, tag: str) -> str:
     return parent.findtext(tag, "").strip().strip("\"'").strip()
 
 
-def _read_list(path: Path) -> list[str]:
-    """Read the image names of a set, or of a class's list (name and -1, 0 or 1), which names the same images."""
+def read_list(path: Path) -> list[str]:
+    """Read the image names of a set, or of a class's list (name and -1, 0 or 1), which names the same images.
+
+    Raises:
+        DataError: it cannot be read, or names no image.
+    """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError) as error:

@@ -24,7 +24,7 @@ CLASSES = 10  # shown in charts, the most frequent ones
 TRAINING, VALIDATION = ("training", "s7"), ("validation", "ink")
 
 
-class Part(NamedTuple):
+class SampledImages(NamedTuple):
     """The training or the validation images, or an even sample of them."""
 
     images: int  # all there are
@@ -38,8 +38,8 @@ class Data(NamedTuple):
 
     class_names: list[str]  # the most frequent CLASSES
     left_out: int  # other classes
-    training: Part
-    validation: Part | None
+    training: SampledImages
+    validation: SampledImages | None
     samples: list[Html]  # figures
     stride: int  # network pixels of a grid cell, the finest
 
@@ -105,11 +105,11 @@ def key(data: Data, names: list[str]) -> Html:
     return joined(*parts)
 
 
-def _some(part: Part, chosen: list[int]) -> Part:
+def _some(part: SampledImages, chosen: list[int]) -> SampledImages:
     return part._replace(counts=[part.counts[at] for at in chosen], sizes=[part.sizes[at] for at in chosen])
 
 
-def _part(dataset: Dataset, experiment: spec.Experiment) -> Part:
+def _part(dataset: Dataset, experiment: spec.Experiment) -> SampledImages:
     found: list[list[NDArray[np.float64]]] = [[] for _ in dataset.class_names]
     for frame in dataset.frames:
         width_height = frame.objects.boxes[:, 2:] - frame.objects.boxes[:, :2]
@@ -117,7 +117,7 @@ def _part(dataset: Dataset, experiment: spec.Experiment) -> Part:
         for number, kept in enumerate(found):
             kept.append(own[frame.objects.classes == number])
     all_sizes = [np.concatenate(kept) if kept else np.zeros(0) for kept in found]
-    return Part(dataset.total, len(dataset), [len(own) for own in all_sizes], all_sizes)
+    return SampledImages(dataset.total, len(dataset), [len(own) for own in all_sizes], all_sizes)
 
 
 def _scale(size: tuple[int, int] | None, experiment: spec.Experiment) -> float:

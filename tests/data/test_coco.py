@@ -210,6 +210,31 @@ def test_an_image_that_is_listed_is_not_taken_for_another_one(root, prefix):
     assert reasons(summary) == ["the image is missing"]
 
 
+@pytest.mark.parametrize(
+    "file_name",
+    [
+        "1a2b3c4d-x%20y.jpg",
+        "/data/upload/12/1a2b3c4d-x%20y.jpg",
+        "/data/local-files/?d=shots/x%20y.jpg",
+        "https://example.com/shots/x%20y.jpg",
+        "../../media/upload/12/1a2b3c4d-x y.jpg",
+        "..\\media\\upload\\12\\1a2b3c4d-x y.jpg",
+    ],
+)
+def test_a_file_name_as_label_studio_writes_it(root, prefix, file_name):
+    """Of an upload, from a folder or from the web, where the images are those that were given to it."""
+    Image.new("RGB", (64, 48)).save(root / "train" / "x y.jpg")
+    images = [{"id": 1, "file_name": file_name}, {"id": 2, "file_name": "/data/upload/12/1a2b3c4d-a.jpg"}]
+    images.append({"id": 3, "file_name": "a.jpg"})
+    change(root, "train", images=images, annotations=[box(1), box(2)])
+    summary = convert(settings(root, "train"), prefix)
+    assert {name: record.names for name, record in records(summary)[0].items()} == {
+        "train/x y": ["car"],
+        "train/a": [],  # listed itself, so that it is not taken for the upload
+    }
+    assert reasons(summary) == ["the image is missing"]
+
+
 def test_numbers_in_quotes(root, prefix):
     entry = {"image_id": "1", "category_id": "18", "bbox": ["1", "2.5", " 30 ", "38"], "iscrowd": "1"}
     images = [{"id": "1", "file_name": "a.jpg", "width": "64", "height": "48"}]
