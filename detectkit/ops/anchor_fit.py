@@ -1,7 +1,8 @@
 """Anchors from the boxes of a data set: how many objects an anchor overlaps well enough, and which shapes would overlap more.
 
-Boxes are in input pixels, as the network sees them without augmentation. Everything is a function of its arguments and of the
-generator that is given.
+Boxes are in input pixels, as the network sees them without augmentation. A search may find less than
+what one has, and takes few anchors where they cover as much: look at `anchor_coverage` before and after. All is a function of the
+arguments and of the generator that is given.
 """
 
 from __future__ import annotations
@@ -18,26 +19,29 @@ from torch import Tensor
 from detectkit.ops.anchors import EFFICIENTDET_RATIOS, AnchorGrid, default_boxes, octave_anchors
 from detectkit.ops.boxes import area
 
-SIZES = (
-    32.0,
-    96.0,
-)  # pixels of a square of the same area: below the first small, from the second on large, as COCO has it
+# Sides in pixels of a square of an object's area: below the first it is small, from the second on large, as in COCO.
+SIZES = (32.0, 96.0)
+PRICE = 0.01  # of one more anchor in each cell, in units of `worth`
+ALIKE = 0.001  # shares of covered objects that differ by no more are equal to a search
+SAMPLE = 20_000  # objects that a search looks at
+STARTS = 10  # of k-means
+AT_ONCE = 2**15  # objects whose IoUs are in memory
+
+# What `fit_octaves` tries.
 SCALES = (2.0, 2.5, 3.0, 4.0, 5.0)
 OCTAVES = (1, 2, 3)
 RATIOS = (1, 3, 5)  # how many
-LOWEST = (0.0, 0.01, 0.05, 0.1)  # quantiles of object sides for the first of SSD's scales
-HIGHEST = (0.9, 0.99)  # and for a later one
-STRIDES = (1.5, 8.0)  # sides of a level's square default box, in its cells
-PRICE = 0.01  # of an anchor more in each cell, in units of `worth`
-ALIKE = 0.001  # shares of covered objects that differ by no more are taken as equal in a search
-SAMPLE = 20_000  # objects that a search looks at
-AT_ONCE = 2**15  # objects
-SQUARE = 1.2  # a default box of a ratio no longer than this is its level's square
-STARTS = 10
+
+# What `fit_default_boxes` tries: quantiles of the objects' sides for the first scale and for a later one, sides of a level's
+# square in its cells, and up to which ratio a box is as good as that square.
+LOWEST = (0.0, 0.01, 0.05, 0.1)
+HIGHEST = (0.9, 0.99)
+STRIDES = (1.5, 8.0)
+SQUARE = 1.2
 
 
 class AnchorCoverage(NamedTuple):
-    """How many objects have an anchor of an IoU of at least the threshold, by size (small, medium, large) and in all."""
+    """How many objects have an anchor of an IoU of at least the threshold, by size: small, medium, large."""
 
     objects: tuple[int, ...]
     covered: tuple[int, ...]
