@@ -23,7 +23,14 @@ def decode(bbox: Tensor, *, stride: int, scale: float, offset: float, width: int
 
 
 def highest(scores: Tensor, at_most: int) -> Tensor:
-    """Which of the scores [B, ...] are the `at_most` highest of their image, bool [B, ...]: no more, even of equal ones."""
-    flat = scores.flatten(1)
-    places = flat.topk(min(at_most, flat.shape[1]), dim=1, sorted=False).indices
-    return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, places, True).reshape(scores.shape)
+    """Which of the scores [B, ...] are the `at_most` highest of their image, bool [B, ...]; of equal ones the first.
+
+    The choice is the same on every device. NaN is lower than any number.
+    """
+    flat = torch.where(scores.isnan(), -torch.inf, scores).flatten(1)
+    if at_most >= flat.shape[1]:
+        return torch.ones_like(scores, dtype=torch.bool)
+    lowest = flat.topk(at_most + 1, dim=1).values[:, -1:]  # of the first that is one too many
+    above, equal = flat > lowest, flat == lowest
+    missing = at_most - above.sum(1, keepdim=True)
+    return (above | (equal & (equal.cumsum(1, dtype=torch.int32) <= missing))).reshape(scores.shape)

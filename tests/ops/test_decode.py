@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from detectkit.ops.decode import decode, highest
 
@@ -38,3 +40,24 @@ def test_highest_of_each_image() -> None:
     found = highest(scores, 2)
     assert found.sum((1, 2)).tolist() == [2, 2] and found[0, 1, 1] and found[1, 0, 1] and found[1, 1, 2]
     assert highest(scores, 100).all()
+
+
+def test_of_equal_scores_the_first_are_the_highest() -> None:
+    scores = torch.tensor([[0.5, 0.2, 0.5, 0.5, 0.5], [0.1, 0.3, 0.2, 0.2, 0.9], [0.0] * 5])
+    found = highest(scores, 3)
+    assert [torch.nonzero(own).flatten().tolist() for own in found] == [[0, 2, 3], [1, 2, 4], [0, 1, 2]]
+    assert not highest(scores, 0).any()
+
+
+def test_a_score_that_is_no_number_is_the_lowest() -> None:
+    scores = torch.tensor([[torch.nan, 0.2, torch.inf, torch.nan, 0.1, -torch.inf]])
+    assert torch.nonzero(highest(scores, 3)[0]).flatten().tolist() == [1, 2, 4]
+    assert highest(scores, 5).sum() == 5
+
+
+@settings(max_examples=100)
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=12), st.integers(0, 14))
+def test_highest_are_the_first_in_a_stable_order(values: list[float], at_most: int) -> None:
+    scores = torch.tensor([values])
+    order = torch.argsort(scores[0], descending=True, stable=True)[:at_most]
+    assert torch.nonzero(highest(scores, at_most)[0]).flatten().tolist() == order.sort().values.tolist()

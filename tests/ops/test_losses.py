@@ -5,9 +5,25 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torchvision.ops import generalized_box_iou_loss
+from torch.nn import functional
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.ssd import SSD
+from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from detectkit.ops.losses import bbox_cost, correlation_cost, coverage_cost, giou_cost, regularization
+from detectkit.ops.anchors import EFFICIENTDET_RATIOS, octave_anchors, pyramid_sizes, tile
+from detectkit.ops.coder import SSD_WEIGHTS
+from detectkit.ops.losses import (
+    bbox_cost,
+    correlation_cost,
+    coverage_cost,
+    focal_cost,
+    giou_cost,
+    huber_cost,
+    mined_cross_entropy_cost,
+    regularization,
+    smooth_l1_cost,
+)
+from detectkit.ops.matching import BACKGROUND, IGNORED, Matches, anchor_targets, match
 
 WEIGHTS = torch.tensor([0.05, 0.25])
 
@@ -205,3 +221,195 @@ def test_the_cost_of_features_is_that_of_numpy() -> None:
     wanted = 1 - torch.stack([torch.corrcoef(pair)[0, 1] for pair in rows]).mean()
     torch.testing.assert_close(correlation_cost(first, second), wanted, rtol=1e-6, atol=0)
     torch.testing.assert_close(correlation_cost(5 * first - 3, second), wanted, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("logit", "yes", "smoothing", "expected"),
+    [
+        (0, True, 0, 0.0612661),
+        (0, False, 0, 0.183798),
+        (2, True, 0, 0.00130595),
+        (2, False, 0, 1.318645),
+        (-4.59512, False, 0, 7.5378e-6),
+        (-4.59512, True, 0, 1.134066),
+        (2, True, 0.1, 0.00233485),
+        (2, False, 0.1, 1.256647),
+    ],
+)
+def test_focal_cost_of_one_answer(logit: float, yes: bool, smoothing: float, expected: float) -> None:
+    logits, classes = torch.full((1, 1, 1), float(logit)), torch.tensor([[0 if yes else BACKGROUND]])
+    cost = focal_cost(logits, classes, label_smoothing=smoothing)
+    assert cost.item() * (2 if yes else 1) == pytest.approx(expected, rel=2e-5)  # over 1 + the positives
+
+
+def test_focal_cost_of_the_first_step_without_objects() -> None:
+    logits = torch.full((1, 49104, 90), -math.log(99))
+    cost = focal_cost(logits, torch.full((1, 49104), BACKGROUND))
+    assert cost.shape == (90,) and cost.sum().item() == pytest.approx(33.3, abs=0.02)
+
+
+def some_anchors() -> tuple[Tensor, Tensor]:
+    """Logits [3, 50, 4] and classes [3, 50]: about half background, a quarter ignored; the second image is background."""
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(3, 50, 4, generator=generator, dtype=torch.float64) * 3
+    classes = torch.randint(-2, 4, (3, 50), generator=generator)
+    classes[torch.rand(3, 50, generator=generator) < 0.4] = BACKGROUND
+    classes[1] = BACKGROUND
+    return logits.requires_grad_(), classes
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 1.5), (0.25, 2.0), (0.6, 0.0), (0.5, 0.5)])
+def test_focal_cost_and_its_gradient_are_those_of_torchvision(alpha: float, gamma: float) -> None:
+    logits, classes = some_anchors()
+    cost = focal_cost(logits, classes, alpha=alpha, gamma=gamma)
+    answers = (classes[..., None] == torch.arange(4)).double()
+    each = sigmoid_focal_loss(logits, answers, alpha=alpha, gamma=gamma)
+    counted = (classes != IGNORED)[..., None]
+    expected = (each * counted).sum((0, 1)) / ((classes >= 0).sum() + 1)
+    assert torch.allclose(cost, expected, rtol=1e-9)
+    (gradient,) = torch.autograd.grad(cost.sum(), logits, retain_graph=True)
+    (theirs,) = torch.autograd.grad(expected.sum(), logits)
+    assert torch.allclose(gradient, theirs, rtol=1e-7, atol=1e-12)
+    assert (gradient[classes == IGNORED] == 0).all() and (gradient[classes == BACKGROUND] != 0).any()
+
+
+def test_focal_cost_weighs_images() -> None:
+    logits, classes = some_anchors()
+    whole = focal_cost(logits, classes)
+    alone = focal_cost(logits, classes, image_weights=torch.tensor([1.0, 0, 0]))
+    rest = focal_cost(logits, classes, image_weights=torch.tensor([0, 0.5, 0.5]))
+    assert torch.allclose(alone + 2 * rest, whole)
+    positives = (classes >= 0).sum()
+    own = focal_cost(logits[:1], classes[:1]) * ((classes[:1] >= 0).sum() + 1) / (positives + 1)
+    assert torch.allclose(alone, own)
+
+
+def test_focal_cost_is_finite_where_a_sigmoid_is_0_or_1() -> None:
+    logits = torch.tensor([[[500.0, -500, 500]], [[-500, 500, -500]]], requires_grad=True)
+    for gamma in (0.5, 1.5):
+        cost = focal_cost(logits, torch.tensor([[0], [0]]), gamma=gamma).sum()
+        (gradient,) = torch.autograd.grad(cost, logits)
+        assert cost.isfinite() and gradient.isfinite().all()
+        # Right: 500 for the first class, -500 for the others; 500 more is wrong by 500.
+        assert cost.item() == pytest.approx((0.75 * 500 + 0.25 * 500 + 0.75 * 500) / 3)
+
+
+def test_costs_of_half_precision_are_computed_in_32_bits() -> None:
+    logits, classes = some_anchors()
+    half = focal_cost(logits.half(), classes)
+    assert half.dtype == torch.float32 and torch.allclose(
+        half, focal_cost(logits, classes).float(), rtol=1e-2
+    )
+    assert mined_cross_entropy_cost(logits.half(), classes.clamp(max=2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("error", "expected"), [(0.05, 0.00125), (0.1, 0.005), (0.2, 0.015), (1, 0.095)])
+def test_huber_cost_of_one_number(error: float, expected: float) -> None:
+    predicted = torch.tensor([[0, 0, -error, 0]], dtype=torch.float64)
+    assert huber_cost(predicted, torch.zeros(1, 4)).item() == pytest.approx(expected / 8)  # 4 (1 + 1)
+
+
+def test_costs_of_boxes_are_those_of_torch() -> None:
+    generator = torch.Generator().manual_seed(3)
+    predicted, target = (torch.randn(6, 4, generator=generator) for _ in range(2))
+    expected = functional.huber_loss(predicted, target, reduction="sum", delta=0.3) / 28
+    assert huber_cost(predicted, target, delta=0.3).item() == pytest.approx(expected.item())
+    expected = functional.smooth_l1_loss(predicted, target, reduction="sum", beta=0.5) / 6
+    assert smooth_l1_cost(predicted, target, beta=0.5).item() == pytest.approx(expected.item())
+    weights = torch.tensor([0.0, 0, 0, 0, 2, 0])
+    own = functional.smooth_l1_loss(predicted[4], target[4], reduction="sum")
+    assert smooth_l1_cost(predicted, target, weights=weights).item() == pytest.approx(own.item() * 2 / 6)
+    own = functional.huber_loss(predicted[4], target[4], reduction="sum", delta=0.1)
+    assert huber_cost(predicted, target, weights=weights).item() == pytest.approx(own.item() * 2 / 28)
+
+
+def test_costs_of_boxes_without_objects_are_0() -> None:
+    none = torch.zeros(0, 4, requires_grad=True)
+    for cost in (huber_cost(none, torch.zeros(0, 4)), smooth_l1_cost(none, torch.zeros(0, 4))):
+        cost.backward()
+        assert cost.item() == 0
+
+
+def with_costs(costs: list[float]) -> Tensor:
+    """Logits [A, 3] of so much cross entropy to the background, the other two alike."""
+    no = -torch.tensor(costs, dtype=torch.float64)  # the logarithm of the probability of the background
+    return torch.stack((no, *[((1 - no.exp()) / 2).log()] * 2), dim=1)
+
+
+def test_mined_cross_entropy_takes_the_worst_of_the_background() -> None:
+    # One object; of equal costs the first are taken: 0.9 + 0.5 + 0.5.
+    logits = with_costs([0.3, 0.9, 0.5, 0.5, 0.5, 0.1])[None].requires_grad_()
+    classes = torch.tensor([[1] + [BACKGROUND] * 5])
+    own = functional.cross_entropy(logits[0, :1], torch.tensor([2])).item()
+    cost = mined_cross_entropy_cost(logits, classes)
+    assert cost.item() == pytest.approx(own + 1.9)
+    (gradient,) = torch.autograd.grad(cost, logits)
+    assert (gradient[0].abs().sum(1) > 0).tolist() == [True, True, True, True, False, False]
+    assert mined_cross_entropy_cost(logits, classes, negatives_per_positive=1).item() == pytest.approx(
+        own + 0.9
+    )
+    # More than there are; and those that are ignored do not count.
+    assert mined_cross_entropy_cost(logits, classes, negatives_per_positive=9).item() == pytest.approx(
+        own + 2.5
+    )
+    classes[0, 1] = IGNORED
+    assert mined_cross_entropy_cost(logits, classes).item() == pytest.approx(own + 1.5)
+
+
+def test_mining_is_by_image_and_one_without_objects_has_the_least_negatives() -> None:
+    logits = torch.stack((with_costs([0.3, 0.4, 0.2]), with_costs([0.9, 0.8, 0.7]))).requires_grad_()
+    classes = torch.tensor([[0, -1, -1], [-1, -1, -1]])
+    own = functional.cross_entropy(logits[0, :1], torch.tensor([1])).item()
+    assert mined_cross_entropy_cost(logits, classes).item() == pytest.approx(own + 0.4 + 0.2)
+    cost = mined_cross_entropy_cost(logits, classes, least_negatives=2)
+    assert cost.item() == pytest.approx(own + 0.6 + 1.7)
+    weights = torch.tensor([1.0, 0.5])
+    cost = mined_cross_entropy_cost(logits, classes, least_negatives=2, image_weights=weights)
+    assert cost.item() == pytest.approx(own + 0.6 + 0.85)
+    nothing = mined_cross_entropy_cost(logits[1:], classes[1:])
+    nothing.backward()
+    assert nothing.item() == 0 and (logits.grad == 0).all()
+
+
+def test_costs_of_ssd_are_those_of_torchvision() -> None:
+    """Its own compute_loss, given matches; no two costs are equal, and there are background anchors enough."""
+    generator = torch.Generator().manual_seed(4)
+    anchors = torch.rand(60, 4, generator=generator) + torch.tensor([0, 0, 2, 2])
+    index = torch.randint(-30, 5, (3, 60), generator=generator).clamp(min=-1)
+    boxes = [torch.rand(5, 4, generator=generator) + torch.tensor([0, 0, 3, 1]) for _ in range(3)]
+    labels = [torch.randint(1, 4, (5,), generator=generator) for _ in range(3)]
+    logits, codes = (torch.randn(3, 60, 4, generator=generator) for _ in range(2))
+
+    class Model(torch.nn.Module):
+        box_coder, neg_to_pos_ratio = BoxCoder(SSD_WEIGHTS), 3.0
+        compute_loss = SSD.compute_loss
+
+    theirs = Model().compute_loss(
+        [{"boxes": own, "labels": names} for own, names in zip(boxes, labels)],
+        {"bbox_regression": codes, "cls_logits": logits},
+        [anchors] * 3,
+        list(index),
+    )
+    flat = torch.where(index >= 0, index + torch.arange(3)[:, None] * 5, BACKGROUND)
+    matches = Matches(flat, torch.zeros(3, 60), torch.ones(15, dtype=torch.bool))
+    targets = anchor_targets(matches, torch.cat(boxes), torch.cat(labels) - 1, anchors, weights=SSD_WEIGHTS)
+    assert mined_cross_entropy_cost(logits, targets.classes).item() == pytest.approx(
+        theirs["classification"].item(), rel=1e-5
+    )
+    cost = smooth_l1_cost(codes.flatten(0, 1)[targets.positives], targets.codes)
+    assert cost.item() == pytest.approx(theirs["bbox_regression"].item(), rel=1e-5)
+
+
+def test_costs_of_efficientdet_are_those_of_effdet() -> None:
+    """What effdet 0.4.1 (loss_fn) gives for such maps; its targets are held to in test_matching."""
+    logits = (torch.arange(3 * 756 * 3).double().sin() * 2 - 3).float().reshape(3, 756, 3)
+    codes = (torch.arange(3 * 756 * 4).double().cos() * 0.5).float().reshape(3 * 756, 4)
+    sizes = pyramid_sizes(64, 64, first=3, last=5)
+    anchors = tile(octave_anchors(64, 64, sizes, scales=[4] * 3, octaves=3, ratios=EFFICIENTDET_RATIOS))
+    boxes = torch.tensor([[10.0, 12, 34, 40], [30, 5, 60, 25], [0, 0, 63, 60], [50, 50, 58, 61]])
+    matches = match(boxes, torch.tensor([0, 0, 2, 2]), anchors, batch_size=3)
+    targets = anchor_targets(matches, boxes, torch.tensor([2, 0, 1, 1]), anchors)
+    assert focal_cost(logits, targets.classes).sum().item() == pytest.approx(1.532436, abs=1e-5)
+    smooth = focal_cost(logits, targets.classes, label_smoothing=0.1).sum()
+    assert smooth.item() == pytest.approx(1.754941, abs=1e-5)
+    assert huber_cost(codes[targets.positives], targets.codes).item() == pytest.approx(0.030326, abs=1e-6)
