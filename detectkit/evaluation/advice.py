@@ -161,7 +161,7 @@ def _flood(item: ClassMistakes) -> tuple[float, str, str]:
 
 def _darkness(item: ClassMistakes) -> tuple[float, str, str]:
     """The same where there is no coverage on objects."""
-    objects, background = map(_level, item.coverage or (None, None))
+    objects, background = map(_level, item.coverage[:2] if item.coverage else (None, None))
     told = (
         f"{item.found:,} of {_boxes(item.labels)} of {item.name} found, with a coverage of {objects:.2f} instead of 1 on its"
         f" objects, and {background:.2f} where nothing is"
