@@ -21,15 +21,15 @@ from detectkit.files import atomic_write, check_writable, make_directory
 
 if TYPE_CHECKING:
     from detectkit.evaluation import Evaluation
-    from detectkit.evaluation.advice import Advice, Finding
+    from detectkit.evaluation.advice import Finding
     from detectkit.evaluation.details import Details
     from detectkit.evaluation.results import ClassMistakes, Kinds
+    from detectkit.evaluation.rules import Advice
     from detectkit.runtimes import Network
     from detectkit.tune import Tuned
 
 PLOT = "precision_recall.png"
 KITTI_RECALLS = 41  # objects that a class needs to reach an AP of 100 % by the protocol KITTI
-COSTS = "wrong class", "badly placed", "both", "doubled", "background", "missed"  # as `Kinds`
 FRAMEWORKS = {"tlt": "model", "tensorrt": "engine"}  # TLT's names of what runs a model file
 
 
@@ -128,7 +128,7 @@ def _evaluate_model(args: argparse.Namespace, given: spec.Experiment | None) -> 
         given: the spec; None: the one in the model.
     """
     from detectkit import runtimes
-    from detectkit.evaluation import advice, evaluate, require_package
+    from detectkit.evaluation import evaluate, require_package
     from detectkit.evaluation.collect import Collector
     from detectkit.evaluation.predictions import measured_images, predictions
     from detectkit.predict import make_predictor
@@ -176,7 +176,9 @@ def _judged(
         return measured._replace(
             note="the model is pruned and not trained again yet: what it gets wrong says nothing of the spec"
         )
-    result, own = measured.result, {} if args.use_training_set else training_figures(args.model_path)
+    result = measured.result
+    is_alike = not spec.is_measured_otherwise(network.spec, experiment)
+    own = training_figures(args.model_path) if is_alike and not args.use_training_set else {}
     heart = advice.by_heart(own, result, experiment, of="its")
     return measured._replace(
         findings=[*([heart] if heart else []), *advice.findings(result, experiment)],
@@ -286,7 +288,9 @@ def _print_advice(measured: Measured) -> None:
 
 def _costs(costs: Kinds, *, least: float = 0.0) -> str:
     """Those of at least `least`, in words."""
-    named = zip(COSTS, costs, strict=True)
+    from detectkit.evaluation.results import TITLES
+
+    named = zip(TITLES, costs, strict=True)
     return ", ".join(f"{title} {100 * value:.1f}" for title, value in named if value >= least)
 
 

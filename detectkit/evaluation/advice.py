@@ -24,7 +24,9 @@ UNSEEN = 0.1  # coverage in the middle of objects; trained networks give above 0
 COST = 0.05  # average precision that an illness takes from a class: less is what two seeds may differ by
 LEAST = 3  # boxes: fewer may be chance
 LEARNT = 0.6  # mAP on training images at an IoU of at most 0.5: boards and raccoons had 0.99 when they were learnt, cards that were not 0.45
-GAP = rules.GAP  # mAP on training images less that on others: boards and raccoons, learnt well, had 0.06 and 0.08
+GAP = (
+    rules.GAP
+)  # mAP on training images less that on others: boards and raccoons, learnt well, had 0.06 and 0.08
 
 
 class Finding(NamedTuple):
@@ -114,10 +116,10 @@ def by_heart(
         of: how many of them, in words.
     """
     others = {item.name: item.average_precision for item in validation.mistakes}
-    known = [
-        {name for name, value in part.items() if value is not None} for part in (dict(training), others)
-    ]
-    own, other = (_mean(part[name] for name in part if name in known[0] & known[1]) for part in (training, others))
+    known = [{name for name, value in part.items() if value is not None} for part in (dict(training), others)]
+    own, other = (
+        _mean(part[name] for name in part if name in known[0] & known[1]) for part in (training, others)
+    )
     if own is None or other is None or own - other < GAP:
         return None
     without = ", ".join(sorted(known[0] ^ known[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,7 +19,7 @@ def confusion(scores: Scores, results: Sequence[ClassResult]) -> Confusion:
 
     Args:
         scores: with the detections and labels of all images.
-        results: of its classes; detections below their `threshold` are left out.
+        results: of its classes; detections below their `threshold` are left out, and those of a class without a label.
     """
     found, labels = scores.columns()
     regions = Labelled(*(column[labels.classes == DONTCARE] for column in labels))
@@ -27,7 +28,7 @@ def confusion(scores: Scores, results: Sequence[ClassResult]) -> Confusion:
     free_found, free_labels = [], []
     for index, result in enumerate(results):
         chosen = scores.counts(index, found)
-        chosen &= found.scores >= (0.0 if result.threshold is None else result.threshold)
+        chosen &= found.scores >= (math.inf if result.threshold is None else result.threshold)
         own = Found(*(column[chosen] for column in found))
         wanted = Labelled(*(column[scores.counts(index, labels)] for column in labels))
         hit, neutral = judge(own, wanted, regions, least_overlap=scores.overlap(index))

@@ -8,6 +8,7 @@ right, not 0.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,7 +23,17 @@ from detectkit.ops.metrics import best_overlaps
 BACKGROUND_OVERLAP = 0.1  # TIDE's t_b: IoU up to which a box lies on no object
 SIDES = 32.0, 96.0  # of the squares that COCO's small and medium objects are at most as large as
 RIGHT = -1  # in the place of a kind
-NUMBERS = Kinds(*range(len(Kinds._fields)))
+
+
+class MistakeKind(enum.IntEnum):
+    """The places of `Kinds`."""
+
+    WRONG_CLASS = 0
+    MISPLACED = 1
+    BOTH = 2
+    DUPLICATE = 3
+    BACKGROUND = 4
+    MISSED = 5
 
 
 class Judged(NamedTuple):
@@ -39,7 +50,7 @@ class Judged(NamedTuple):
 class Sorted(NamedTuple):
     """What kind of mistake each of N detections is, and which of M labels are missed."""
 
-    kind: Tensor  # int64 [N], a number of NUMBERS, or RIGHT
+    kind: Tensor  # int64 [N], a `MistakeKind`, or RIGHT
     label: Tensor  # int64 [N], that a detection lies on, where its kind is wrong_class or misplaced; else -1
     mends: Tensor  # bool [N], whether it becomes right, where its kind is put right
     missed: Tensor  # bool [M]
@@ -55,17 +66,17 @@ def sort(judged: Judged) -> Sorted:
     classes = torch.cat((labels.classes, labels.classes.new_tensor([len(judged.least_overlap)])))
     is_near = judged.own_overlap >= judged.least_overlap[found.classes]
     rules = (
-        (NUMBERS.misplaced, ~is_near & (judged.own_overlap >= BACKGROUND_OVERLAP)),
-        (NUMBERS.wrong_class, other_overlap >= least[classes[other]]),
-        (NUMBERS.duplicate, is_near),
-        (NUMBERS.background, torch.maximum(judged.own_overlap, other_overlap) <= BACKGROUND_OVERLAP),
+        (MistakeKind.MISPLACED, ~is_near & (judged.own_overlap >= BACKGROUND_OVERLAP)),
+        (MistakeKind.WRONG_CLASS, other_overlap >= least[classes[other]]),
+        (MistakeKind.DUPLICATE, is_near),
+        (MistakeKind.BACKGROUND, torch.maximum(judged.own_overlap, other_overlap) <= BACKGROUND_OVERLAP),
     )
-    kind = torch.full_like(found.classes, NUMBERS.both)
+    kind = torch.full_like(found.classes, MistakeKind.BOTH)
     for number, applies in reversed(rules):  # the first that applies has the last word
         kind[applies] = number
     kind[hit] = RIGHT
-    label = torch.where(kind == NUMBERS.misplaced, judged.own, -1)
-    label = torch.where(kind == NUMBERS.wrong_class, other, label)
+    label = torch.where(kind == MistakeKind.MISPLACED, judged.own, -1)
+    label = torch.where(kind == MistakeKind.WRONG_CLASS, other, label)
     claimed = torch.zeros(len(labels.boxes) + 1, dtype=torch.bool)
     claimed[judged.own[hit]] = True
     claimed[-1] = True  # of detections without a label
@@ -165,7 +176,7 @@ class Price:
             affected = (kind == number) & chosen
             if not affected.any() and not len(added) and left == count:
                 return 0.0
-            mended = affected & mistakes.mends[rows] & (kind == NUMBERS.misplaced)
+            mended = affected & mistakes.mends[rows] & (kind == MistakeKind.MISPLACED)
             kept = ~affected | mended
             all_scores = torch.cat((scores[kept], found.scores[added]))
             right = torch.cat(((hit | mended)[kept], torch.ones(len(added), dtype=torch.bool)))
@@ -181,10 +192,10 @@ class Price:
                     gain(
                         number,
                         chosen,
-                        added if number == NUMBERS.wrong_class else added[:0],
-                        count - int(missed.sum()) if number == NUMBERS.missed else count,
+                        added if number == MistakeKind.WRONG_CLASS else added[:0],
+                        count - int(missed.sum()) if number == MistakeKind.MISSED else count,
                     )
-                    for number in NUMBERS
+                    for number in MistakeKind
                 )
             )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from detectkit.data.labels import DONTCARE
 from detectkit.evaluation import kinds
-from detectkit.evaluation.kinds import NUMBERS, Judged, Price, Sorted
+from detectkit.evaluation.kinds import Judged, MistakeKind, Price, Sorted
 from detectkit.evaluation.results import ClassMistakes, Coverage, Cut, Kinds, Sides, Suppression
 from detectkit.evaluation.voc import Found, Labelled, Scores, judge
 from detectkit.ops.boxes import area
@@ -23,7 +23,14 @@ from detectkit.predict import Predicted
 
 ON_LABEL = kinds.BACKGROUND_OVERLAP  # IoU from which a wrong box belongs to the object beneath it
 LENIENT = 0.5  # IoU at which a class counts as learnt, however exact its boxes must be
-OVERLAPS = 0.1, 0.2, 0.3, 0.4, 0.5, 0.6  # IoUs from which the weaker box is dropped, tried where boxes are doubled
+OVERLAPS = (
+    0.1,
+    0.2,
+    0.3,
+    0.4,
+    0.5,
+    0.6,
+)  # IoUs from which the weaker box is dropped, tried where boxes are doubled
 WORTH = 0.02  # average precision that doubled boxes cost where that is worth the time
 CROWD = 200  # detections that are compared at once
 LOST = 0.01  # share of the right detections that score less than twice a `Cut`: other images have weaker ones
@@ -81,7 +88,10 @@ class CoverageMeter:
             [total / count if count else None for total, count in zip(totals, counts, strict=True)]
             for totals, counts in zip(self._sums.tolist(), self._counts.tolist(), strict=True)
         ]
-        return [Coverage(*pair, self._tenths(index)) for index, pair in enumerate(zip(*means, strict=True))]
+        return [
+            Coverage(pair[0], pair[1], self._tenths(index))
+            for index, pair in enumerate(zip(*means, strict=True))
+        ]
 
     def _tenths(self, index: int) -> tuple[float, ...]:
         own = torch.cat([levels[classes == index] for classes, levels in self._centers] or [torch.zeros(0)])
@@ -131,7 +141,7 @@ def _judged(scores: Scores) -> tuple[Judged, list[float]]:
     """All detections that count, class by class, and for each class the average precision at an easy IoU."""
     found, labels = scores.columns()
     regions = Labelled(*(column[labels.classes == DONTCARE] for column in labels))
-    parts, wanted, lenient, offset = [], [], [], 0
+    parts, wanted, hits, bests, overlaps, lenient, offset = [], [], [], [], [], [], 0
     for index in range(len(scores.class_names)):
         own = Found(*(column[scores.counts(index, found)] for column in found))
         truths = Labelled(*(column[scores.counts(index, labels)] for column in labels))
@@ -142,16 +152,23 @@ def _judged(scores: Scores) -> tuple[Judged, list[float]]:
         )
         lenient.append(_area(scores, own.scores[~aside], eased[~aside], len(truths.boxes)))
         best, overlap = best_overlaps(own.boxes, own.images, truths.boxes, truths.images)
-        columns = (*own, hit, torch.where(best >= 0, best + offset, -1), overlap)
-        parts.append(tuple(column[~neutral] for column in columns))
+        parts.append(Found(*(column[~neutral] for column in own)))
+        hits.append(hit[~neutral])
+        bests.append(torch.where(best >= 0, best + offset, -1)[~neutral])
+        overlaps.append(overlap[~neutral])
         wanted.append(truths)
         offset += len(truths.boxes)
-    *columns, hit, best, overlap = (torch.cat(column) for column in zip(*parts))
-    least = torch.tensor(
-        [scores.overlap(index) for index in range(len(scores.class_names))], dtype=torch.float64
+    judged = Judged(
+        found=Found(*(torch.cat(column) for column in zip(*parts))),
+        hit=torch.cat(hits),
+        own=torch.cat(bests),
+        own_overlap=torch.cat(overlaps),
+        labels=Labelled(*(torch.cat(column) for column in zip(*wanted))),
+        least_overlap=torch.tensor(
+            [scores.overlap(index) for index in range(len(scores.class_names))], dtype=torch.float64
+        ),
     )
-    every = Labelled(*(torch.cat(column) for column in zip(*wanted)))
-    return Judged(Found(*columns), hit, best, overlap, every, least), lenient
+    return judged, lenient
 
 
 def _of_class(scores: Scores, index: int, judged: Judged, found: Sorted, price: Price) -> ClassMistakes:
@@ -162,13 +179,13 @@ def _of_class(scores: Scores, index: int, judged: Judged, found: Sorted, price: 
     hit, kind = judged.hit[rows], found.kind[rows]
     claimed = torch.cat((found.claimed, torch.tensor([False])))  # the last for detections without a label
     on_found = (judged.own_overlap[rows] >= ON_LABEL) & claimed[judged.own[rows]]
-    doubled = ~hit & (kind != NUMBERS.wrong_class) & on_found
+    doubled = ~hit & (kind != MistakeKind.WRONG_CLASS) & on_found
     area_before = _area(scores, own.scores, hit, labels)
     doubled_cost = _area(scores, own.scores[~doubled], hit[~doubled], labels) - area_before
     costs, by_size = price.of_class(index)
     missed = found.missed[wanted]
-    counts = torch.bincount(kind[~hit], minlength=len(NUMBERS))
-    counts[NUMBERS.missed] = missed.sum()
+    counts = torch.bincount(kind[~hit], minlength=len(MistakeKind))
+    counts[MistakeKind.MISSED] = missed.sum()
     sides = area(judged.labels.boxes[wanted]).double().sqrt()
     own_labels = Labelled(*(column[wanted] for column in judged.labels))
     return ClassMistakes(
@@ -230,7 +247,9 @@ def _side_by_side(own: Found, wanted: Labelled) -> tuple[Found, Labelled]:
 
     boxes, groups = moved(own.boxes, own.images)
     truths, places = moved(wanted.boxes, wanted.images)
-    return own._replace(boxes=boxes, images=groups, scores=own.scores.double()), wanted._replace(boxes=truths, images=places)
+    return own._replace(boxes=boxes, images=groups, scores=own.scores.double()), wanted._replace(
+        boxes=truths, images=places
+    )
 
 
 def _measured(scores: Scores, index: int, found: Found, wanted: Labelled) -> float:
@@ -253,7 +272,7 @@ def _stronger_names(judged: Judged, found: Sorted) -> Tensor:
     scores, classes = judged.found.scores, judged.found.classes
     least = judged.least_overlap[classes]
     own = _highest(judged.own, scores, (judged.own >= 0) & (judged.own_overlap >= least), count)
-    arrived = found.kind == NUMBERS.wrong_class
+    arrived = found.kind == MistakeKind.WRONG_CLASS
     other = _highest(found.label, scores, arrived, count)
     place = found.label[arrived]
     strongest = (scores[arrived] == other[place]) & (other > own)[place]

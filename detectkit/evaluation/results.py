@@ -53,7 +53,9 @@ class Coverage(NamedTuple):
     background: (
         float | None
     )  # mean over the cells that no label reaches into, where 0 is asked; None without any
-    tenths: Sequence[float] = ()  # of that on objects the least, nine tenths between, and the most; () without any
+    tenths: Sequence[
+        float
+    ] = ()  # of that on objects the least, nine tenths between, and the most; () without any
 
 
 class Kinds(NamedTuple):
@@ -65,6 +67,9 @@ class Kinds(NamedTuple):
     duplicate: float = 0  # right, on a label that a stronger one has found
     background: float = 0  # on no label
     missed: float = 0  # labels that have neither a right detection nor one of the first two kinds
+
+
+TITLES = ("wrong class", "badly placed", "both", "doubled", "background", "missed")  # of `Kinds`, for people
 
 
 class Sides(NamedTuple):
@@ -110,10 +115,14 @@ class ClassMistakes(NamedTuple):
     )
     coverage: Coverage | None  # None where no network was run
     counts: Kinds = Kinds()
-    costs: Kinds = Kinds()  # what average_precision gains where all of one kind, and they alone, are put right
+    costs: Kinds = (
+        Kinds()
+    )  # what average_precision gains where all of one kind, and they alone, are put right
     costs_by_size: Sequence[Kinds] = ()  # the same of small, medium and large ones alone
     sides: Sides = Sides()
-    suppression: Suppression | None = None  # tried where doubled_cost is worth it, None where nothing is gained
+    suppression: Suppression | None = (
+        None  # tried where doubled_cost is worth it, None where nothing is gained
+    )
     cut: Cut | None = None  # None where no detection is right
 
 
@@ -125,7 +134,9 @@ class Confusion(NamedTuple):
     """
 
     class_names: Sequence[str]  # C
-    counts: Sequence[Sequence[int]]  # [C + 1][C + 1]: label, detection; the last row and column are the background's
+    counts: Sequence[
+        Sequence[int]
+    ]  # [C + 1][C + 1]: label, detection; the last row and column are the background's
 
     def worst(self, most: int) -> list[tuple[str, str, int]]:
         """The pairs (label, detection, how often) of two classes that are most often confused."""
@@ -148,9 +159,13 @@ class Evaluation(NamedTuple):
     protocol: str = "VOC"
     rejected: int = 0  # lines of label files that could not be used
     mistakes: Sequence[ClassMistakes] = ()  # by class
-    sizes: tuple[float, float] | None = None  # sides of the squares that small and medium boxes are at most as large as
+    sizes: tuple[float, float] | None = (
+        None  # sides of the squares that small and medium boxes are at most as large as
+    )
     confusion: Confusion | None = None
-    scale: float | None = None  # pixels of the network's input in one that the protocol counts; None without a network
+    scale: float | None = (
+        None  # pixels of the network's input in one that the protocol counts; None without a network
+    )
 
     @property
     def mean_average_precision(self) -> float | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,8 +22,11 @@ from detectkit.spec.networks import is_grid
 
 MOST = 5  # pieces of advice
 SHOWN = 2  # fields of each on the terminal
-COST = 0.05  # average precision that a kind of mistake takes from a class: less is what two seeds may differ by
-LEAST = 2.0  # labels that such a cost is of, in all classes that have it: one may be chance
+GOOD = 0.9  # mean average precision from which no other training is advised
+COST = (
+    0.05  # average precision that a kind of mistake takes from a class: less is what two seeds may differ by
+)
+LEAST = 1.0  # labels that such a cost is of, in all classes that have it: one may be chance
 LEAST_GAIN = 0.003  # of the mean over the classes, from which a change is worth a person's time
 FEW_CELLS = 2  # sides in cells below which an object is hardly seen
 SOME_CELLS = 4  # and below which its name and its edges may be
@@ -33,6 +37,7 @@ RARE = 0.2  # of the labels of the class that has most
 HEAVIEST = 4.0  # times the class weight now
 GOOD_F1 = 0.1  # F1 that a higher threshold must gain
 LEARNT = 0.8  # average precision on training images, below which more epochs may help
+POOR = 0.5  # the same on others, where that is not known
 GAP = 0.25  # average precision on training images less that on others, from which it has learnt them by heart
 TRANSLATION = 0.1  # of the input's side
 
@@ -64,7 +69,9 @@ def told(given: Sequence[Advice]) -> list[str]:
     """Two lines for people for each."""
     lines = []
     for number, item in enumerate(given, start=1):
-        edits = [f"{edit.field}: {_shown(edit.value)} ({_shown(edit.now)} now)" for edit in item.edits[:SHOWN]]
+        edits = [
+            f"{edit.field}: {_shown(edit.value)} ({_shown(edit.now)} now)" for edit in item.edits[:SHOWN]
+        ]
         rest = len(item.edits) - SHOWN
         edits += [f"{rest} more for other classes"] if rest > 0 else []
         lines += [f"{number}. up to +{100 * item.gain:.1f} {item.of}: {', '.join(edits)}", f"   {item.why}"]
@@ -102,7 +109,10 @@ class Case(NamedTuple):
     @property
     def threshold(self) -> tuple[str, float]:
         """The field, below `target_class_config`, that drops most of what is weak, and its value."""
-        entry, own = self.experiment.postprocessing_config.target_class_config[self.item.name], self.clustering
+        entry, own = (
+            self.experiment.postprocessing_config.target_class_config[self.item.name],
+            self.clustering,
+        )
         fields = {
             "clustering_config.coverage_threshold": own.coverage_threshold,
             "confidence_config.confidence_threshold": entry.confidence_config.confidence_threshold,
@@ -122,7 +132,9 @@ class Remedy(NamedTuple):
     """A row of the table."""
 
     name: str
-    gain: Callable[[Case], float]  # of the average precision of the class, at most; 0: it is not for this class
+    gain: Callable[
+        [Case], float
+    ]  # of the average precision of the class, at most; 0: it is not for this class
     edits: Callable[[Case], Iterable[tuple[str, float | str]]]  # fields with their new values
     why: Callable[[Case], str]
     of: str = "mAP"
@@ -169,13 +181,11 @@ def _of_remedy(remedy: Remedy, cases: Sequence[Case]) -> Advice | None:
     fields: dict[str, Edit] = {}
     helped: list[tuple[float, Case]] = []
     for gain, case in sorted((pair for pair in gains if pair[0] > 0), key=lambda pair: -pair[0]):
-        edits = [
-            Edit(field, value_now(case.experiment, field), value) for field, value in remedy.edits(case)
-        ]
+        edits = [Edit(field, value_now(case.experiment, field), value) for field, value in remedy.edits(case)]
         changes = [edit for edit in edits if edit.now != edit.value]
         if changes:
             helped.append((gain, case))
-            fields = {edit.field: edit for edit in changes} | fields
+            fields |= {edit.field: edit for edit in changes if edit.field not in fields}
     if not helped:
         return None
     why = remedy.why(helped[0][1])
@@ -199,7 +209,7 @@ def value_now(experiment: spec.Experiment, field: str) -> float | str:
     found = owner.DESCRIPTOR.fields_by_name[name]
     if found.enum_type is not None:
         return str(found.enum_type.values_by_number[value].name)
-    return float(f"{value:.6g}") if isinstance(value, float) else value  # type: ignore[no-any-return]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def edited(experiment: spec.Experiment, edits: Iterable[Edit]) -> spec.Experiment:
@@ -209,7 +219,7 @@ def edited(experiment: spec.Experiment, edits: Iterable[Edit]) -> spec.Experimen
     for edit in edits:
         owner, name = _owner(result, edit.field)
         enum = owner.DESCRIPTOR.fields_by_name[name].enum_type
-        setattr(owner, name, enum.values_by_name[edit.value].number if enum else edit.value)
+        setattr(owner, name, enum.values_by_name[str(edit.value)].number if enum else edit.value)
     return result
 
 
@@ -227,13 +237,20 @@ def _owner(experiment: spec.Experiment, field: str) -> tuple[Message, str]:
 
 
 def _by(kind: str, share: float, when: Callable[[Case], bool] = lambda case: True) -> Callable[[Case], float]:
-    """A share of what a kind of mistake costs, where that is enough to speak of."""
+    """A share of what a kind of mistake costs, where that is enough to speak of: for what takes another training."""
 
     def gain(case: Case) -> float:
+        if _mean(case.result) >= GOOD:
+            return 0.0
         applies = _is_plain(case, lambda item: _cost(item, kind)) and when(case)
         return share * _cost(case.item, kind) if applies else 0.0
 
     return gain
+
+
+def _mean(result: Evaluation) -> float:
+    known = [item.average_precision for item in result.mistakes if item.average_precision is not None]
+    return statistics.fmean(known)
 
 
 def _cost(item: ClassMistakes, kind: str) -> float:
@@ -305,13 +322,13 @@ def _heart_gain(case: Case) -> float:
 
 
 def _learning_gain(case: Case) -> float:
-    """Of a class that is ill, or not learnt on training images either."""
-    item = case.item
+    """Of a class that is ill, or not learnt on training images either; where these are not known, of one that is poor."""
+    item, own = case.item, case.own
     if item.average_precision is None or item.average_precision >= LEARNT:
         return 0.0
-    if case.own is None and not case.is_ill or (case.own or 0.0) >= LEARNT:
-        return 0.0
-    return (LEARNT - item.average_precision) / 2
+    if case.is_ill or (item.average_precision < POOR if own is None else own < LEARNT):
+        return (LEARNT - item.average_precision) / 2
+    return 0.0
 
 
 # When they apply
@@ -374,11 +391,12 @@ def _processing(case: Case, field: str) -> str:
 
 
 def _input(case: Case, factor: float) -> list[tuple[str, float]]:
-    """The input's sides, as multiples of 32, which every network takes."""
+    """The input's sides, as multiples of 32, which every network takes, and at least as much larger or smaller."""
+    whole = math.ceil if factor > 1 else math.floor
     pre = case.experiment.augmentation_config.preprocessing
     sides = {"output_image_width": pre.output_image_width, "output_image_height": pre.output_image_height}
     return [
-        (f"augmentation_config.preprocessing.{name}", max(round(side * factor / 32), 1) * 32)
+        (f"augmentation_config.preprocessing.{name}", max(whole(side * factor / 32), 1) * 32)
         for name, side in sides.items()
     ]
 
@@ -541,7 +559,8 @@ REMEDIES: tuple[Remedy, ...] = (
         _by(
             "background",
             0.3,
-            lambda case: not case.experiment.cost_function_config.coverage_focal_gamma,
+            lambda case: is_grid(case.experiment.model_config)
+            and not case.experiment.cost_function_config.coverage_focal_gamma,
         ),
         lambda case: [("cost_function_config.coverage_focal_gamma", 2.0)],
         lambda case: f"{case.item.counts.background:,} detections where nothing is {_costing(case, 'background')}",
@@ -572,8 +591,7 @@ REMEDIES: tuple[Remedy, ...] = (
             (
                 f"{_target(case)}.class_weight",
                 _rounded(
-                    HEAVIEST
-                    * case.experiment.cost_function_config.target_classes[case.number].class_weight
+                    HEAVIEST * case.experiment.cost_function_config.target_classes[case.number].class_weight
                 ),
             )
         ],

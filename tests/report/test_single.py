@@ -216,7 +216,7 @@ def test_what_ails_the_last_float_model_and_how_it_knows_its_own_images(run):
     with open(run / "train" / "status.jsonl", "a") as file:
         file.write(json.dumps(ending) + "\n")
     found = sections(write_report(run).read_text())
-    assert "retrained: boxes are &lt;doubled&gt;" in found["Models"]
+    assert "boxes are &lt;doubled&gt;" in found["What to change"]
     assert "On images that it was trained on, without augmentation, mAP: float 87.5 %." in found["Training"]
 
 
