@@ -19,16 +19,19 @@ def confusion(scores: Scores, results: Sequence[ClassResult]) -> Confusion:
 
     Args:
         scores: with the detections and labels of all images.
-        results: of its classes; detections below their `threshold` are left out, and those of a class without a label.
+        results: of its classes; detections below their `threshold` are left out, and those of a class without a label. A
+            class that nothing right is found of has the lowest threshold of the others.
     """
     found, labels = scores.columns()
     regions = Labelled(*(column[labels.classes == DONTCARE] for column in labels))
     classes = len(scores.class_names)
     counts = torch.zeros(classes + 1, classes + 1, dtype=torch.int64)
     free_found, free_labels = [], []
+    lowest = min((item.threshold for item in results if item.f1 and item.threshold is not None), default=0.0)
     for index, result in enumerate(results):
         chosen = scores.counts(index, found)
-        chosen &= found.scores >= (math.inf if result.threshold is None else result.threshold)
+        threshold = math.inf if result.threshold is None else result.threshold if result.f1 else lowest
+        chosen &= found.scores >= threshold
         own = Found(*(column[chosen] for column in found))
         wanted = Labelled(*(column[scores.counts(index, labels)] for column in labels))
         hit, neutral = judge(own, wanted, regions, least_overlap=scores.overlap(index))

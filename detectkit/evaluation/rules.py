@@ -45,7 +45,7 @@ TRANSLATION = 0.1  # of the input's side
 class Edit(NamedTuple):
     """A field of the spec, with what it is and what it shall be."""
 
-    field: str  # its path, names of classes and numbers in brackets
+    field: str  # its path, with the names of classes in brackets
     now: float | str
     value: float | str
 
@@ -203,7 +203,7 @@ def _of_remedy(remedy: Remedy, cases: Sequence[Case]) -> Advice | None:
 
 
 def value_now(experiment: spec.Experiment, field: str) -> float | str:
-    """The value of a scalar field by its path, such as `a.b["class"].c` or `a.b[0].c`, as a spec writes it."""
+    """The value of a scalar field by its path, such as `a.b["class"].c`, as a spec writes it."""
     owner, name = _owner(experiment, field)
     value = getattr(owner, name)
     found = owner.DESCRIPTOR.fields_by_name[name]
@@ -224,13 +224,16 @@ def edited(experiment: spec.Experiment, edits: Iterable[Edit]) -> spec.Experimen
 
 
 def _owner(experiment: spec.Experiment, field: str) -> tuple[Message, str]:
-    """The message that a field is in, and its name."""
-    *steps, name = re.findall(r'([^.\[\]"]+)(?:\[(?:"([^"]*)"|(\d+))\])?(?:\.|$)', field)
+    """The message that a field is in, and its name. What is in brackets is the key of a map, or the `name` in a list."""
+    *steps, (name, _) = re.findall(r'([^.\[\]"]+)(?:\["([^"]*)"\])?(?:\.|$)', field)
     here: Any = experiment
-    for step, key, index in steps:
+    for step, key in steps:
         here = getattr(here, step)
-        here = here[key] if key else here[int(index)] if index else here
-    return here, name[0]
+        if key and isinstance(here, Mapping):
+            here = here[key]
+        elif key:
+            here = next(item for item in here if item.name == key)
+    return here, name
 
 
 # The gains of the table, for a class
@@ -360,12 +363,8 @@ def _balance(case: Case) -> tuple[str, float, float]:
     """The path of the weight of boxes, and the weights of boxes and of coverage."""
     config = case.experiment.cost_function_config
     name = "weight_target" if config.enable_autoweighting else "initial_weight"
-    objectives = {
-        item.name: (place, getattr(item, name))
-        for place, item in enumerate(config.target_classes[case.number].objectives)
-    }
-    place, weight = objectives["bbox"]
-    return f"{_target(case)}.objectives[{place}].{name}", weight, objectives["cov"][1]
+    objectives = {item.name: getattr(item, name) for item in config.target_classes[case.number].objectives}
+    return f'{_target(case)}.objectives["bbox"].{name}', objectives["bbox"], objectives["cov"]
 
 
 def _boxes_weigh_little(case: Case) -> bool:
@@ -383,7 +382,7 @@ def _augmentation(case: Case) -> spec.AugmentationConfig.SpatialAugmentation:
 
 
 def _target(case: Case) -> str:
-    return f"cost_function_config.target_classes[{case.number}]"
+    return f'cost_function_config.target_classes["{case.item.name}"]'
 
 
 def _processing(case: Case, field: str) -> str:

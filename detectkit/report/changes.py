@@ -27,7 +27,7 @@ def changes(run: RunFolder, found: Sequence[ModelRow]) -> str:
         if gain is None or not edits:
             continue
         told = page.lines(
-            *(f"{edit.get('field')}: {edit.get('value')} ({edit.get('now')} now)" for edit in edits)
+            *(f"{edit.get('field')}: {_value(edit, 'value')} ({_value(edit, 'now')} now)" for edit in edits)
         )
         rows.append([told, f"up to +{100 * gain:.1f} {item.get('of')}", str(item.get("why"))])
     findings = [page.paragraph(told) for told in run.results[last.key].findings]
@@ -103,6 +103,11 @@ def confusion(run: RunFolder, found: Sequence[ModelRow]) -> str:
     ]
     note = f"Of {len(names)} classes the pairs that are most often confused, from the score on where the F1 of a class is best."
     return page.paragraph(note, style="note") + page.table(["label", "found as", "times", "of labels"], cells)
+
+
+def _value(edit: dict[str, Any], key: str) -> str:
+    known = number(edit.get(key))
+    return str(edit.get(key)) if known is None else f"{known:.6g}"
 
 
 def _cell(value: object, is_right: bool) -> object:

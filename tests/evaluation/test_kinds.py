@@ -277,5 +277,11 @@ def test_confusion_is_of_detections_from_the_best_score_on():
     images = [([(HERE, ACE, 0.9), (THERE, ACE, 0.2)], [(HERE, ACE)])]
     scores = collected(images)
     assert confusion(scores, scores.results()).counts[3][ACE] == 0
+    swapped = collected(
+        [([(HERE, KING, 0.9), (THERE, KING, 0.2)], [(HERE, ACE), (THERE, ACE), (SMALL, JACK)])]
+    )
+    assert confusion(swapped, swapped.results()).counts[ACE] == [0, 0, 0, 2]  # no king is to be found
+    swapped = collected([([(HERE, KING, 0.9), (THERE, ACE, 0.2)], [(HERE, ACE), (THERE, KING)])])
+    assert confusion(swapped, swapped.results()).counts[:2] == [[0, 1, 0, 0], [1, 0, 0, 0]]
     nothing = collected([([], [])])
     assert confusion(nothing, nothing.results()).counts == [[0] * 4] * 4

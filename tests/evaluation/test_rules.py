@@ -87,7 +87,7 @@ ILL = {
         light_boxes,
         {"costs": costing(misplaced=0.2)},
         {},
-        [Edit("cost_function_config.target_classes[0].objectives[1].weight_target", 1.0, 3.0)],
+        [Edit('cost_function_config.target_classes["square"].objectives["bbox"].weight_target', 1.0, 3.0)],
         0.06,
     ),
     "enlarge the input, for edges": (
@@ -158,7 +158,7 @@ ILL = {
         None,
         {"labels": 15, "costs": costing(missed=0.3)},
         {},
-        [Edit("cost_function_config.target_classes[0].class_weight", 1.0, 4.0)],
+        [Edit('cost_function_config.target_classes["square"].class_weight', 1.0, 4.0)],
         0.12,
     ),
     "vary what it learns": (
