@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from detectkit.evaluation import Evaluation
     from detectkit.evaluation.advice import Finding
     from detectkit.evaluation.details import Details
-    from detectkit.evaluation.results import ClassMistakes
+    from detectkit.evaluation.results import ClassMistakes, Kinds
+    from detectkit.evaluation.rules import Advice
+    from detectkit.runtimes import Network
     from detectkit.tune import Tuned
 
 PLOT = "precision_recall.png"
@@ -38,6 +40,8 @@ class Measured(NamedTuple):
     details: Details | None = None  # of a model with the clustering of the spec
     tuned: Tuned | None = None  # with --tune-clustering
     findings: Sequence[Finding] = ()  # what ails the network
+    changes: Sequence[Advice] = ()  # of the spec, the best first
+    note: str = ""  # why neither is told
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,12 +88,13 @@ def run(args: argparse.Namespace) -> None:
     if args.detections:
         assert given  # `_check_usage` has asked for it
         result = evaluate_files(args.detections, args.labels, given)
-        measured = Measured(result, findings=advice.findings(result, given))
+        measured = Measured(
+            result, findings=advice.findings(result, given), changes=advice.changes(result, given)
+        )
     else:
         measured = _evaluate_model(args, given)
     _print(measured.result)
-    for finding in measured.findings:
-        log.warning(finding.text)
+    _print_advice(measured)
     if measured.tuned:
         say(
             f"before tuning, mAP {_percent(measured.tuned.before.mean_average_precision)} %; the tuned figures above are measured"
@@ -123,7 +128,7 @@ def _evaluate_model(args: argparse.Namespace, given: spec.Experiment | None) -> 
         given: the spec; None: the one in the model.
     """
     from detectkit import runtimes
-    from detectkit.evaluation import advice, evaluate, require_package
+    from detectkit.evaluation import evaluate, require_package
     from detectkit.evaluation.collect import Collector
     from detectkit.evaluation.predictions import measured_images, predictions
     from detectkit.predict import make_predictor
@@ -157,7 +162,51 @@ def _evaluate_model(args: argparse.Namespace, given: spec.Experiment | None) -> 
     )
     predictor.seen.warn_of_larger()
     details = collector.details(result) if collector else None
-    return Measured(result, details, findings=advice.findings(result, experiment))
+    return _judged(args, network, experiment, Measured(result, details))
+
+
+def _judged(
+    args: argparse.Namespace, network: Network, experiment: spec.Experiment, measured: Measured
+) -> Measured:
+    """With what ails the network, and what to change."""
+    from detectkit.evaluation import advice
+    from detectkit.evaluation.trained import training_figures
+
+    if _is_cut(network):
+        return measured._replace(
+            note="the model is pruned and not trained again yet: what it gets wrong says nothing of the spec"
+        )
+    result = measured.result
+    is_alike = not spec.is_measured_otherwise(network.spec, experiment)
+    own = training_figures(args.model_path) if is_alike and not args.use_training_set else {}
+    heart = advice.by_heart(own, result, experiment, of="its")
+    return measured._replace(
+        findings=[*([heart] if heart else []), *advice.findings(result, experiment)],
+        changes=advice.changes(result, experiment, own=own, sees=_sees(network)),
+    )
+
+
+def _sees(network: Network) -> int | None:
+    """Side in pixels of what a cell sees; None where the file does not tell its layers."""
+    from detectkit.model.detector import Detector
+    from detectkit.model.operators import receptive_field
+
+    detector = network.forward
+    return receptive_field(detector.backbone) if isinstance(detector, Detector) else None
+
+
+def _is_cut(network: Network) -> bool:
+    """Whether a model has fewer channels than its spec asks for, and was not trained so."""
+    import torch
+
+    from detectkit.model.detector import Detector, build, parameters
+
+    detector, config = network.forward, network.spec.model_config
+    if not isinstance(detector, Detector) or config.load_graph:
+        return False
+    with torch.device("meta"):
+        whole = build(config, network.class_names, network.channels)
+    return parameters(detector) < parameters(whole)
 
 
 def _check_framework(args: argparse.Namespace) -> None:
@@ -210,6 +259,39 @@ def _print(result: Evaluation) -> None:
     if result.latency:
         stages = [f"{name} {1000 * seconds:.1f}" for name, seconds in result.latency._asdict().items()]
         say(f"median latency, ms an image: {', '.join(stages)} (preprocessing excludes decoding)")
+
+
+def _print_advice(measured: Measured) -> None:
+    """What mistakes cost, what ails the network, and what to change."""
+    from detectkit.evaluation import rules
+
+    result = measured.result
+    if result.mean_average_precision is not None and result.sizes:
+        say(f"mistakes cost, points of AP: {_costs(result.mean_costs)}")
+        low, high = result.sizes
+        titles = f"up to {low:.0f} px", f"to {high:.0f} px", "larger"
+        parts = [
+            f"{title}: {_costs(costs, least=0.005)}"
+            for title, costs in zip(titles, result.mean_costs_by_size)
+            if max(costs) >= 0.005
+        ]
+        if parts:
+            say(f"of objects {'; '.join(parts)}")
+    for finding in measured.findings:
+        log.warning(finding.text)
+    if measured.note:
+        say(measured.note)
+    if measured.changes:
+        for line in rules.told(measured.changes):
+            say(line)
+
+
+def _costs(costs: Kinds, *, least: float = 0.0) -> str:
+    """Those of at least `least`, in words."""
+    from detectkit.evaluation.results import TITLES
+
+    named = zip(TITLES, costs, strict=True)
+    return ", ".join(f"{title} {100 * value:.1f}" for title, value in named if value >= least)
 
 
 def _warn_of_classes(result: Evaluation) -> None:
@@ -296,6 +378,14 @@ def _content(args: argparse.Namespace, measured: Measured) -> dict[str, Any]:
     else:
         content["mistakes"] = {item.name: _mistakes(item) for item in result.mistakes}
         content["findings"] = [finding.entry() for finding in measured.findings]
+        content["advice"] = [item.entry() for item in measured.changes]
+        content["mistake_costs"] = result.mean_costs._asdict()
+        content["mistake_costs_by_size"] = [
+            {"up_to": bound} | costs._asdict()
+            for bound, costs in zip((*(result.sizes or ()), None), result.mean_costs_by_size)
+        ]
+        if result.confusion:
+            content["confusion"] = result.confusion._asdict()
     if result.cost is not None:
         content["validation_cost"] = result.cost
     if result.latency:
@@ -310,9 +400,16 @@ def _title(result: Evaluation) -> str:
 
 def _mistakes(item: ClassMistakes) -> dict[str, Any]:
     """An entry of `mistakes`."""
-    content = item._asdict()
+    content = {key: _plain(value) for key, value in item._asdict().items()}
     del content["name"]
-    return content | {"coverage": item.coverage._asdict() if item.coverage else None}
+    return content
+
+
+def _plain(value: Any) -> Any:
+    """Named tuples as objects of JSON."""
+    if hasattr(value, "_asdict"):
+        return {key: _plain(inner) for key, inner in value._asdict().items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _remove(path: Path) -> None:

@@ -6,10 +6,12 @@ An illness is named only where it is plain. A healthy network gets no sentence.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from detectkit.evaluation import rules
 from detectkit.evaluation.results import ClassMistakes, Evaluation
+from detectkit.evaluation.rules import Advice
 from detectkit.heads.clustering import spec_clustering
 from detectkit.spec import ClusteringConfig, Experiment
 
@@ -22,7 +24,9 @@ UNSEEN = 0.1  # coverage in the middle of objects; trained networks give above 0
 COST = 0.05  # average precision that an illness takes from a class: less is what two seeds may differ by
 LEAST = 3  # boxes: fewer may be chance
 LEARNT = 0.6  # mAP on training images at an IoU of at most 0.5: boards and raccoons had 0.99 when they were learnt, cards that were not 0.45
-GAP = 0.25  # mAP on training images less that on others: boards and raccoons, learnt well, had 0.06 and 0.08
+GAP = (
+    rules.GAP
+)  # mAP on training images less that on others: boards and raccoons, learnt well, had 0.06 and 0.08
 
 
 class Finding(NamedTuple):
@@ -49,7 +53,7 @@ def findings(result: Evaluation, experiment: Experiment) -> list[Finding]:
         experiment: that they were found by.
     """
     mistakes = result.mistakes
-    ill = {item.name for item in mistakes if _floods(item, result.images) or _is_unseen(item)}
+    ill = set(unlearnt(result))
     others = [item for item in mistakes if item.name not in ill]
     made = (
         _coverage([item for item in mistakes if item.name in ill], result.images),
@@ -57,6 +61,22 @@ def findings(result: Evaluation, experiment: Experiment) -> list[Finding]:
         _confused([item for item in others if item.confused_with not in ill], experiment),
     )
     return [finding for finding in made if finding]
+
+
+def unlearnt(result: Evaluation) -> list[str]:
+    """The classes whose coverage is not learnt."""
+    return [item.name for item in result.mistakes if _floods(item, result.images) or _is_unseen(item)]
+
+
+def changes(
+    result: Evaluation,
+    experiment: Experiment,
+    *,
+    own: Mapping[str, float | None] | None = None,
+    sees: int | None = None,
+) -> list[Advice]:
+    """What to change in the spec, see `rules.advice`."""
+    return rules.advice(result, experiment, ill=unlearnt(result), own=own, sees=sees)
 
 
 def learning(
@@ -82,18 +102,23 @@ def learning(
             f" num_epochs ({epochs} now), a higher max_learning_rate{start}; docs/tuning.md, It has not learnt"
         )
         return Finding("not learnt", "", own, text)
-    return _by_heart(training, validation, of, epochs) if validation else None
+    figures = {item.name: item.average_precision for item in training.mistakes}
+    return by_heart(figures, validation, experiment, of=of) if validation else None
 
 
-def _by_heart(training: Evaluation, validation: Evaluation, of: str, epochs: int) -> Finding | None:
-    """Compared over the classes that have labels in both, so that a rare one counts in both means or in none."""
-    known = [
-        {item.name for item in part.mistakes if item.average_precision is not None}
-        for part in (training, validation)
-    ]
+def by_heart(
+    training: Mapping[str, float | None], validation: Evaluation, experiment: Experiment, *, of: str
+) -> Finding | None:
+    """Compared over the classes that have labels in both, so that a rare one counts in both means or in none.
+
+    Args:
+        training: average precision on training images by class.
+        of: how many of them, in words.
+    """
+    others = {item.name: item.average_precision for item in validation.mistakes}
+    known = [{name for name, value in part.items() if value is not None} for part in (dict(training), others)]
     own, other = (
-        _mean(item.average_precision for item in part.mistakes if item.name in known[0] & known[1])
-        for part in (training, validation)
+        _mean(part[name] for name in part if name in known[0] & known[1]) for part in (training, others)
     )
     if own is None or other is None or own - other < GAP:
         return None
@@ -101,7 +126,7 @@ def _by_heart(training: Evaluation, validation: Evaluation, of: str, epochs: int
     text = (
         f"it has learnt its own images by heart: mAP {_percent(own)} on {of} training images, {_percent(other)} on the"
         f" validation images{_weak(validation)}{f', without {without}' if without else ''}: more images, more augmentation,"
-        f" or fewer num_epochs ({epochs} now); docs/tuning.md, It has learnt by heart"
+        f" or fewer num_epochs ({experiment.training_config.num_epochs} now); docs/tuning.md, It has learnt by heart"
     )
     return Finding("by heart", "", own, text)
 
@@ -161,7 +186,7 @@ def _flood(item: ClassMistakes) -> tuple[float, str, str]:
 
 def _darkness(item: ClassMistakes) -> tuple[float, str, str]:
     """The same where there is no coverage on objects."""
-    objects, background = map(_level, item.coverage or (None, None))
+    objects, background = map(_level, item.coverage[:2] if item.coverage else (None, None))
     told = (
         f"{item.found:,} of {_boxes(item.labels)} of {item.name} found, with a coverage of {objects:.2f} instead of 1 on its"
         f" objects, and {background:.2f} where nothing is"

@@ -13,8 +13,9 @@ from detectkit.data import kitti
 from detectkit.data.labels import BACKGROUND, DONTCARE
 from detectkit.data.readers import by_name
 from detectkit.errors import DataError
+from detectkit.evaluation.confusion import confusion
 from detectkit.evaluation.measure import new_scores
-from detectkit.evaluation.mistakes import mistakes
+from detectkit.evaluation.mistakes import mistakes, size_bounds
 from detectkit.evaluation.results import Evaluation, Truth
 from detectkit.files import files_below
 from detectkit.ops.cluster import Detections
@@ -56,8 +57,17 @@ def evaluate_files(detections: Path, labels: Path, experiment: Experiment) -> Ev
             f"detections of {', '.join(sorted(unknown))} are left out: neither target classes nor mapped to one"
         )
     protocol = EvaluationConfig.PROTOCOL.Name(experiment.evaluation_config.protocol)
+    results = scores.results()
     return Evaluation(
-        scores.results(), scores.images, None, None, protocol, num_rejected, mistakes=mistakes(scores)
+        classes=results,
+        images=scores.images,
+        cost=None,
+        latency=None,
+        protocol=protocol,
+        rejected=num_rejected,
+        mistakes=mistakes(scores),
+        sizes=size_bounds(scores),
+        confusion=confusion(scores, results),
     )
 
 

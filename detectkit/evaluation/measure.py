@@ -12,7 +12,8 @@ from detectkit.data.batch import Batch
 from detectkit.data.labels import DONTCARE
 from detectkit.evaluation.coco import CocoScores
 from detectkit.evaluation.kitti import KittiScores
-from detectkit.evaluation.mistakes import CoverageMeter, mistakes
+from detectkit.evaluation.confusion import confusion
+from detectkit.evaluation.mistakes import CoverageMeter, mistakes, size_bounds
 from detectkit.evaluation.results import Evaluation, Truth
 from detectkit.evaluation.voc import Scores
 from detectkit.ops.cluster import Detections
@@ -45,6 +46,7 @@ def evaluate(
     meter = CoverageMeter(geometry) if geometry else None
     cost_sum = 0.0
     latencies: list[Latency] = []
+    scales: list[float] = []
     for predicted in predictions:
         places, truths = placements(predicted, config), image_truths(predicted, config)
         for detections, place, truth in zip(predicted.detections, places, truths, strict=True):
@@ -52,15 +54,20 @@ def evaluate(
         if meter:
             meter.add(predicted)
         latencies.append(predicted.latency)
+        scales += _scales(predicted, config)
         if cost:
             cost_sum += cost(predicted) * len(predicted.detections)
+    results = scores.results()
     return Evaluation(
-        classes=scores.results(),
+        classes=results,
         images=scores.images,
         cost=cost_sum / scores.images if cost else None,
         latency=Latency(*(statistics.median(stage) for stage in zip(*latencies))) if latencies else None,
         protocol=EvaluationConfig.PROTOCOL.Name(config.protocol),
         mistakes=mistakes(scores, meter),
+        sizes=size_bounds(scores),
+        confusion=confusion(scores, results),
+        scale=statistics.fmean(scales) if scales else None,
     )
 
 
@@ -75,6 +82,14 @@ def placements(predicted: Predicted, config: EvaluationConfig) -> list[Place]:
     if config.protocol == EvaluationConfig.VOC:
         return [_stay] * len(predicted.detections)
     return predicted.placements()
+
+
+def _scales(predicted: Predicted, config: EvaluationConfig) -> list[float]:
+    """For each image the side of a pixel that the protocol measures, in network pixels."""
+    if config.protocol == EvaluationConfig.VOC:
+        return [1.0] * len(predicted.detections)
+    scales: list[float] = torch.linalg.det(predicted.prepared.matrices[:, :2, :2]).abs().sqrt().tolist()
+    return scales
 
 
 def _stay(found: Detections) -> Detections:

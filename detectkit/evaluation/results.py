@@ -53,6 +53,45 @@ class Coverage(NamedTuple):
     background: (
         float | None
     )  # mean over the cells that no label reaches into, where 0 is asked; None without any
+    tenths: Sequence[
+        float
+    ] = ()  # of that on objects the least, nine tenths between, and the most; () without any
+
+
+class Kinds(NamedTuple):
+    """A number for each kind of mistake, as TIDE tells them apart (Bolya et al. 2020), see `detectkit.evaluation.kinds`."""
+
+    wrong_class: float = 0  # on a label of another class, as a right one of that would lie
+    misplaced: float = 0  # on a label of its class, and overlaps it too little
+    both: float = 0  # on a label of another class, and overlaps it too little
+    duplicate: float = 0  # right, on a label that a stronger one has found
+    background: float = 0  # on no label
+    missed: float = 0  # labels that have neither a right detection nor one of the first two kinds
+
+
+TITLES = ("wrong class", "badly placed", "both", "doubled", "background", "missed")  # of `Kinds`, for people
+
+
+class Sides(NamedTuple):
+    """How large labels are: medians of the root of the area, in the protocol's pixels; None without any."""
+
+    found: float | None = None
+    missed: float | None = None  # of those that are `Kinds.missed`
+
+
+class Suppression(NamedTuple):
+    """The IoU from which of two detections of a class the weaker is best dropped, tried on the detections themselves."""
+
+    overlap: float
+    gain: float  # of average_precision
+
+
+class Cut(NamedTuple):
+    """A score below which hardly a right detection lies."""
+
+    score: float
+    dropped: int  # wrong detections below it
+    lost: int  # right ones
 
 
 class ClassMistakes(NamedTuple):
@@ -75,6 +114,39 @@ class ClassMistakes(NamedTuple):
         float  # what average_precision gains where detections on labels of another class get its name
     )
     coverage: Coverage | None  # None where no network was run
+    counts: Kinds = Kinds()
+    costs: Kinds = (
+        Kinds()
+    )  # what average_precision gains where all of one kind, and they alone, are put right
+    costs_by_size: Sequence[Kinds] = ()  # the same of small, medium and large ones alone
+    sides: Sides = Sides()
+    suppression: Suppression | None = (
+        None  # tried where doubled_cost is worth it, None where nothing is gained
+    )
+    cut: Cut | None = None  # None where no detection is right
+
+
+class Confusion(NamedTuple):
+    """How often labels of a class are found as which, by detections of the score where the F1 of their class is best.
+
+    A detection belongs to one label at most: first those that are right, then the others by falling score to the label
+    that they overlap most of those left, as a right one of its class would.
+    """
+
+    class_names: Sequence[str]  # C
+    counts: Sequence[
+        Sequence[int]
+    ]  # [C + 1][C + 1]: label, detection; the last row and column are the background's
+
+    def worst(self, most: int) -> list[tuple[str, str, int]]:
+        """The pairs (label, detection, how often) of two classes that are most often confused."""
+        pairs = [
+            (label, found, self.counts[row][column])
+            for row, label in enumerate(self.class_names)
+            for column, found in enumerate(self.class_names)
+            if row != column and self.counts[row][column]
+        ]
+        return sorted(pairs, key=lambda pair: -pair[2])[:most]
 
 
 class Evaluation(NamedTuple):
@@ -87,6 +159,13 @@ class Evaluation(NamedTuple):
     protocol: str = "VOC"
     rejected: int = 0  # lines of label files that could not be used
     mistakes: Sequence[ClassMistakes] = ()  # by class
+    sizes: tuple[float, float] | None = (
+        None  # sides of the squares that small and medium boxes are at most as large as
+    )
+    confusion: Confusion | None = None
+    scale: float | None = (
+        None  # pixels of the network's input in one that the protocol counts; None without a network
+    )
 
     @property
     def mean_average_precision(self) -> float | None:
@@ -108,10 +187,25 @@ class Evaluation(NamedTuple):
         return mean
 
     @property
+    def mean_costs(self) -> Kinds:
+        """`ClassMistakes.costs`, the mean over the classes with a label."""
+        return _mean_kinds([item.costs for item in self.mistakes if item.labels])
+
+    @property
+    def mean_costs_by_size(self) -> list[Kinds]:
+        """The same for small, medium and large ones."""
+        labelled = [item.costs_by_size for item in self.mistakes if item.labels]
+        return [_mean_kinds(column) for column in zip(*labelled, strict=True)]
+
+    @property
     def mean_figures(self) -> dict[str, float | None]:
         """The mean of each of the protocol's figures over the classes that have it."""
         keys = self.classes[0].figures if self.classes else ()
         return {key: _mean(result.figures[key] for result in self.classes) for key in keys}
+
+
+def _mean_kinds(costs: Sequence[Kinds]) -> Kinds:
+    return Kinds(*(statistics.fmean(column) for column in zip(*costs))) if costs else Kinds()
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -18,7 +18,6 @@ from detectkit.report.models import (
     ModelRow,
     class_names,
     class_rows,
-    final_float,
     has_few_classes,
     percent,
     rows,
@@ -42,9 +41,6 @@ def table(run: RunFolder, found: Sequence[ModelRow]) -> str:
     parts = [page.table(headers, lines), *by_class([(model.title, model) for model in found])]
     parts += [page.paragraph(_legend(run, found), style="note")]
     parts += [page.paragraph(f"{model.title}: {model.why}.", style="note") for model in found if model.why]
-    last = final_float(found)
-    if last and last.key in run.results:
-        parts += [page.paragraph(f"{last.title}: {told}") for told in run.results[last.key].findings]
     over = over_time([(model.title, model.color, model) for model in found])
     charted = [(chart, "") for chart in (over, _dots(found)) if chart]
     return "\n".join((*parts, page.drawings(charted))) if charted else "\n".join(parts)

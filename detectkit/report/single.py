@@ -9,7 +9,7 @@ from detectkit import page
 from detectkit.console import duration
 from detectkit.files import atomic_write
 from detectkit.page import Html, Section
-from detectkit.report import accuracy, sections
+from detectkit.report import accuracy, changes, sections
 from detectkit.report.folder import RunFolder, StageOutcome, read
 from detectkit.report.models import ModelRow, kept_table, models, rows, verdict, write_table
 
@@ -81,7 +81,10 @@ def _sections(run: RunFolder, found: Sequence[ModelRow]) -> Iterator[Section]:
     """Those that have something to show, in the order in which they are asked for."""
     made: list[tuple[str, str, str | Html]] = [
         ("models", "Models", sections.table(run, found)),
+        ("changes", "What to change", changes.changes(run, found)),
         ("curves", "Precision and recall", accuracy.curves(run, found)),
+        ("kinds", "Kinds of mistakes", changes.kinds(run, found)),
+        ("confusion", "Classes taken for others", changes.confusion(run, found)),
         ("mistakes", "Worst mistakes", accuracy.mistakes(run, found)),
         ("data", "Data", sections.data(run)),
         ("training", "Training", sections.training(run, found)),

@@ -7,8 +7,9 @@ from typing import Any
 
 from detectkit import draw
 from detectkit.console import log
-from detectkit.evaluation import Evaluation, advice
+from detectkit.evaluation import Evaluation, advice, rules
 from detectkit.files import atomic_write
+from detectkit.model.operators import receptive_field
 from detectkit.train.run import Run
 
 GRAPHICAL = ("learning_rate", "validation_cost", "cost_scale_exponent")
@@ -56,6 +57,14 @@ def conclude(run: Run, entry: dict[str, Any], training: Evaluation, validation: 
     found = [*([learning] if learning else []), *advice.findings(ailing, run.experiment)]
     for finding in found:
         log.warning(finding.text)
+    changes = advice.changes(
+        ailing,
+        run.experiment,
+        own={item.name: item.average_precision for item in training.mistakes},
+        sees=receptive_field(run.state.detector.backbone),
+    )
+    for line in rules.told(changes):
+        log.info(line)
     run.status.write(
         "Training images measured.",
         kpi={"training mean average precision": value},
@@ -63,6 +72,7 @@ def conclude(run: Run, entry: dict[str, Any], training: Evaluation, validation: 
             "training_average_precision": {item.name: item.average_precision for item in training.mistakes}
         },
         findings=[finding.entry() for finding in found],
+        advice=[item.entry() for item in changes],
     )
 
 

@@ -56,7 +56,9 @@ def test_a_healthy_model_is_not_ailing(run, tiny, write_spec, learnt, tmp_path):
     code, _, error = run("-e", write_spec(tiny), "-m", learnt, "-r", tmp_path / "out")
     assert code == 0 and error == ""
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["findings"] == []
+    assert results["findings"] == results["advice"] == []
+    assert results["confusion"]["counts"][0][0] == 6 and set(results["mistake_costs"].values()) == {0}
+    assert len(results["mistake_costs_by_size"]) == 3
     square = results["mistakes"]["square"]
     assert (square["labels"], square["found"], square["detections"]) == (6, 6, 6)
     assert square["average_precision"] == pytest.approx(1)
@@ -81,8 +83,9 @@ def test_what_ails_a_model_is_told_and_written(run, tiny, write_spec, learnt, tm
     for name in ("square", "bar"):
         entries[name].clustering_config.dbscan_eps = 0.4
     mapping["square"], mapping["bar"] = "bar", "square"
-    code, _, error = run("-e", write_spec(tiny), "-m", learnt, "-r", tmp_path / "out")
+    code, out, error = run("-e", write_spec(tiny), "-m", learnt, "-r", tmp_path / "out")
     assert code == 0 and error.count("WARNING") == 1
+    assert "mistakes cost, points of AP: wrong class 100.0, badly placed 0.0" in out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     [finding] = results["findings"]
     assert finding["kind"] == "confused" and finding["number"] == pytest.approx(1)
@@ -91,6 +94,11 @@ def test_what_ails_a_model_is_told_and_written(run, tiny, write_spec, learnt, tm
         in error
     )
     assert results["mistakes"]["bar"]["confused_with"] == "square"
+    assert results["confusion"]["counts"][0][1] == 6
+    [mirror] = [item for item in results["advice"] if item["remedy"] == "do not mirror"]
+    field = "augmentation_config.spatial_augmentation.hflip_probability"
+    assert mirror["edits"] == [{"field": field, "now": 0.5, "value": 0.0}]
+    assert f"{field}: 0 (0.5 now)" in out
 
 
 def test_a_network_that_was_not_trained_has_not_learnt_coverage(run, tiny, write_spec, tmp_path):

@@ -404,7 +404,8 @@ def test_a_pruned_model_is_a_model(quick, tiny, tiny_root, learnt, write_spec, p
         assert main([*map(str, arguments), "--gpus", "0"]) == 0
         return "".join(capsys.readouterr())
 
-    assert "6 images" in call("evaluate", "-e", path, "-m", "out.safetensors")
+    measured = call("evaluate", "-e", path, "-m", "out.safetensors")
+    assert "6 images" in measured and "pruned and not trained again yet" in measured
     images = tiny_root / "kitti/image_2/000.png"
     assert "in 1 images" in call("infer", "-e", path, "-m", "out.safetensors", "-i", images, "-r", "found")
     retraining = spec.load_experiment("out_retrain.txt")

@@ -202,4 +202,4 @@ def test_a_head_without_coverage_is_measured_all_the_same(predicted):
 
 
 def test_coverage_without_a_batch():
-    assert CoverageMeter(geometry()).result() == [(None, None)] * 2
+    assert CoverageMeter(geometry()).result() == [(None, None, ())] * 2

@@ -216,8 +216,50 @@ def test_what_ails_the_last_float_model_and_how_it_knows_its_own_images(run):
     with open(run / "train" / "status.jsonl", "a") as file:
         file.write(json.dumps(ending) + "\n")
     found = sections(write_report(run).read_text())
-    assert "retrained: boxes are &lt;doubled&gt;" in found["Models"]
+    assert "boxes are &lt;doubled&gt;" in found["What to change"]
     assert "On images that it was trained on, without augmentation, mAP: float 87.5 %." in found["Training"]
+
+
+def told_by(run, **content):
+    """The sections of a report whose last float model was evaluated with this in its results.json."""
+    path = run / "evaluate_retrained" / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | content))
+    return sections(write_report(run).read_text())
+
+
+def test_what_to_change(run):
+    edits = [{"field": "training_config.num_epochs", "now": 2, "value": 4}]
+    advice = [{"edits": edits, "gain": 0.123, "of": "mAP", "why": "so <far>"}, {"edits": [], "gain": 1}, 3]
+    found = told_by(run, advice=advice)["What to change"]
+    assert "training_config.num_epochs: 4 (2 now)" in found and "so &lt;far&gt;" in found
+    assert found.count("up to +12.3 mAP") == found.count("up to") == 1 and "Of retrained." in found
+
+
+@pytest.mark.parametrize("classes", [2, 80])
+def test_kinds_of_mistakes_and_confusion(run, classes):
+    names = [f"class{number}" for number in range(classes)]
+    costs = {"wrong_class": 0.1, "misplaced": 0.02, "both": 0, "duplicate": 0, "background": 0, "missed": 0.3}
+    counts = [[0] * (classes + 1) for _ in range(classes + 1)]
+    counts[0][0], counts[0][1], counts[1][classes], counts[classes][1] = 17, 23, 5, 7
+    found = told_by(
+        run,
+        mistakes={name: {"costs": costs} for name in names},
+        mistake_costs=costs,
+        mistake_costs_by_size=[{"up_to": 32} | costs, {"up_to": 96} | costs, {"up_to": None} | costs],
+        confusion={"class_names": names, "counts": counts},
+    )
+    kinds, confusion = found["Kinds of mistakes"], found["Classes taken for others"]
+    assert "wrong class" in kinds and "up to 32² pixels" in kinds and "30.0" in kinds
+    assert ("All 80 classes" in kinds) == (classes == 80)
+    assert "23" in confusion and ("17" in confusion) == (classes == 2)
+    assert confusion.count("<tr>") == (4 if classes == 2 else 2)  # a matrix, or the one pair
+
+
+@pytest.mark.parametrize("content", [3, [], {}, [[1]], {"class_names": ["a", "b"], "counts": [[1], 2, 3]}])
+def test_what_mistakes_cost_may_be_damaged(run, content):
+    names = ("advice", "mistakes", "mistake_costs", "mistake_costs_by_size", "confusion")
+    found = told_by(run, **dict.fromkeys(names, content))
+    assert "Kinds of mistakes" not in found and "Classes taken for others" not in found
 
 
 def test_a_failed_stage_is_told_first(run):
