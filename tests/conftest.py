@@ -364,6 +364,26 @@ def _write_keras(
 
 
 @pytest.fixture
+def write_kitti() -> Callable[..., Path]:
+    """Writes a KITTI folder: grey images of one size, and for each the list of its (class, x1, y1, x2, y2)."""
+
+    def write(
+        root: Path, images: Sequence[Sequence[tuple[Any, ...]]], *, size: tuple[int, int] = (128, 96)
+    ) -> Path:
+        for name in ("image_2", "label_2"):
+            (root / name).mkdir(parents=True)
+        generator = np.random.default_rng(len(images))
+        for number, labels in enumerate(images):
+            shades = generator.integers(0, 256, (size[1] // 16 + 1, size[0] // 16 + 1), dtype=np.uint8)
+            Image.fromarray(shades).resize(size).save(root / "image_2" / f"{number:04d}.png")
+            lines = [f"{name} 0 0 0 {x1} {y1} {x2} {y2} 0 0 0 0 0 0 0\n" for name, x1, y1, x2, y2 in labels]
+            (root / "label_2" / f"{number:04d}.txt").write_text("".join(lines), encoding="utf-8")
+        return root
+
+    return write
+
+
+@pytest.fixture
 def learn(tmp_path: Path) -> Callable[..., Path]:
     """Makes what `learnt` is for another spec; `noise` is the relative error of its heads' weights."""
 

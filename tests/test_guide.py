@@ -54,6 +54,7 @@ FIELD_PAGES = ("data.md", "tuning.md")  # what looks like a field there is one
 # How lines begin that are not run, and why.
 NOT_RUN = {
     "make ": "sets up an environment, or takes minutes; the command that `make demo` runs stands by itself",
+    "detectkit init ": "the reader's spec is written already, for all pages; tests/commands/test_init.py runs it",
     "cp specs/demo.txt specs/mine.txt": "the reader edits the copy: here it is edited already",
     "trtexec ": "belongs to TensorRT, and needs a GPU",
     "python bench/": "measures for minutes",

@@ -18,7 +18,7 @@ ROOMS = [
     {"tune", "train"},
     {"compress", "deploy"},
     {"pipeline"},
-    {"report", "doctor"},
+    {"report", "doctor", "propose"},
     {"commands"},
     {"cli"},
 ]

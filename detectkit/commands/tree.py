@@ -17,6 +17,7 @@ from detectkit.commands.options import add_ignored_argument
 from detectkit.errors import UsageError
 
 COMMANDS = {
+    "init": "a spec that fits a folder of labelled images",
     "check": "judge a spec, and count the boxes of its data",
     "explain": "what a field of the spec means, its default and range",
     "sample-data": "make a small data set with labels, to try things out",

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy
 
 from detectkit.console import log, progress
-from detectkit.data import coco, csv, kitti, sources, tfrecord, voc, yolo
+from detectkit.data import coco, csv, kitti, readers, sources, tfrecord, voc, yolo
 from detectkit.data.digits import make_sample_data
 from detectkit.data.readers import LabelledImage, Reject, Source, reasons
 from detectkit.errors import DataError, OutputError, UsageError
@@ -99,6 +99,15 @@ def read(config: DatasetExportConfig, generator: random.Random) -> Source:
         DataError: a folder or label file is missing or broken as a whole. OutputError: the folder of `sample_config`
             holds something else.
     """
+    source = _read(config, generator)
+    if not sources.is_drawn_from_a_list(config):
+        return source
+    kind = config.WhichOneof("convert_config_type") or "kitti_config"
+    folds = readers.split(source.folds[0], getattr(config, kind).val_split, generator)
+    return source._replace(folds=folds, num_shards=source.num_shards * 2)
+
+
+def _read(config: DatasetExportConfig, generator: random.Random) -> Source:
     match config.WhichOneof("convert_config_type"):
         case "coco_config":
             return coco.read_folders(config)

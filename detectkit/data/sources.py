@@ -34,6 +34,8 @@ def as_kitti(config: DatasetExportConfig) -> DatasetExportConfig:
 
 def num_folds(config: DatasetExportConfig) -> int:
     """The folds that a conversion makes, counted from 0."""
+    if is_drawn_from_a_list(config):
+        return 2
     match config.WhichOneof("convert_config_type"):
         case "coco_config":
             return len(config.coco_config.img_dir_names)
@@ -47,6 +49,19 @@ def num_folds(config: DatasetExportConfig) -> int:
             return 2
         case _:
             return max(config.kitti_config.num_partitions, 1)
+
+
+def is_drawn_from_a_list(config: DatasetExportConfig) -> bool:
+    """Whether a single list, folder or annotation file, which else is one fold, is dealt to two at random."""
+    match config.WhichOneof("convert_config_type"):
+        case "coco_config":
+            return len(config.coco_config.annotation_files) == 1 and config.coco_config.val_split > 0
+        case "voc_config":
+            return len(config.voc_config.image_set_files) == 1 and config.voc_config.val_split > 0
+        case "yolo_config":
+            return len(config.yolo_config.image_dir_names) == 1 and config.yolo_config.val_split > 0
+        case _:
+            return False
 
 
 def image_root(image_directory_path: str, root: Path, folders: Iterable[str]) -> tuple[Path, str | None]:

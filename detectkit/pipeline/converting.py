@@ -37,10 +37,12 @@ def _folds(config: DatasetExportConfig) -> list[int]:
         return [held, SAMPLE_IMAGES - held]
     if kind == "csv_config":
         return _folds_of_tables(config)
+    is_listed = kind == "coco_config"  # a folder a fold
     if kind == "yolo_config" and config.yolo_config.image_dir_names:
-        return [_count_yolo(config, name) for name in config.yolo_config.image_dir_names]
-    counts = [_count_images(path) for path in _folders(config)]
-    if kind == "coco_config":  # a folder a fold
+        counts, is_listed = [_count_yolo(config, name) for name in config.yolo_config.image_dir_names], True
+    else:
+        counts = [_count_images(path) for path in _folders(config)]
+    if is_listed and not sources.is_drawn_from_a_list(config):
         return counts
     total, number = sum(counts), max(sources.num_folds(config), 1)
     return _split(total, getattr(config, kind or "kitti_config").val_split, number)

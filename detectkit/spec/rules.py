@@ -513,12 +513,12 @@ def _dataset_export(spec: DatasetExportConfig) -> Iterator[Violation]:
         case "coco_config":
             yield from _coco(spec.coco_config)
         case "voc_config":
-            if spec.voc_config.image_set_files and spec.voc_config.val_split:
-                rule = "must be left out with image_set_files, which say what is in each fold"
+            if len(spec.voc_config.image_set_files) > 1 and spec.voc_config.val_split:
+                rule = "must be left out with several image_set_files, which say what is in each fold"
                 yield Violation("voc_config.val_split", rule, f"{spec.voc_config.val_split:g}")
         case "yolo_config":
-            if spec.yolo_config.image_dir_names and spec.yolo_config.val_split:
-                rule = "must be left out with image_dir_names, which say what is in each fold"
+            if len(spec.yolo_config.image_dir_names) > 1 and spec.yolo_config.val_split:
+                rule = "must be left out with several image_dir_names, which say what is in each fold"
                 yield Violation("yolo_config.val_split", rule, f"{spec.yolo_config.val_split:g}")
         case "csv_config":
             if len(spec.csv_config.csv_files) > 1 and spec.csv_config.val_split:
@@ -570,3 +570,6 @@ def _coco(config: COCOConfig) -> Iterator[Violation]:
     if folders and len(config.num_shards) not in (0, 1, folders):
         rule = f"must be one value, or one for each of the {folders} img_dir_names"
         yield Violation("coco_config.num_shards", rule, f"{len(config.num_shards)} values")
+    if folders > 1 and config.val_split:
+        rule = "must be left out with several annotation_files, each of which is a fold"
+        yield Violation("coco_config.val_split", rule, f"{config.val_split:g}")

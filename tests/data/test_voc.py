@@ -510,12 +510,20 @@ def test_what_stops_a_conversion(root, tmp_path, capsys, damage, words):
 
 
 def test_a_share_beside_lists_is_a_contradiction(root):
-    [found] = spec.check(settings(root, image_set_files=["a.txt"], val_split=10))
+    [found] = spec.check(settings(root, image_set_files=["a.txt", "b.txt"], val_split=10))
     assert str(found) == (
-        "voc_config.val_split: must be left out with image_set_files, which say what is in each fold, got 10"
+        "voc_config.val_split: must be left out with several image_set_files, which say what is in each fold, got 10"
     )
     assert spec.check(settings(root, image_set_files=["a.txt"])) == []
+    assert spec.check(settings(root, image_set_files=["a.txt"], val_split=10)) == []
     assert spec.check(settings(root, val_split=10)) == []
+
+
+def test_a_single_list_is_drawn_from(root, tmp_path):
+    (root / "eight.txt").write_text("".join(f"{number:06}\n" for number in range(8)))
+    config = settings(root, image_set_files=["eight.txt"], val_split=25)
+    folds = convert(config, str(tmp_path / "data")).folds
+    assert [(fold.number, fold.frames) for fold in folds] == [(0, 2), (1, 6)]
 
 
 def test_check_looks_for_the_files(root, tmp_path, capsys):

@@ -642,11 +642,15 @@ def test_folds_of_other_layouts():
         "coco_config.num_partitions: must be the number of img_dir_names, 2 (or left out), got 3",
         "coco_config.num_shards: must be one value, or one for each of the 2 img_dir_names, got 3 values",
     ]
-    voc = {"root_directory_path": "/d", "image_set_files": ["val.txt"], "val_split": 10}
-    rule = "must be left out with image_set_files, which say what is in each fold, got 10"
+    rule = "must be left out with several annotation_files, each of which is a fold, got 10"
+    assert violations(spec.DatasetExportConfig(coco_config=coco | {"val_split": 10})) == [
+        f"coco_config.val_split: {rule}"
+    ]
+    voc = {"root_directory_path": "/d", "image_set_files": ["val.txt", "a.txt"], "val_split": 10}
+    rule = "must be left out with several image_set_files, which say what is in each fold, got 10"
     assert violations(spec.DatasetExportConfig(voc_config=voc)) == [f"voc_config.val_split: {rule}"]
-    yolo = {"root_directory_path": "/d", "image_dir_names": ["train/images"], "val_split": 10}
-    rule = "must be left out with image_dir_names, which say what is in each fold, got 10"
+    yolo = {"root_directory_path": "/d", "image_dir_names": ["val", "train"], "val_split": 10}
+    rule = "must be left out with several image_dir_names, which say what is in each fold, got 10"
     assert violations(spec.DatasetExportConfig(yolo_config=yolo)) == [f"yolo_config.val_split: {rule}"]
     tables = {"root_directory_path": "/d", "csv_files": ["a.csv"], "val_split": 10}
     assert violations(spec.DatasetExportConfig(csv_config=tables)) == []

@@ -69,7 +69,7 @@ CalibratorConfig: calibration_cache=1 string, calibration_tensorfile=2 string, n
 """  # noqa: E501
 LINES = dict(line.split(": ", 1) for line in TLT.strip().splitlines())
 OWN_FIELDS = """
-BboxObjective.loss_ratios CalibratorConfig.batch_size COCOConfig.crowd_label ClasswiseBboxHandlerConfig.confidence_threshold
+BboxObjective.loss_ratios CalibratorConfig.batch_size COCOConfig.crowd_label COCOConfig.val_split ClasswiseBboxHandlerConfig.confidence_threshold
 CostFunctionConfig.class_file CostFunctionConfig.class_names CostFunctionConfig.coverage_focal_gamma CovObjective.prior
 DatasetConfig.dontcare_labels DatasetExportConfig.embed_images DatasetExportConfig.output_filename
 DatasetExportConfig.random_seed DatasetExportConfig.sample_config DatasetExportConfig.voc_config
