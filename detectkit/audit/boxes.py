@@ -17,7 +17,9 @@ from detectkit.spec import DataCleaningConfig, label_name
 EDGE = 1.0  # pixels that a box may stick out, or keep from the border, without a word: tools round
 THIN = 2.0  # pixels of a side below which no object can be told
 ENOUGH = 30  # boxes of a class, to know what is usual
-SPREAD = 0.1  # least robust deviation of a logarithm: a tenth more or less is no outlier, however alike the others are
+# Least robust deviations of the logarithms: however alike the others are, an object of some times their size or thrice as
+# long as they may be one of them.
+SIZE_SPREAD, SHAPE_SPREAD = 0.3, 0.2
 TO_DEVIATION = 1.4826  # of a normal distribution, from the median of the absolute deviations
 SUREST = 0.9  # a far box may be the one large object
 
@@ -145,8 +147,8 @@ def _far(members: Sequence[tuple[AuditedImage, int, Label]], bound: float) -> It
     frames = [image.frame for image, _, _ in members]
     pixels = np.array([(max(frame.width, 1), max(frame.height, 1)) for frame in frames], dtype=np.float64)
     cut = (boxes[:, :2] <= EDGE).any(axis=1) | (boxes[:, 2:] >= pixels - EDGE).any(axis=1)
-    size = _deviations(np.log(sides.prod(axis=1) / pixels.prod(axis=1)), ~cut)
-    shape = _deviations(np.log(sides[:, 0] / sides[:, 1]), ~cut)
+    size = _deviations(np.log(sides.prod(axis=1) / pixels.prod(axis=1)), ~cut, SIZE_SPREAD)
+    shape = _deviations(np.log(sides[:, 0] / sides[:, 1]), ~cut, SHAPE_SPREAD)
     usual = np.median(sides[~cut] if (~cut).any() else sides, axis=0)
     is_odd_size = (size > bound) | ((size < -bound) & ~cut)
     is_odd_shape = (np.abs(shape) > bound) & ~cut
@@ -163,11 +165,11 @@ def _far(members: Sequence[tuple[AuditedImage, int, Label]], bound: float) -> It
         yield of_label(kind, image, index, text, sureness=sureness)
 
 
-def _deviations(values: NDArray[np.float64], usable: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _deviations(values: NDArray[np.float64], usable: NDArray[np.bool_], least: float) -> NDArray[np.float64]:
     """How many robust deviations each value is from the median of those that are usable, or of all."""
     base = values[usable] if usable.sum() >= ENOUGH else values
     median = np.median(base)
     spread = TO_DEVIATION * np.median(np.abs(base - median))
-    return np.asarray((values - median) / max(spread, SPREAD))
+    return np.asarray((values - median) / max(spread, least))
 
 

@@ -1,8 +1,7 @@
 """Labels that a network contradicts: objects without one, of another class, or with a box that fits badly.
 
 A network that was trained on these very labels has learnt their mistakes too, so its scores alone say little. What counts
-is how unusual a contradiction is: a detection is as sure as those of its class, with at least its score, are right by the
-labels, and as its score is high among theirs.
+is what its class usually gets: a detection is as sure as those of its class with about its score are right by the labels.
 """
 
 from __future__ import annotations
@@ -30,7 +29,8 @@ RIGHT = 0.5  # IoU from which a detection is that of a label
 TOUCHED = 0.15  # IoU below which a detection is of an object that no label is on
 COVERED = 0.6  # share of a detection inside one label from which on it is of that label's object
 BADLY = 0.3, 0.7  # IoU of a box that fits badly
-LEAST = 0.2  # sureness that is worth a look
+LEAST = 0.5  # sureness that is worth a look
+REACH = 50  # detections to either side in score that tell how often one like it is right
 
 
 class _Boxes(NamedTuple):
@@ -46,9 +46,9 @@ class _Boxes(NamedTuple):
 
 
 def suggestions(
-    images: Sequence[AuditedImage], predictor: Predictor, classes: Mapping[str, str], *, at_most: int
+    images: Sequence[AuditedImage], predictor: Predictor, classes: Mapping[str, str]
 ) -> list[Finding]:
-    """What a network would label otherwise, the surest first, at most so many.
+    """What a network would label otherwise, the surest first.
 
     Args:
         classes: label, as `label_name` gives it, to class of the network.
@@ -56,11 +56,12 @@ def suggestions(
     found = _detections(images, predictor)
     labels = _labels(images, predictor.class_names, classes)
     sure = _sureness(found, labels)
+    found, sure = found.of(sure >= LEAST), sure[sure >= LEAST]
     told = [
         *_missing(images, predictor.class_names, found, labels, sure),
         *_contradicting(images, predictor.class_names, found, labels, sure),
     ]
-    return ranked(item for item in told if item.sureness >= LEAST)[:at_most]
+    return ranked(told)
 
 
 def _detections(images: Sequence[AuditedImage], predictor: Predictor) -> _Boxes:
@@ -95,26 +96,21 @@ def _labels(images: Sequence[AuditedImage], names: Sequence[str], classes: Mappi
 
 
 def _sureness(found: _Boxes, labels: _Boxes) -> Tensor:
-    """How sure [n] each detection is, 0 to 1, by what the labels say of its class.
-
-    The share of the detections of its class with at least its score that a label confirms, times the share of the
-    confirmed ones that have at most its score.
-    """
-    sure = torch.zeros(len(found.scores))
+    """How sure [n] each detection is, 0 to 1: the share of those of its class with about its score that a label confirms."""
+    sure = torch.zeros(len(found.scores), dtype=torch.float64)
     for number in found.classes.unique().tolist():
         own = found.classes == number
         mine, truths = found.of(own), labels.of(labels.classes == number)
-        hit = match(
-            mine.boxes, mine.scores, mine.images, truths.boxes, truths.images, iou_threshold=RIGHT
-        )
-        order = mine.scores.argsort(descending=True)
-        confirmed = hit[order].cumsum(0)
-        # One more that is wrong: a single detection proves nothing.
-        precision = torch.empty(len(order))
-        precision[order] = confirmed / (torch.arange(len(order)) + 2)
-        usual = mine.scores[hit].sort().values
-        rank = torch.searchsorted(usual, mine.scores, right=True) / max(len(usual), 1)
-        sure[own] = precision * rank
+        hit = match(mine.boxes, mine.scores, mine.images, truths.boxes, truths.images, iou_threshold=RIGHT)
+        order = mine.scores.argsort(descending=True, stable=True)
+        sums = torch.cat((torch.zeros(1), hit[order].cumsum(0))).double()
+        reach = min(max(len(truths.boxes) // 8, 1), REACH)
+        place = torch.arange(len(order))
+        first, last = (place - reach).clamp(min=0), (place + reach + 1).clamp(max=len(order))
+        share = torch.empty(len(order), dtype=torch.float64)
+        # One more that is wrong: a few detections prove nothing.
+        share[order] = (sums[last] - sums[first]) / (last - first + 1)
+        sure[own] = share
     return sure
 
 
