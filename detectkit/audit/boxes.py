@@ -146,7 +146,9 @@ def _far(members: Sequence[tuple[AuditedImage, int, Label]], bound: float) -> It
     sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-6)
     frames = [image.frame for image, _, _ in members]
     pixels = np.array([(max(frame.width, 1), max(frame.height, 1)) for frame in frames], dtype=np.float64)
-    cut = (boxes[:, :2] <= EDGE).any(axis=1) | (boxes[:, 2:] >= pixels - EDGE).any(axis=1)
+    cut: NDArray[np.bool_] = np.asarray(
+        (boxes[:, :2] <= EDGE).any(axis=1) | (boxes[:, 2:] >= pixels - EDGE).any(axis=1)
+    )
     size = _deviations(np.log(sides.prod(axis=1) / pixels.prod(axis=1)), ~cut, SIZE_SPREAD)
     shape = _deviations(np.log(sides[:, 0] / sides[:, 1]), ~cut, SHAPE_SPREAD)
     usual = np.median(sides[~cut] if (~cut).any() else sides, axis=0)
@@ -154,7 +156,9 @@ def _far(members: Sequence[tuple[AuditedImage, int, Label]], bound: float) -> It
     is_odd_shape = (np.abs(shape) > bound) & ~cut
     for place in np.flatnonzero(is_odd_size | is_odd_shape).tolist():
         image, index, label = members[place]
-        by_size = abs(size[place]) >= abs(shape[place]) and bool(is_odd_size[place]) or not is_odd_shape[place]
+        by_size = (
+            abs(size[place]) >= abs(shape[place]) and bool(is_odd_size[place]) or not is_odd_shape[place]
+        )
         far = float(size[place] if by_size else shape[place])
         kind, what = (Kind.ODD_SIZE, "size") if by_size else (Kind.ODD_SHAPE, "shape")
         text = (
@@ -171,5 +175,3 @@ def _deviations(values: NDArray[np.float64], usable: NDArray[np.bool_], least: f
     median = np.median(base)
     spread = TO_DEVIATION * np.median(np.abs(base - median))
     return np.asarray((values - median) / max(spread, least))
-
-

@@ -63,7 +63,7 @@ class Finding(NamedTuple):
     box: Box | None = None  # of that label, pixels of the image
     label_file: str = ""
     line: int | None = None  # of the label, counted from 1
-    index: int | None = None  # of the label among those of its image
+    place: int | None = None  # of the label among those of its image
     other: str = ""  # path of an image that it is compared with
     other_box: Box | None = None  # that the box is compared with
 
@@ -74,7 +74,14 @@ def of_label(kind: Kind, image: AuditedImage, index: int, text: str, **more: obj
     label = frame.labels[index]
     line = frame.lines[index] if frame.lines else None
     found = Finding(
-        kind, image.name, text, name=label.name, box=label.box, label_file=frame.label_file, line=line, index=index
+        kind,
+        image.name,
+        text,
+        name=label.name,
+        box=label.box,
+        label_file=frame.label_file,
+        line=line,
+        place=index,
     )
     return found._replace(**more)  # type: ignore[arg-type]
 

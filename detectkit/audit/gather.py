@@ -41,7 +41,9 @@ def gather(message: Spec) -> Gathered:
             neutral = {REGIONS}
         case Experiment():
             configs = message.dataset_export_config
-            parts = [part for config in configs for part in _converted(config, message)] or list(_recorded(message))
+            parts = [part for config in configs for part in _converted(config, message)] or list(
+                _recorded(message)
+            )
             target = _mapping(message.dataset_config)
             classes = dict(target)
             for config in configs:

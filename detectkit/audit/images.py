@@ -124,7 +124,9 @@ def _kind(reject: Reject) -> Kind:
         return Kind.TURNED
     if reject.reason == "the label file is missing":
         return Kind.UNLABELLED
-    is_damaged = is_image(reject.file) and reject.reason.startswith(("not a readable image", "the file is empty"))
+    is_damaged = is_image(reject.file) and reject.reason.startswith(
+        ("not a readable image", "the file is empty")
+    )
     return Kind.UNREADABLE if is_damaged else Kind.LEFT_OUT
 
 

@@ -18,10 +18,13 @@ Key = tuple[str, str, str, str]  # kind, image or label file, class, box
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def write_list(path: Path, findings: Sequence[Finding], *, accept: Collection[str] = ()) -> int:
+def write_list(
+    path: Path, findings: Sequence[Finding], *, accept: Collection[str] = (), earlier: Sequence[Path] = ()
+) -> int:
     """Write the findings, a row each, with the decisions that are in the file already; a new one has none.
 
     Args:
+        earlier: lists whose decisions are kept, too.
         accept: kinds whose undecided findings get `accept`, but for those that only ask to look.
 
     Returns:
@@ -30,11 +33,12 @@ def write_list(path: Path, findings: Sequence[Finding], *, accept: Collection[st
     Raises:
         DataError: the file that is there is no list. OutputError: it cannot be written.
     """
-    made = _decisions(path) if path.exists() else {}
+    made = [_decisions(file) for file in (path, *earlier) if file.exists()]
     rows = []
     for item in findings:
-        earlier = made.get(_key(item.kind, item.image, item.name, box_cell(item.box)))
-        decision = earlier.pop(0) if earlier else ""
+        key = _key(item.kind, item.image, item.name, box_cell(item.box))
+        said = [decisions[key].pop(0) for decisions in made if decisions.get(key)]
+        decision = next(filter(None, said), "")
         if not decision and item.kind in accept and item.action.verb != Verb.LOOK:
             decision = ACCEPT
         rows.append(_cells(item, decision))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from detectkit.page import Html, Section, grid, lines, page, paragraph, picture,
 
 PAGE, SUMMARY = "cleaning.html", "cleaning.json"
 SHOWN = 48  # pictures of a kind, the surest
+IN_REPORT = 8  # pictures that a report shows
 FROM_ONE_IMAGE = 3  # of a kind: many cuts of one strange image would hide the rest
 SIDE = 240  # pixels of a picture
 CONTEXT, LEAST = 2.6, 64  # as for the mistakes of a report
@@ -66,7 +68,11 @@ def write_page(folder: Path, images: Sequence[AuditedImage], findings: Sequence[
     path = folder / PAGE
     with atomic_write(path) as temporary:
         temporary.write_text(page("Data cleaning", *parts, sections=sections), encoding="utf-8")
-    content = {"images": len(images), "kinds": [[kind, TITLES[kind], count] for kind, count in kinds]}
+    content = {
+        "images": len(images),
+        "kinds": [[kind, TITLES[kind], count] for kind, count in kinds],
+        "first": list(figures(by_name, _first(findings))),
+    }
     with atomic_write(folder / SUMMARY) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return path
@@ -75,8 +81,19 @@ def write_page(folder: Path, images: Sequence[AuditedImage], findings: Sequence[
 def _section(kind: Kind, images: Mapping[str, AuditedImage], findings: Sequence[Finding]) -> Section:
     own = [item for item in findings if item.kind == kind]
     shown = _chosen(own)
-    more = [paragraph(f"{len(shown)} of {len(own)}; all are in cleaning.csv.", style="note")] if len(shown) < len(own) else []
+    more = (
+        [paragraph(f"{len(shown)} of {len(own)}; all are in cleaning.csv.", style="note")]
+        if len(shown) < len(own)
+        else []
+    )
     return Section(str(kind), TITLES[kind], "\n".join((*more, grid(figures(images, shown), small=True))))
+
+
+def _first(findings: Sequence[Finding]) -> list[Finding]:
+    """A few for a report: the surest of each kind, kinds in turn."""
+    by_kind = [_chosen([item for item in findings if item.kind == kind]) for kind, _ in counted(findings)]
+    turns = [item for turn in itertools.zip_longest(*by_kind) for item in turn if item is not None]
+    return turns[:IN_REPORT]
 
 
 def _chosen(findings: Sequence[Finding]) -> list[Finding]:
@@ -133,7 +150,9 @@ def _picture(image: AuditedImage | None, item: Finding) -> bytes | None:
         boxes = [box for box, _ in drawn]
         cut, moved = draw.cut(pixels, focus, boxes, context=CONTEXT, least=LEAST, side=SIDE)
     colors = [draw.rgb(color) for _, color in drawn]
-    shown = draw.annotate(np.ascontiguousarray(cut), moved, labels=[""] * len(drawn), colors=colors, line_width=2)
+    shown = draw.annotate(
+        np.ascontiguousarray(cut), moved, labels=[""] * len(drawn), colors=colors, line_width=2
+    )
     return draw.jpeg(shown, quality=QUALITY)
 
 
@@ -141,5 +160,3 @@ def _within(box: Box, width: int, height: int) -> Box | None:
     """The part of a box that is inside the image; None where there is none."""
     x1, y1, x2, y2 = max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(width)), min(box[3], float(height))
     return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
-
-

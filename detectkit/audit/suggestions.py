@@ -73,7 +73,14 @@ def _detections(images: Sequence[AuditedImage], predictor: Predictor) -> _Boxes:
                 (found,) = predictor.predict([opened])
         except (DataError, OSError):
             continue  # `images` tells of it
-        parts.append(_Boxes(found.boxes.cpu(), found.classes.cpu(), torch.full_like(found.classes, number).cpu(), found.scores.cpu().float()))
+        parts.append(
+            _Boxes(
+                found.boxes.cpu(),
+                found.classes.cpu(),
+                torch.full_like(found.classes, number).cpu(),
+                found.scores.cpu().float(),
+            )
+        )
     return _Boxes(*map(torch.cat, zip(*parts)))
 
 
@@ -98,7 +105,7 @@ def _labels(images: Sequence[AuditedImage], names: Sequence[str], classes: Mappi
 def _sureness(found: _Boxes, labels: _Boxes) -> Tensor:
     """How sure [n] each detection is, 0 to 1: the share of those of its class with about its score that a label confirms."""
     sure = torch.zeros(len(found.scores), dtype=torch.float64)
-    for number in found.classes.unique().tolist():
+    for number in sorted(set(found.classes.tolist())):
         own = found.classes == number
         mine, truths = found.of(own), labels.of(labels.classes == number)
         hit = match(mine.boxes, mine.scores, mine.images, truths.boxes, truths.images, iou_threshold=RIGHT)
@@ -127,10 +134,20 @@ def _missing(
         if any(float(iou(found.boxes[row], other)) > BADLY[0] for other in others):
             continue
         others.append(found.boxes[row])
-        image, name, box = images[int(found.images[row])], names[int(found.classes[row])], _box(found.boxes[row])
+        image, name, box = (
+            images[int(found.images[row])],
+            names[int(found.classes[row])],
+            _box(found.boxes[row]),
+        )
         text = f"{name} is found (score {found.scores[row]:.2f}) where no label is"
         yield of_image(
-            Kind.MISSING, image, text, action=Action(Verb.ADD_LABEL), sureness=float(sure[row]), name=name, box=box
+            Kind.MISSING,
+            image,
+            text,
+            action=Action(Verb.ADD_LABEL),
+            sureness=float(sure[row]),
+            name=name,
+            box=box,
         )
 
 
@@ -158,11 +175,17 @@ def _contradicting(
         if len(other):
             row = int(other[sure[other].argmax()])
             # What speaks for the label: detections of its own class.
-            margin = float(sure[row] - sure[rows[own & near]].max().clamp(min=0)) if (own & near).any() else float(sure[row])
+            margin = (
+                float(sure[row] - sure[rows[own & near]].max().clamp(min=0))
+                if (own & near).any()
+                else float(sure[row])
+            )
             name = names[int(found.classes[row])]
             text = f"{image.frame.labels[index].name} is found to be {name} (score {found.scores[row]:.2f})"
             action, where = Action(Verb.RENAME, name=name), _box(found.boxes[row])
-            yield of_label(Kind.WRONG_CLASS, image, index, text, action=action, sureness=margin, other_box=where)
+            yield of_label(
+                Kind.WRONG_CLASS, image, index, text, action=action, sureness=margin, other_box=where
+            )
         elif own.any() and float(overlap[rows[own]].max()) < BADLY[1] and (own & near).any():
             row = int(rows[own & near][sure[rows[own & near]].argmax()])
             share = float(overlap[row])

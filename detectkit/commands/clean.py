@@ -30,7 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-m", "--model_path", type=Path, metavar="MODEL", help="suggest what this model finds otherwise, too"
     )
     parser.add_argument(
-        "-r", "--results_dir", type=Path, default=Path("cleaning"), metavar="DIR", help="where results go (cleaning)"
+        "-r",
+        "--results_dir",
+        type=Path,
+        default=Path("cleaning"),
+        metavar="DIR",
+        help="where results go (cleaning)",
     )
     parser.add_argument(
         "--accept",
@@ -43,8 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     message = spec.load(args.experiment_spec)
-    if isinstance(message, spec.Inference):
-        raise SpecError(f"{args.experiment_spec} is an inference spec: clean takes a training or a conversion spec")
+    if not isinstance(message, spec.Experiment | spec.DatasetExportConfig):
+        raise SpecError(
+            f"{args.experiment_spec} is an inference spec: clean takes a training or a conversion spec"
+        )
     accepted = _kinds(args.accept)
 
     from detectkit.audit.gather import gather
@@ -52,8 +59,9 @@ def run(args: argparse.Namespace) -> None:
     from detectkit.audit.look import look
     from detectkit.audit.page import write_page
 
-    is_training = isinstance(message, spec.Experiment)
-    config = message.data_cleaning_config if is_training else spec.DataCleaningConfig()
+    config = (
+        message.data_cleaning_config if isinstance(message, spec.Experiment) else spec.DataCleaningConfig()
+    )
     predictor = _predictor(args, message)
     folder = make_directory(args.results_dir)
     status = StatusLog(folder / "status.jsonl")
@@ -61,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     with status.failures():
         gathered = gather(message)
         found = look(gathered, config, predictor)
-        decided = write_list(folder / LIST, found, accept=accepted)
+        decided = write_list(folder / LIST, found, accept=accepted, earlier=_earlier(message))
         page = write_page(folder, gathered.images, found)
     _tell(gathered, found)
     say(f"wrote {page} with pictures, and {folder / LIST}: {decided} of {len(found)} findings are decided on")
@@ -81,6 +89,12 @@ def _kinds(text: str) -> set[str]:
     if unknown:
         raise UsageError(f"--accept {sorted(unknown)[0]} is no kind; they are {', '.join(Kind)}")
     return kinds
+
+
+def _earlier(message: spec.Experiment | spec.DatasetExportConfig) -> list[Path]:
+    """The lists that conversions go by."""
+    configs = message.dataset_export_config if isinstance(message, spec.Experiment) else [message]
+    return [Path(config.cleaning_file).expanduser() for config in configs if config.cleaning_file]
 
 
 def _predictor(args: argparse.Namespace, message: spec.Spec) -> Predictor | None:

@@ -47,7 +47,13 @@ ORDER = (Verb.RENAME, Verb.REPLACE_BOX, Verb.ADD_LABEL, Verb.DROP_LABEL, Verb.DR
 DONE = dict(
     zip(
         ORDER,
-        ("{} labels renamed", "{} boxes replaced", "{} labels added", "{} labels left out", "{} images left out"),
+        (
+            "{} labels renamed",
+            "{} boxes replaced",
+            "{} labels added",
+            "{} labels left out",
+            "{} images left out",
+        ),
     )
 )
 
@@ -123,7 +129,16 @@ def _row(cells: dict[str, str], line: int) -> Row:
     """Raises ValueError for what is no box or no decision."""
     values = {name: cells.get(name, "").strip() for name in NEEDED}
     box = _box(values["box"]) if values["box"] else None
-    row = Row(line, values["kind"], values["image"], values["class"], box, values["suggestion"], values["decision"], None)
+    row = Row(
+        line,
+        values["kind"],
+        values["image"],
+        values["class"],
+        box,
+        values["suggestion"],
+        values["decision"],
+        None,
+    )
     return row._replace(action=_decided(row))
 
 
@@ -133,7 +148,9 @@ def _decided(row: Row) -> Action | None:
     is_accepted = row.decision.lower() == ACCEPT
     action = parse_action(row.suggestion if is_accepted else row.decision)
     if action.verb == Verb.LOOK:
-        raise ValueError(f"decision {row.decision!r:.60}: this finding has no action of its own; write {_verbs()}")
+        raise ValueError(
+            f"decision {row.decision!r:.60}: this finding has no action of its own; write {_verbs()}"
+        )
     is_of_label = action.verb not in (Verb.KEEP, Verb.DROP_IMAGE)
     if is_of_label and not (row.name and row.box):
         raise ValueError(f"decision {row.decision!r:.60}: the row has no class and box of a label")
@@ -214,7 +231,9 @@ class _Edited:
 
     def result(self) -> LabelledImage:
         labels = (*filter(None, self.now), *self.added)
-        return self.frame._replace(labels=labels, lines=self.frame.lines if labels == self.frame.labels else ())
+        return self.frame._replace(
+            labels=labels, lines=self.frame.lines if labels == self.frame.labels else ()
+        )
 
 
 def apply_list(source: Source, path: Path) -> Source:
@@ -270,7 +289,11 @@ def _tell(done: Counter[Verb], idle: Sequence[Row], images: Iterable[str], path:
     log.info("%s: %s", path, ", ".join(told) or "no decision of it changes anything")
     known = set(images)
     for row in idle[:NAMED]:
-        why = "no such image is read" if _key(row.image) not in known else f"it has no such label {_label_text(row)}"
+        why = (
+            "no such image is read"
+            if _key(row.image) not in known
+            else f"it has no such label {_label_text(row)}"
+        )
         log.warning("%s:%d: %s does nothing to %s: %s", path, row.line, row.action, row.image, why)
     if len(idle) > NAMED:
         log.warning("%s: %d more decisions do nothing", path, len(idle) - NAMED)

@@ -20,7 +20,9 @@ from detectkit.errors import DataError
 
 BITS = 64
 SIDE = 32  # pixels that the transform sees: coarse enough for copies in another size to be the same
-DISTANCE = 10  # bits: shots of one moment, or with writing on one, differ by up to this; others by 32, seldom by 14
+DISTANCE = (
+    10  # bits: shots of one moment, or with writing on one, differ by up to this; others by 32, seldom by 14
+)
 FLAT = 1e-3  # grey values: below it there is nothing to see
 CHUNK = 256  # hashes that are compared with all others at a time
 
@@ -76,7 +78,8 @@ def grey(path: Path) -> NDArray[np.uint8]:
         DataError: the image cannot be read, is damaged or cut short.
     """
     with open_image(str(path), name=str(path)) as image:
-        return decode(image, channels=1, target_size=(SIDE, SIDE), name=str(path)).pixels[0]
+        decoded = decode(image, channels=1, target_size=(SIDE, SIDE), name=str(path))
+    return np.asarray(decoded.pixels[0])
 
 
 def in_threads(work: Callable[[Item], Result], items: Sequence[Item], *, label: str) -> Iterator[Result]:
@@ -110,7 +113,10 @@ def keep_together(folds: Sequence[Sequence[LabelledImage]], *, distance: int = D
     units = _units(len(frames), ([readable[index] for index in group] for group in groups))
     chosen = _chosen(units, len(folds[0]))
     first = {index for unit in chosen for index in unit}
-    dealt = [[frame for index, frame in enumerate(frames) if (index in first) == wanted] for wanted in (True, False)]
+    dealt = [
+        [frame for index, frame in enumerate(frames) if (index in first) == wanted]
+        for wanted in (True, False)
+    ]
     moved = sum((index < len(folds[0])) != (index in first) for index in range(len(frames)))
     return Regrouped(dealt, len(groups), sum(map(len, groups)), moved)
 
@@ -131,7 +137,8 @@ def _units(count: int, groups: Iterable[Sequence[int]]) -> list[Sequence[int]]:
 
 def _chosen(units: Sequence[Sequence[int]], wanted: int) -> list[Sequence[int]]:
     """The units of fold 0: in their order those that fit, then the one that brings the sum nearest to what is wanted."""
-    chosen, left = [], []
+    chosen: list[Sequence[int]] = []
+    left: list[Sequence[int]] = []
     free = wanted
     for unit in units:
         fits = len(unit) <= free

@@ -65,9 +65,16 @@ def _takes(chain: Chain, basis: Basis) -> Estimate:
     return Estimate(seconds, mib)
 
 
-def _labels(chain: Chain) -> list[str]:
+def label_files(chain: Chain) -> list[str]:
+    """The label files and images of all conversions, as patterns."""
     found = [path for config in chain.experiment.dataset_export_config for path in sources.reads(config)]
     return [str(path / "**") if path.is_dir() else str(path) for path in found]
+
+
+def cleaning_files(chain: Chain) -> list[str]:
+    """The lists of decisions that conversions go by."""
+    configs = chain.experiment.dataset_export_config
+    return [os.path.expanduser(config.cleaning_file) for config in configs if config.cleaning_file]
 
 
 def _records(chain: Chain) -> list[str]:
@@ -95,7 +102,7 @@ CONVERT = RunStage(
     wanted=lambda chain: bool(chain.experiment.dataset_export_config),
     commands=lambda chain: [["convert", "-d", chain.path(SPEC), "-r", chain.path("convert")]],
     spec=_spec,
-    reads=_labels,
+    reads=lambda chain: [*label_files(chain), *cleaning_files(chain)],
     writes=_records,
     takes=_takes,
 )
