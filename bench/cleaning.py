@@ -22,7 +22,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from detectkit import spec
-from detectkit.audit.findings import Finding, Kind, short
+from detectkit.audit.findings import DataFinding, FindingKind, short
 from detectkit.audit.gather import Gathered, gather
 from detectkit.audit.look import look
 
@@ -40,7 +40,7 @@ class Fault(NamedTuple):
 
     what: str
     file: str  # name without extension
-    kinds: tuple[Kind, ...]  # as which it may be found
+    kinds: tuple[FindingKind, ...]  # as which it may be found
 
 
 class Planter:
@@ -57,7 +57,7 @@ class Planter:
     def labels(self, name: str) -> Path:
         return self.root / "label_2" / f"{name}.txt"
 
-    def plant(self, what: str, kinds: tuple[Kind, ...], count: int, do: Callable[[str], str]) -> None:
+    def plant(self, what: str, kinds: tuple[FindingKind, ...], count: int, do: Callable[[str], str]) -> None:
         """`do` is given an image's name and gives that of the file in which the fault then is."""
         for _ in range(count):
             self.faults.append(Fault(what, do(self.free.pop()), kinds))
@@ -140,35 +140,42 @@ class Planter:
 def plant(root: Path, seed: int) -> list[Fault]:
     """40 faults of 14 kinds, each in another image."""
     planter = Planter(root, random.Random(seed))
-    copies = (Kind.DUPLICATE, Kind.NEAR_DUPLICATE, Kind.LEAK)
-    planter.plant("cut short", (Kind.UNREADABLE,), 3, planter.cut)
-    planter.plant("no image", (Kind.UNREADABLE,), 2, planter.spoil)
+    copies = (FindingKind.DUPLICATE, FindingKind.NEAR_DUPLICATE, FindingKind.LEAK)
+    planter.plant("cut short", (FindingKind.UNREADABLE,), 3, planter.cut)
+    planter.plant("no image", (FindingKind.UNREADABLE,), 2, planter.spoil)
     planter.plant("copied", copies, 4, planter.copy)
     planter.plant("saved smaller", copies, 4, planter.shrink)
-    planter.plant("without labels", (Kind.UNLABELLED,), 3, planter.empty)
-    planter.plant("turned by EXIF", (Kind.TURNED,), 2, planter.turn)
-    planter.plant("outside", (Kind.OUTSIDE,), 3, lambda name: planter.add(name, (5000, 5000, 5080, 5090)))
+    planter.plant("without labels", (FindingKind.UNLABELLED,), 3, planter.empty)
+    planter.plant("turned by EXIF", (FindingKind.TURNED,), 2, planter.turn)
     planter.plant(
-        "partly outside", (Kind.PARTLY_OUTSIDE,), 2, lambda name: planter.add(name, (-60, 40, 50, 150))
+        "outside", (FindingKind.OUTSIDE,), 3, lambda name: planter.add(name, (5000, 5000, 5080, 5090))
     )
-    planter.plant("without area", (Kind.DEGENERATE,), 2, lambda name: planter.add(name, (50, 50, 50, 90)))
-    planter.plant("thin", (Kind.DEGENERATE,), 1, lambda name: planter.add(name, (50, 50, 51, 90)))
+    planter.plant(
+        "partly outside", (FindingKind.PARTLY_OUTSIDE,), 2, lambda name: planter.add(name, (-60, 40, 50, 150))
+    )
+    planter.plant(
+        "without area", (FindingKind.DEGENERATE,), 2, lambda name: planter.add(name, (50, 50, 50, 90))
+    )
+    planter.plant("thin", (FindingKind.DEGENERATE,), 1, lambda name: planter.add(name, (50, 50, 51, 90)))
     planter.plant(
         "doubled",
-        (Kind.DOUBLED,),
+        (FindingKind.DOUBLED,),
         4,
         lambda name: planter.add(name, _nudged(planter, name), planter.box(name)[0]),
     )
     planter.plant(
-        "two classes", (Kind.TWO_CLASSES,), 3, lambda name: planter.add(name, _nudged(planter, name), "Other")
+        "two classes",
+        (FindingKind.TWO_CLASSES,),
+        3,
+        lambda name: planter.add(name, _nudged(planter, name), "Other"),
     )
     planter.plant(
         "odd size or shape",
-        (Kind.ODD_SIZE, Kind.ODD_SHAPE),
+        (FindingKind.ODD_SIZE, FindingKind.ODD_SHAPE),
         3,
         lambda name: planter.add(name, (30, 30, 470, 42)),
     )
-    planter.plant("misspelt", (Kind.MISSPELT,), 4, planter.rename)
+    planter.plant("misspelt", (FindingKind.MISSPELT,), 4, planter.rename)
     return planter.faults
 
 
@@ -177,11 +184,11 @@ def _nudged(planter: Planter, name: str) -> tuple[float, ...]:
     return (x1 + (x2 - x1) * 0.01, y1, x2, y2 - (y2 - y1) * 0.01)
 
 
-def is_found(fault: Fault, findings: list[Finding]) -> bool:
+def is_found(fault: Fault, findings: list[DataFinding]) -> bool:
     return any(item.kind in fault.kinds and _is_of(fault, item) for item in findings)
 
 
-def _is_of(fault: Fault, item: Finding) -> bool:
+def _is_of(fault: Fault, item: DataFinding) -> bool:
     names = {Path(path).stem for path in (item.image, item.label_file, item.other) if path}
     return bool(names & {fault.file, f"{fault.file}_copy"})
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detectkit.audit.findings import AuditedImage, Finding, Kind, labels_of, of_image, of_label
-from detectkit.data.cleaning_list import Action, Box, Verb
+from detectkit.audit.findings import AuditedImage, DataFinding, FindingKind, labels_of, of_image, of_label
+from detectkit.data.cleaning_list import Remedy, Box, Verb
 from detectkit.data.readers import Label, Reject, box_text
 from detectkit.ops.boxes import pairwise_iou
 from detectkit.spec import DataCleaningConfig, label_name
@@ -26,7 +26,7 @@ SUREST = 0.9  # a far box may be the one large object
 
 def findings(
     images: Sequence[AuditedImage], config: DataCleaningConfig, neutral: Collection[str]
-) -> Iterator[Finding]:
+) -> Iterator[DataFinding]:
     """What is wrong with boxes.
 
     Args:
@@ -42,17 +42,17 @@ def findings(
     yield from _outliers(images, config.outlier_deviations, neutral)
 
 
-def unusable(rejected: Iterable[Reject]) -> Iterator[Finding]:
+def unusable(rejected: Iterable[Reject]) -> Iterator[DataFinding]:
     """Labels that a conversion leaves out by itself."""
     for reject in rejected:
         if reject.is_label:
             has_area = "has no area" not in reject.reason and "is reversed" not in reject.reason
-            kind = Kind.LEFT_OUT if has_area else Kind.DEGENERATE
+            kind = FindingKind.LEFT_OUT if has_area else FindingKind.DEGENERATE
             text = f"{reject.reason}; conversions leave it out"
-            yield Finding(kind, "", text, label_file=reject.file, line=reject.line)
+            yield DataFinding(kind, "", text, label_file=reject.file, line=reject.line)
 
 
-def _turned(image: AuditedImage) -> Finding | None:
+def _turned(image: AuditedImage) -> DataFinding | None:
     """Labels that leave an image as viewers show it, and lie in its pixels as they are stored."""
     frame = image.frame
     if not frame.turned or not frame.labels:
@@ -66,10 +66,10 @@ def _turned(image: AuditedImage) -> Finding | None:
         f"labels reach to ({right:g}, {bottom:g}) and fit the {frame.height}x{frame.width} pixels as stored, not the"
         f" {frame.width}x{frame.height} that its EXIF orientation makes of them: take the orientation out of the file"
     )
-    return of_image(Kind.TURNED, image, text)
+    return of_image(FindingKind.TURNED, image, text)
 
 
-def _misplaced(image: AuditedImage) -> Iterator[Finding]:
+def _misplaced(image: AuditedImage) -> Iterator[DataFinding]:
     width, height = image.frame.width, image.frame.height
     size = f"the image of {width}x{height}"
     for index, label in enumerate(image.frame.labels):
@@ -78,18 +78,26 @@ def _misplaced(image: AuditedImage) -> Iterator[Finding]:
         told = f"{label.name} {box_text(*label.box)}"
         if inside[0] >= inside[2] or inside[1] >= inside[3]:
             yield of_label(
-                Kind.OUTSIDE, image, index, f"{told} is outside {size}", action=Action(Verb.DROP_LABEL)
+                FindingKind.OUTSIDE, image, index, f"{told} is outside {size}", remedy=Remedy(Verb.DROP_LABEL)
             )
         elif x2 - x1 < THIN or y2 - y1 < THIN:
             text = f"{told} is thinner than {THIN:g} pixels"
-            yield of_label(Kind.DEGENERATE, image, index, text, action=Action(Verb.DROP_LABEL), sureness=0.95)
+            yield of_label(
+                FindingKind.DEGENERATE, image, index, text, remedy=Remedy(Verb.DROP_LABEL), sureness=0.95
+            )
         elif max(abs(a - b) for a, b in zip(label.box, inside)) > EDGE:
             share = 1 - _area(inside) / _area(label.box)
             text = f"{share:.0%} of {told} is outside {size}"
-            action = Action(Verb.REPLACE_BOX, box=inside)
+            remedy = Remedy(Verb.REPLACE_BOX, box=inside)
             sureness = 0.3 + 0.7 * share
             yield of_label(
-                Kind.PARTLY_OUTSIDE, image, index, text, action=action, sureness=sureness, other_box=inside
+                FindingKind.PARTLY_OUTSIDE,
+                image,
+                index,
+                text,
+                remedy=remedy,
+                sureness=sureness,
+                other_box=inside,
             )
 
 
@@ -97,7 +105,7 @@ def _area(box: Box) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _doubled(image: AuditedImage, bound: float, neutral: Collection[str]) -> Iterator[Finding]:
+def _doubled(image: AuditedImage, bound: float, neutral: Collection[str]) -> Iterator[DataFinding]:
     """The later of each two boxes that are on one object."""
     labels = image.frame.labels
     counting = [index for index, label in enumerate(labels) if label_name(label.name) not in neutral]
@@ -112,21 +120,23 @@ def _doubled(image: AuditedImage, bound: float, neutral: Collection[str]) -> Ite
         yield _pair(image, earlier, later, float(overlaps[first, second]))
 
 
-def _pair(image: AuditedImage, earlier: int, later: int, overlap: float) -> Finding:
+def _pair(image: AuditedImage, earlier: int, later: int, overlap: float) -> DataFinding:
     one, other = image.frame.labels[earlier], image.frame.labels[later]
     place = f" (line {image.frame.lines[earlier]})" if image.frame.lines else ""
     more = {"sureness": overlap, "other_box": one.box}
     if label_name(one.name) == label_name(other.name):
         text = f"{other.name} is labelled twice: IoU {overlap:.2f} with another{place}"
-        return of_label(Kind.DOUBLED, image, later, text, action=Action(Verb.DROP_LABEL), **more)
+        return of_label(FindingKind.DOUBLED, image, later, text, remedy=Remedy(Verb.DROP_LABEL), **more)
     text = f"{other.name} is labelled {one.name} too{place}: IoU {overlap:.2f}"
-    return of_label(Kind.TWO_CLASSES, image, later, text, **more)
+    return of_label(FindingKind.TWO_CLASSES, image, later, text, **more)
 
 
 # Outliers
 
 
-def _outliers(images: Sequence[AuditedImage], bound: float, neutral: Collection[str]) -> Iterator[Finding]:
+def _outliers(
+    images: Sequence[AuditedImage], bound: float, neutral: Collection[str]
+) -> Iterator[DataFinding]:
     """Boxes far from the median of their class, in the logarithm of their share of the image, and of width by height.
 
     What the border cuts is smaller and narrower than it is: there only what is too large counts.
@@ -134,14 +144,15 @@ def _outliers(images: Sequence[AuditedImage], bound: float, neutral: Collection[
     by_class: dict[str, list[tuple[AuditedImage, int, Label]]] = {}
     for item in labels_of(images):
         _, _, label = item
-        if label_name(label.name) not in neutral:
+        is_thin = label.box[2] - label.box[0] < THIN or label.box[3] - label.box[1] < THIN  # told already
+        if label_name(label.name) not in neutral and not is_thin:
             by_class.setdefault(label_name(label.name), []).append(item)
     for members in by_class.values():
         if len(members) >= ENOUGH:
             yield from _far(members, bound)
 
 
-def _far(members: Sequence[tuple[AuditedImage, int, Label]], bound: float) -> Iterator[Finding]:
+def _far(members: Sequence[tuple[AuditedImage, int, Label]], bound: float) -> Iterator[DataFinding]:
     boxes = np.array([label.box for _, _, label in members])
     sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-6)
     frames = [image.frame for image, _, _ in members]
@@ -160,7 +171,7 @@ def _far(members: Sequence[tuple[AuditedImage, int, Label]], bound: float) -> It
             abs(size[place]) >= abs(shape[place]) and bool(is_odd_size[place]) or not is_odd_shape[place]
         )
         far = float(size[place] if by_size else shape[place])
-        kind, what = (Kind.ODD_SIZE, "size") if by_size else (Kind.ODD_SHAPE, "shape")
+        kind, what = (FindingKind.ODD_SIZE, "size") if by_size else (FindingKind.ODD_SHAPE, "shape")
         text = (
             f"{label.name} of {sides[place][0]:.0f}x{sides[place][1]:.0f} pixels, {abs(far):.0f} deviations from the usual"
             f" {what}: the median is {usual[0]:.0f}x{usual[1]:.0f}"

@@ -7,8 +7,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from detectkit.audit.findings import AuditedImage, Finding, Kind, labels_of, of_label
-from detectkit.data.cleaning_list import Action, Verb
+from detectkit.audit.findings import AuditedImage, DataFinding, FindingKind, labels_of, of_label
+from detectkit.data.cleaning_list import Remedy, Verb
 
 RARE = 20  # labels of the frequent name for one of the slip, at least
 SHORTEST = 3  # letters of a name that can have a slip
@@ -17,7 +17,7 @@ LONG = 8  # letters from which on two may be wrong
 SAME, NEAR, PLURAL = 0.95, 0.8, 0.9  # how sure
 
 
-def findings(images: Sequence[AuditedImage]) -> Iterator[Finding]:
+def findings(images: Sequence[AuditedImage]) -> Iterator[DataFinding]:
     """One for each label with a name that is taken for another one's."""
     names = Counter(label.name for _, _, label in labels_of(images))
     meant = slips(names)
@@ -25,8 +25,8 @@ def findings(images: Sequence[AuditedImage]) -> Iterator[Finding]:
         if label.name in meant:
             right, sureness = meant[label.name]
             text = f"{label.name!r} has {names[label.name]} labels: is {right!r} meant, which has {names[right]}?"
-            action = Action(Verb.RENAME, name=right)
-            yield of_label(Kind.MISSPELT, image, index, text, action=action, sureness=sureness)
+            remedy = Remedy(Verb.RENAME, name=right)
+            yield of_label(FindingKind.MISSPELT, image, index, text, remedy=remedy, sureness=sureness)
 
 
 def slips(names: Counter[str]) -> dict[str, tuple[str, float]]:

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from detectkit.data.cleaning_list import Action, Box, Verb
+from detectkit.data.cleaning_list import Remedy, Box, Verb
 from detectkit.data.dataset import Frame
 from detectkit.data.readers import Label, LabelledImage
 
 
-class Kind(enum.StrEnum):
+class FindingKind(enum.StrEnum):
     """What a finding is, as the list names it."""
 
     UNREADABLE = "unreadable_image"  # damaged, cut short, or no image at all
@@ -36,7 +36,7 @@ class Kind(enum.StrEnum):
     BADLY_PLACED = "badly_placed_box"  # a confident detection of the class that fits the label badly
 
 
-BY_MODEL = (Kind.MISSING, Kind.WRONG_CLASS, Kind.BADLY_PLACED)
+BY_MODEL = (FindingKind.MISSING, FindingKind.WRONG_CLASS, FindingKind.BADLY_PLACED)
 
 
 class AuditedImage(NamedTuple):
@@ -51,13 +51,13 @@ class AuditedImage(NamedTuple):
         return str(self.frame.image)
 
 
-class Finding(NamedTuple):
+class DataFinding(NamedTuple):
     """Something that may be wrong, and what could be done."""
 
-    kind: Kind
+    kind: FindingKind
     image: str  # its path
     text: str  # one line for people
-    action: Action = Action(Verb.LOOK)
+    remedy: Remedy = Remedy(Verb.LOOK)
     sureness: float = 1.0  # 0 to 1; by rules as by a model
     name: str = ""  # class of the label that it is of, as labelled; empty: it is of the image
     box: Box | None = None  # of that label, pixels of the image
@@ -68,12 +68,12 @@ class Finding(NamedTuple):
     other_box: Box | None = None  # that the box is compared with
 
 
-def of_label(kind: Kind, image: AuditedImage, index: int, text: str, **more: object) -> Finding:
+def of_label(kind: FindingKind, image: AuditedImage, index: int, text: str, **more: object) -> DataFinding:
     """A finding of one label of an image; `more` are further columns."""
     frame = image.frame
     label = frame.labels[index]
     line = frame.lines[index] if frame.lines else None
-    found = Finding(
+    found = DataFinding(
         kind,
         image.name,
         text,
@@ -86,9 +86,9 @@ def of_label(kind: Kind, image: AuditedImage, index: int, text: str, **more: obj
     return found._replace(**more)  # type: ignore[arg-type]
 
 
-def of_image(kind: Kind, image: AuditedImage, text: str, **more: object) -> Finding:
+def of_image(kind: FindingKind, image: AuditedImage, text: str, **more: object) -> DataFinding:
     """A finding of an image as a whole."""
-    return Finding(kind, image.name, text, label_file=image.frame.label_file)._replace(**more)  # type: ignore[arg-type]
+    return DataFinding(kind, image.name, text, label_file=image.frame.label_file)._replace(**more)  # type: ignore[arg-type]
 
 
 def labels_of(images: Iterable[AuditedImage]) -> Iterator[tuple[AuditedImage, int, Label]]:
@@ -97,18 +97,18 @@ def labels_of(images: Iterable[AuditedImage]) -> Iterator[tuple[AuditedImage, in
         yield from ((image, index, label) for index, label in enumerate(image.frame.labels))
 
 
-def ranked(findings: Iterable[Finding]) -> list[Finding]:
-    """The surest first; of equal ones as `Kind` has them, then by image and line."""
-    order = list(Kind)
+def ranked(findings: Iterable[DataFinding]) -> list[DataFinding]:
+    """The surest first; of equal ones as `FindingKind` has them, then by image and line."""
+    order = list(FindingKind)
     return sorted(
         findings, key=lambda item: (-item.sureness, order.index(item.kind), item.image, item.line or 0)
     )
 
 
-def counted(findings: Sequence[Finding]) -> list[tuple[Kind, int]]:
+def counted(findings: Sequence[DataFinding]) -> list[tuple[FindingKind, int]]:
     """How many there are of each kind, in the order of the kinds."""
     counts = Counter(item.kind for item in findings)
-    return [(kind, counts[kind]) for kind in Kind if counts[kind]]
+    return [(kind, counts[kind]) for kind in FindingKind if counts[kind]]
 
 
 def short(path: str) -> str:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from detectkit.audit.findings import AuditedImage, Finding, Kind, of_image, short
+from detectkit.audit.findings import AuditedImage, DataFinding, FindingKind, of_image, short
 from detectkit.data import tfrecord
-from detectkit.data.cleaning_list import Action, Verb
+from detectkit.data.cleaning_list import Remedy, Verb
 from detectkit.data.formats import is_image
 from detectkit.data.images import decode, open_image
 from detectkit.data.likeness import BITS, SIDE, in_threads, near_duplicates, perceptual_hash
@@ -67,7 +67,7 @@ def _look(image: AuditedImage) -> Look:
 
 def findings(
     images: Sequence[AuditedImage], looks: Sequence[Look], config: DataCleaningConfig
-) -> Iterator[Finding]:
+) -> Iterator[DataFinding]:
     """What is wrong with images, one finding for each copy of an image but the first.
 
     A copy is a leak where it is validated on and its like is trained on; the copy to leave out is then the one that is
@@ -75,7 +75,7 @@ def findings(
     """
     for image, look in zip(images, looks, strict=True):
         if look.error:
-            yield of_image(Kind.UNREADABLE, image, look.error, action=Action(Verb.DROP_IMAGE))
+            yield of_image(FindingKind.UNREADABLE, image, look.error, remedy=Remedy(Verb.DROP_IMAGE))
     sound = [number for number, look in enumerate(looks) if not look.error]
     yield from _alike(images, looks, sound, config.near_duplicate_distance)
     yield from _unlabelled(images)
@@ -83,7 +83,7 @@ def findings(
 
 def _alike(
     images: Sequence[AuditedImage], looks: Sequence[Look], sound: Sequence[int], distance: int
-) -> Iterator[Finding]:
+) -> Iterator[DataFinding]:
     for group in near_duplicates([looks[number].hash for number in sound], distance):
         # What is validated on comes first: it is what the others are copies of.
         members = sorted(
@@ -98,41 +98,41 @@ def _difference(first: Look, second: Look) -> tuple[bool, int]:
     return first.digest != second.digest, (first.hash ^ second.hash).bit_count()
 
 
-def _copy(image: AuditedImage, look: Look, other: AuditedImage, before: Look) -> Finding:
+def _copy(image: AuditedImage, look: Look, other: AuditedImage, before: Look) -> DataFinding:
     differs, bits = _difference(look, before)
     alike = "the same file as" if not differs else f"nearly the same as ({bits} of {BITS} bits differ)"
     where = f"{alike} {short(other.name)}"
-    kind = Kind.NEAR_DUPLICATE if differs else Kind.DUPLICATE
+    kind = FindingKind.NEAR_DUPLICATE if differs else FindingKind.DUPLICATE
     if image.part != other.part:
-        kind, where = Kind.LEAK, f"{where}, which is in {other.part}, this one in {image.part}"
+        kind, where = FindingKind.LEAK, f"{where}, which is in {other.part}, this one in {image.part}"
     sureness = 1.0 if not differs else 0.95 - bits / BITS
-    action = Action(Verb.DROP_IMAGE)
-    return of_image(kind, image, where, action=action, sureness=sureness, other=other.name)
+    remedy = Remedy(Verb.DROP_IMAGE)
+    return of_image(kind, image, where, remedy=remedy, sureness=sureness, other=other.name)
 
 
-def left_out(rejected: Iterable[Reject]) -> Iterator[Finding]:
+def left_out(rejected: Iterable[Reject]) -> Iterator[DataFinding]:
     """Files that a conversion leaves out by itself."""
     for reject in rejected:
         if not reject.is_label:
             file = (reject.file, "") if is_image(reject.file) else ("", reject.file)
             text = f"{reject.reason}; conversions leave it out"
-            yield Finding(_kind(reject), file[0], text, label_file=file[1], line=reject.line)
+            yield DataFinding(_kind(reject), file[0], text, label_file=file[1], line=reject.line)
 
 
-def _kind(reject: Reject) -> Kind:
+def _kind(reject: Reject) -> FindingKind:
     if "EXIF orientation" in reject.reason:
-        return Kind.TURNED
+        return FindingKind.TURNED
     if reject.reason == "the label file is missing":
-        return Kind.UNLABELLED
+        return FindingKind.UNLABELLED
     is_damaged = is_image(reject.file) and reject.reason.startswith(
         ("not a readable image", "the file is empty")
     )
-    return Kind.UNREADABLE if is_damaged else Kind.LEFT_OUT
+    return FindingKind.UNREADABLE if is_damaged else FindingKind.LEFT_OUT
 
 
-def _unlabelled(images: Sequence[AuditedImage]) -> Iterator[Finding]:
+def _unlabelled(images: Sequence[AuditedImage]) -> Iterator[DataFinding]:
     empty = [image for image in images if not image.frame.labels]
     if len(empty) <= FEW_UNLABELLED * len(images):
         for image in empty:
             text = f"no label, as have {len(empty)} of {len(images)} images: shows it nothing?"
-            yield of_image(Kind.UNLABELLED, image, text, sureness=0.6)
+            yield of_image(FindingKind.UNLABELLED, image, text, sureness=0.6)

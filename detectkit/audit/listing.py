@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from detectkit.audit.findings import Finding
+from detectkit.audit.findings import DataFinding
 from detectkit.data.cleaning_list import ACCEPT, COLUMNS, Verb, box_cell, read_list
 from detectkit.files import atomic_write
 
@@ -19,7 +19,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_list(
-    path: Path, findings: Sequence[Finding], *, accept: Collection[str] = (), earlier: Sequence[Path] = ()
+    path: Path, findings: Sequence[DataFinding], *, accept: Collection[str] = (), earlier: Sequence[Path] = ()
 ) -> int:
     """Write the findings, a row each, with the decisions that are in the file already; a new one has none.
 
@@ -39,7 +39,7 @@ def write_list(
         key = _key(item.kind, item.image, item.name, box_cell(item.box))
         said = [decisions[key].pop(0) for decisions in made if decisions.get(key)]
         decision = next(filter(None, said), "")
-        if not decision and item.kind in accept and item.action.verb != Verb.LOOK:
+        if not decision and item.kind in accept and item.remedy.verb != Verb.LOOK:
             decision = ACCEPT
         rows.append(_cells(item, decision))
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8-sig", newline="") as file:
@@ -62,11 +62,11 @@ def _key(*columns: str) -> Key:
     return str(kind), image, name, box
 
 
-def _cells(item: Finding, decision: str) -> list[str]:
+def _cells(item: DataFinding, decision: str) -> list[str]:
     line = "" if item.line is None else str(item.line)
     return [
         *(str(item.kind), item.image, item.label_file, line, item.name, box_cell(item.box)),
-        *(f"{item.sureness:.3f}", str(item.action), decision, _plain(item.text)),
+        *(f"{item.sureness:.3f}", str(item.remedy), decision, _plain(item.text)),
     ]
 
 

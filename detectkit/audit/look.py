@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from detectkit.audit import boxes, classes, images
-from detectkit.audit.findings import BY_MODEL, Finding, ranked
+from detectkit.audit.findings import BY_MODEL, DataFinding, ranked
 from detectkit.audit.gather import Gathered
 from detectkit.audit.suggestions import suggestions
 from detectkit.predict import Predictor
 from detectkit.spec import DataCleaningConfig
 
 
-def look(gathered: Gathered, config: DataCleaningConfig, predictor: Predictor | None = None) -> list[Finding]:
+def look(
+    gathered: Gathered, config: DataCleaningConfig, predictor: Predictor | None = None
+) -> list[DataFinding]:
     """Look through images and labels; what a rule finds comes first, then what a model suggests, each by sureness."""
     seen = images.looked_at(gathered.images)
     found = [
@@ -26,7 +28,7 @@ def look(gathered: Gathered, config: DataCleaningConfig, predictor: Predictor | 
     return [*by_rule, *suggested(gathered, config, predictor)]
 
 
-def suggested(gathered: Gathered, config: DataCleaningConfig, predictor: Predictor) -> list[Finding]:
+def suggested(gathered: Gathered, config: DataCleaningConfig, predictor: Predictor) -> list[DataFinding]:
     """What a model suggests, the surest first."""
     found = suggestions(gathered.images, predictor, gathered.classes)
     kept = [item for item in found if item.kind not in config.ignored_kinds]

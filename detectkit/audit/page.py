@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from detectkit import draw
-from detectkit.audit.findings import AuditedImage, Finding, Kind, counted, short
+from detectkit.audit.findings import AuditedImage, DataFinding, FindingKind, counted, short
 from detectkit.audit.images import pixels_of
 from detectkit.data.cleaning_list import Box, Verb
 from detectkit.errors import DataError
@@ -27,28 +27,28 @@ QUALITY = 80  # of JPEG
 LABELLED, PROPOSED = "#00a0ff", "#ff6a00"  # blue and orange: all eyes tell them apart
 
 TITLES = {
-    Kind.UNREADABLE: "Images that cannot be read",
-    Kind.DUPLICATE: "The same file twice",
-    Kind.NEAR_DUPLICATE: "Nearly the same image",
-    Kind.LEAK: "Trained on and measured on",
-    Kind.TURNED: "Labels that do not fit the EXIF orientation",
-    Kind.UNLABELLED: "Images without labels",
-    Kind.LEFT_OUT: "What conversions leave out",
-    Kind.DEGENERATE: "Boxes without area",
-    Kind.OUTSIDE: "Boxes outside the image",
-    Kind.PARTLY_OUTSIDE: "Boxes partly outside",
-    Kind.DOUBLED: "Objects labelled twice",
-    Kind.TWO_CLASSES: "Objects of two classes",
-    Kind.ODD_SIZE: "Sizes far from their class",
-    Kind.ODD_SHAPE: "Shapes far from their class",
-    Kind.MISSPELT: "Misspelt classes",
-    Kind.MISSING: "Labels that seem to be missing",
-    Kind.WRONG_CLASS: "Labels of another class, it seems",
-    Kind.BADLY_PLACED: "Boxes that fit badly, it seems",
+    FindingKind.UNREADABLE: "Images that cannot be read",
+    FindingKind.DUPLICATE: "The same file twice",
+    FindingKind.NEAR_DUPLICATE: "Nearly the same image",
+    FindingKind.LEAK: "Trained on and measured on",
+    FindingKind.TURNED: "Labels that do not fit the EXIF orientation",
+    FindingKind.UNLABELLED: "Images without labels",
+    FindingKind.LEFT_OUT: "What conversions leave out",
+    FindingKind.DEGENERATE: "Boxes without area",
+    FindingKind.OUTSIDE: "Boxes outside the image",
+    FindingKind.PARTLY_OUTSIDE: "Boxes partly outside",
+    FindingKind.DOUBLED: "Objects labelled twice",
+    FindingKind.TWO_CLASSES: "Objects of two classes",
+    FindingKind.ODD_SIZE: "Sizes far from their class",
+    FindingKind.ODD_SHAPE: "Shapes far from their class",
+    FindingKind.MISSPELT: "Misspelt classes",
+    FindingKind.MISSING: "Labels that seem to be missing",
+    FindingKind.WRONG_CLASS: "Labels of another class, it seems",
+    FindingKind.BADLY_PLACED: "Boxes that fit badly, it seems",
 }
 
 
-def write_page(folder: Path, images: Sequence[AuditedImage], findings: Sequence[Finding]) -> Path:
+def write_page(folder: Path, images: Sequence[AuditedImage], findings: Sequence[DataFinding]) -> Path:
     """Write the page, and cleaning.json with the counts that a report shows; gives the path of the page.
 
     Raises:
@@ -78,7 +78,9 @@ def write_page(folder: Path, images: Sequence[AuditedImage], findings: Sequence[
     return path
 
 
-def _section(kind: Kind, images: Mapping[str, AuditedImage], findings: Sequence[Finding]) -> Section:
+def _section(
+    kind: FindingKind, images: Mapping[str, AuditedImage], findings: Sequence[DataFinding]
+) -> Section:
     own = [item for item in findings if item.kind == kind]
     shown = _chosen(own)
     more = (
@@ -89,15 +91,15 @@ def _section(kind: Kind, images: Mapping[str, AuditedImage], findings: Sequence[
     return Section(str(kind), TITLES[kind], "\n".join((*more, grid(figures(images, shown), small=True))))
 
 
-def _first(findings: Sequence[Finding]) -> list[Finding]:
+def _first(findings: Sequence[DataFinding]) -> list[DataFinding]:
     """A few for a report: the surest of each kind, kinds in turn."""
     by_kind = [_chosen([item for item in findings if item.kind == kind]) for kind, _ in counted(findings)]
     turns = [item for turn in itertools.zip_longest(*by_kind) for item in turn if item is not None]
     return turns[:IN_REPORT]
 
 
-def _chosen(findings: Sequence[Finding]) -> list[Finding]:
-    chosen: list[Finding] = []
+def _chosen(findings: Sequence[DataFinding]) -> list[DataFinding]:
+    chosen: list[DataFinding] = []
     taken: dict[str, int] = {}
     for item in findings:
         taken[item.image] = taken.get(item.image, 0) + bool(item.image)
@@ -108,7 +110,7 @@ def _chosen(findings: Sequence[Finding]) -> list[Finding]:
     return chosen
 
 
-def figures(images: Mapping[str, AuditedImage], findings: Sequence[Finding]) -> Iterator[Html]:
+def figures(images: Mapping[str, AuditedImage], findings: Sequence[DataFinding]) -> Iterator[Html]:
     """A picture of each finding with its caption; where the image cannot be shown, its caption alone."""
     for item in findings:
         place = short(item.label_file) + (f":{item.line}" if item.line else "") if item.label_file else ""
@@ -124,11 +126,11 @@ def figures(images: Mapping[str, AuditedImage], findings: Sequence[Finding]) -> 
                 yield picture(like, short(item.other), alt=f"compared with: {short(item.other)}")
 
 
-def _proposal(item: Finding) -> str:
-    return "" if item.action.verb == Verb.LOOK else str(item.action)
+def _proposal(item: DataFinding) -> str:
+    return "" if item.remedy.verb == Verb.LOOK else str(item.remedy)
 
 
-def _picture(image: AuditedImage | None, item: Finding) -> bytes | None:
+def _picture(image: AuditedImage | None, item: DataFinding) -> bytes | None:
     """JPEG of the surroundings of a box, or of the whole image; None where it cannot be read."""
     if image is None:
         return None
@@ -140,7 +142,7 @@ def _picture(image: AuditedImage | None, item: Finding) -> bytes | None:
     if item.other_box:
         drawn.append((item.other_box, PROPOSED))
     if item.box:
-        drawn.append((item.box, PROPOSED if item.kind is Kind.MISSING else LABELLED))
+        drawn.append((item.box, PROPOSED if item.kind is FindingKind.MISSING else LABELLED))
     height, width = pixels.shape[:2]
     whole = (0.0, 0.0, float(width), float(height))
     focus = _within(item.box, width, height) if item.box else None

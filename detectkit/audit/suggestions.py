@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from detectkit.audit.findings import AuditedImage, Finding, Kind, of_image, of_label, ranked
+from detectkit.audit.findings import AuditedImage, DataFinding, FindingKind, of_image, of_label, ranked
 from detectkit.audit.images import content_of
 from detectkit.console import progress
-from detectkit.data.cleaning_list import Action, Box, Verb
+from detectkit.data.cleaning_list import Remedy, Box, Verb
 from detectkit.data.labels import BACKGROUND
 from detectkit.errors import DataError
 from detectkit.ops.boxes import area, iou
@@ -47,7 +47,7 @@ class _Boxes(NamedTuple):
 
 def suggestions(
     images: Sequence[AuditedImage], predictor: Predictor, classes: Mapping[str, str]
-) -> list[Finding]:
+) -> list[DataFinding]:
     """What a network would label otherwise, the surest first.
 
     Args:
@@ -123,7 +123,7 @@ def _sureness(found: _Boxes, labels: _Boxes) -> Tensor:
 
 def _missing(
     images: Sequence[AuditedImage], names: Sequence[str], found: _Boxes, labels: _Boxes, sure: Tensor
-) -> Iterator[Finding]:
+) -> Iterator[DataFinding]:
     """Detections of objects that no label is on, of several of one object the surest."""
     _, overlap = best_overlaps(found.boxes, found.images, labels.boxes, labels.images)
     _, covered = best_overlaps(found.boxes, found.images, labels.boxes, labels.images, overlap=_inside)
@@ -141,10 +141,10 @@ def _missing(
         )
         text = f"{name} is found (score {found.scores[row]:.2f}) where no label is"
         yield of_image(
-            Kind.MISSING,
+            FindingKind.MISSING,
             image,
             text,
-            action=Action(Verb.ADD_LABEL),
+            remedy=Remedy(Verb.ADD_LABEL),
             sureness=float(sure[row]),
             name=name,
             box=box,
@@ -161,7 +161,7 @@ def _inside(boxes: Tensor, labels: Tensor) -> Tensor:
 
 def _contradicting(
     images: Sequence[AuditedImage], names: Sequence[str], found: _Boxes, labels: _Boxes, sure: Tensor
-) -> Iterator[Finding]:
+) -> Iterator[DataFinding]:
     """Labels of the network's classes with a detection of another class on them, or one of theirs beside them."""
     best, overlap = best_overlaps(found.boxes, found.images, labels.boxes, labels.images)
     for place in (labels.classes >= 0).nonzero()[:, 0].tolist():
@@ -182,18 +182,18 @@ def _contradicting(
             )
             name = names[int(found.classes[row])]
             text = f"{image.frame.labels[index].name} is found to be {name} (score {found.scores[row]:.2f})"
-            action, where = Action(Verb.RENAME, name=name), _box(found.boxes[row])
+            remedy, where = Remedy(Verb.RENAME, name=name), _box(found.boxes[row])
             yield of_label(
-                Kind.WRONG_CLASS, image, index, text, action=action, sureness=margin, other_box=where
+                FindingKind.WRONG_CLASS, image, index, text, remedy=remedy, sureness=margin, other_box=where
             )
         elif own.any() and float(overlap[rows[own]].max()) < BADLY[1] and (own & near).any():
             row = int(rows[own & near][sure[rows[own & near]].argmax()])
             share = float(overlap[row])
             text = f"{image.frame.labels[index].name} fits what is found (score {found.scores[row]:.2f}) with an IoU of {share:.2f} only"
             badness = (1 - share) / (1 - BADLY[0])
-            action = Action(Verb.REPLACE_BOX, box=_box(found.boxes[row]))
-            more = {"sureness": float(sure[row]) * badness, "other_box": action.box}
-            yield of_label(Kind.BADLY_PLACED, image, index, text, action=action, **more)
+            remedy = Remedy(Verb.REPLACE_BOX, box=_box(found.boxes[row]))
+            more = {"sureness": float(sure[row]) * badness, "other_box": remedy.box}
+            yield of_label(FindingKind.BADLY_PLACED, image, index, text, remedy=remedy, **more)
 
 
 def _box(values: Tensor) -> Box:

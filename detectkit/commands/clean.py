@@ -17,7 +17,7 @@ from detectkit.errors import SpecError, UsageError
 from detectkit.files import make_directory
 
 if TYPE_CHECKING:
-    from detectkit.audit.findings import Finding
+    from detectkit.audit.findings import DataFinding
     from detectkit.audit.gather import Gathered
     from detectkit.predict import Predictor
 
@@ -82,12 +82,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _kinds(text: str) -> set[str]:
-    from detectkit.audit.findings import Kind  # torch takes seconds: not for --help
+    from detectkit.audit.findings import FindingKind  # torch takes seconds: not for --help
 
     kinds = {kind.strip() for kind in text.split(",") if kind.strip()}
-    unknown = kinds - set(Kind)
+    unknown = kinds - set(FindingKind)
     if unknown:
-        raise UsageError(f"--accept {sorted(unknown)[0]} is no kind; they are {', '.join(Kind)}")
+        raise UsageError(f"--accept {sorted(unknown)[0]} is no kind; they are {', '.join(FindingKind)}")
     return kinds
 
 
@@ -106,7 +106,7 @@ def _predictor(args: argparse.Namespace, message: spec.Spec) -> Predictor | None
     return load_model(args.model_path, choose_device(args), experiment=experiment)
 
 
-def _tell(gathered: Gathered, found: Sequence[Finding]) -> None:
+def _tell(gathered: Gathered, found: Sequence[DataFinding]) -> None:
     from detectkit.audit.findings import counted
     from detectkit.audit.page import TITLES
 

@@ -58,7 +58,7 @@ DONE = dict(
 )
 
 
-class Action(NamedTuple):
+class Remedy(NamedTuple):
     """Something to do, as the list has it: its text is `rename to rbc`."""
 
     verb: Verb
@@ -69,7 +69,7 @@ class Action(NamedTuple):
         return " ".join(filter(None, (self.verb, self.name, box_cell(self.box))))
 
 
-class Row(NamedTuple):
+class ListedFinding(NamedTuple):
     """A finding of the list."""
 
     line: int  # of the file, counted from 1
@@ -79,7 +79,7 @@ class Row(NamedTuple):
     box: Box | None
     suggestion: str
     decision: str
-    action: Action | None  # that was decided on; None: nothing was
+    remedy: Remedy | None  # that was decided on; None: nothing was
 
 
 def box_cell(box: Box | None) -> str:
@@ -87,7 +87,7 @@ def box_cell(box: Box | None) -> str:
     return "" if box is None else " ".join(f"{value:.10g}" for value in box)
 
 
-def read_list(path: Path) -> list[Row]:
+def read_list(path: Path) -> list[ListedFinding]:
     """Read a list, in whatever order its columns are, with `,`, `;` or tabs between them.
 
     Raises:
@@ -125,11 +125,11 @@ def _header(text: str, path: Path) -> tuple[list[str], str]:
     return names, separator
 
 
-def _row(cells: dict[str, str], line: int) -> Row:
+def _row(cells: dict[str, str], line: int) -> ListedFinding:
     """Raises ValueError for what is no box or no decision."""
     values = {name: cells.get(name, "").strip() for name in NEEDED}
     box = _box(values["box"]) if values["box"] else None
-    row = Row(
+    row = ListedFinding(
         line,
         values["kind"],
         values["image"],
@@ -139,26 +139,26 @@ def _row(cells: dict[str, str], line: int) -> Row:
         values["decision"],
         None,
     )
-    return row._replace(action=_decided(row))
+    return row._replace(remedy=_decided(row))
 
 
-def _decided(row: Row) -> Action | None:
+def _decided(row: ListedFinding) -> Remedy | None:
     if not row.decision:
         return None
     is_accepted = row.decision.lower() == ACCEPT
-    action = parse_action(row.suggestion if is_accepted else row.decision)
-    if action.verb == Verb.LOOK:
+    remedy = parse_remedy(row.suggestion if is_accepted else row.decision)
+    if remedy.verb == Verb.LOOK:
         raise ValueError(
-            f"decision {row.decision!r:.60}: this finding has no action of its own; write {_verbs()}"
+            f"decision {row.decision!r:.60}: this finding has no remedy of its own; write {_verbs()}"
         )
-    is_of_label = action.verb not in (Verb.KEEP, Verb.DROP_IMAGE)
+    is_of_label = remedy.verb not in (Verb.KEEP, Verb.DROP_IMAGE)
     if is_of_label and not (row.name and row.box):
         raise ValueError(f"decision {row.decision!r:.60}: the row has no class and box of a label")
-    return action
+    return remedy
 
 
-def parse_action(text: str) -> Action:
-    """Read an action; ValueError says what is wrong with the text."""
+def parse_remedy(text: str) -> Remedy:
+    """Read an remedy; ValueError says what is wrong with the text."""
     words = " ".join(text.split())
     for verb in Verb:
         if words.lower() == verb or words.lower().startswith(f"{verb} "):
@@ -166,11 +166,11 @@ def parse_action(text: str) -> Action:
             if verb == Verb.RENAME and rest:
                 if found := control_character(rest):
                     raise ValueError(f"the class name {ascii(rest)} has the control character {found}")
-                return Action(verb, name=rest)
+                return Remedy(verb, name=rest)
             if verb == Verb.REPLACE_BOX and rest:
-                return Action(verb, box=_box(rest))
+                return Remedy(verb, box=_box(rest))
             if not rest and verb not in (Verb.RENAME, Verb.REPLACE_BOX):
-                return Action(verb)
+                return Remedy(verb)
     raise ValueError(f"decision {words!r:.60} is none; write {ACCEPT}, {_verbs()}, or nothing")
 
 
@@ -193,31 +193,31 @@ class _Edited:
 
     def __init__(self, frame: LabelledImage):
         self.frame = frame
-        self.dropped: Row | None = None
+        self.dropped: ListedFinding | None = None
         self.added: list[Label] = []
         self.now: list[Label | None] = list(frame.labels)
         self.said: list[set[Verb]] = [set() for _ in frame.labels]
 
-    def carry_out(self, row: Row, action: Action) -> int | None:
+    def carry_out(self, row: ListedFinding, remedy: Remedy) -> int | None:
         """Do it; the index of the label that it is of, -1 where it is of none, None where nothing fits."""
-        if action.verb == Verb.DROP_IMAGE:
+        if remedy.verb == Verb.DROP_IMAGE:
             self.dropped = row
             return -1
         assert row.box is not None  # see `_decided`
-        if action.verb == Verb.ADD_LABEL:
+        if remedy.verb == Verb.ADD_LABEL:
             self.added.append(Label(row.name, truncation=0.0, occlusion=0, alpha=0.0, box=row.box))
             return -1
-        index = self._find(row.name, row.box, action.verb)
+        index = self._find(row.name, row.box, remedy.verb)
         if index is None:
             return None
-        self.said[index].add(action.verb)
+        self.said[index].add(remedy.verb)
         label = self.now[index]
         assert label is not None
-        match action.verb:
+        match remedy.verb:
             case Verb.RENAME:
-                self.now[index] = label._replace(name=action.name)
+                self.now[index] = label._replace(name=remedy.name)
             case Verb.REPLACE_BOX:
-                self.now[index] = label._replace(box=action.box or label.box)
+                self.now[index] = label._replace(box=remedy.box or label.box)
             case _:
                 self.now[index] = None
         return index
@@ -244,19 +244,19 @@ def apply_list(source: Source, path: Path) -> Source:
     Raises:
         DataError: as `read_list`.
     """
-    rows = [row for row in read_list(path) if row.action and row.action.verb != Verb.KEEP]
+    rows = [row for row in read_list(path) if row.remedy and row.remedy.verb != Verb.KEEP]
     images = {_key(frame.image): _Edited(frame) for fold in source.folds for frame in fold}
     done: Counter[Verb] = Counter()
-    idle: list[Row] = []
+    idle: list[ListedFinding] = []
     rejected = list(source.rejected)
-    for row, action in _in_order(rows):
+    for row, remedy in _in_order(rows):
         edited = images.get(_key(row.image))
-        index = None if edited is None else edited.carry_out(row, action)
+        index = None if edited is None else edited.carry_out(row, remedy)
         if edited is None or index is None:
             idle.append(row)
             continue
-        done[action.verb] += 1
-        if action.verb in (Verb.DROP_LABEL, Verb.DROP_IMAGE):
+        done[remedy.verb] += 1
+        if remedy.verb in (Verb.DROP_LABEL, Verb.DROP_IMAGE):
             rejected.append(_reject(edited.frame, index, row, path))
     _tell(done, idle, images.keys(), path)
     folds = [
@@ -266,17 +266,17 @@ def apply_list(source: Source, path: Path) -> Source:
     return source._replace(folds=folds, rejected=rejected)
 
 
-def _in_order(rows: Sequence[Row]) -> Iterator[tuple[Row, Action]]:
+def _in_order(rows: Sequence[ListedFinding]) -> Iterator[tuple[ListedFinding, Remedy]]:
     """What changes labels before what drops them: of one label both may have been decided."""
     for verb in ORDER:
-        yield from ((row, row.action) for row in rows if row.action and row.action.verb == verb)
+        yield from ((row, row.remedy) for row in rows if row.remedy and row.remedy.verb == verb)
 
 
 def _key(image: str | Path) -> str:
     return composed(os.path.abspath(os.path.expanduser(image)))
 
 
-def _reject(frame: LabelledImage, index: int, row: Row, path: Path) -> Reject:
+def _reject(frame: LabelledImage, index: int, row: ListedFinding, path: Path) -> Reject:
     reason = f"{row.kind.replace('_', ' ')}: left out by {path.name}"
     if index < 0:
         return Reject(str(frame.image), None, reason)
@@ -284,7 +284,7 @@ def _reject(frame: LabelledImage, index: int, row: Row, path: Path) -> Reject:
     return Reject(frame.label_file or str(frame.image), line, reason, is_label=True)
 
 
-def _tell(done: Counter[Verb], idle: Sequence[Row], images: Iterable[str], path: Path) -> None:
+def _tell(done: Counter[Verb], idle: Sequence[ListedFinding], images: Iterable[str], path: Path) -> None:
     told = [DONE[verb].format(done[verb]) for verb in ORDER if done[verb]]
     log.info("%s: %s", path, ", ".join(told) or "no decision of it changes anything")
     known = set(images)
@@ -294,10 +294,10 @@ def _tell(done: Counter[Verb], idle: Sequence[Row], images: Iterable[str], path:
             if _key(row.image) not in known
             else f"it has no such label {_label_text(row)}"
         )
-        log.warning("%s:%d: %s does nothing to %s: %s", path, row.line, row.action, row.image, why)
+        log.warning("%s:%d: %s does nothing to %s: %s", path, row.line, row.remedy, row.image, why)
     if len(idle) > NAMED:
         log.warning("%s: %d more decisions do nothing", path, len(idle) - NAMED)
 
 
-def _label_text(row: Row) -> str:
+def _label_text(row: ListedFinding) -> str:
     return f"{row.name} {box_text(*row.box)}" if row.box else row.name
