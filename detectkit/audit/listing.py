@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from detectkit.audit.findings import DataFinding
-from detectkit.data.cleaning_list import ACCEPT, COLUMNS, Verb, box_cell, read_list
+from detectkit.data.cleaning_list import ACCEPT, COLUMNS, ListedFinding, Verb, box_cell, read_list
 from detectkit.files import atomic_write
 
 LIST = "cleaning.csv"
@@ -22,6 +22,8 @@ def write_list(
     path: Path, findings: Sequence[DataFinding], *, accept: Collection[str] = (), earlier: Sequence[Path] = ()
 ) -> int:
     """Write the findings, a row each, with the decisions that are in the file already; a new one has none.
+
+    What was decided on and is not found this time stays in the list.
 
     Args:
         earlier: lists whose decisions are kept, too.
@@ -37,11 +39,12 @@ def write_list(
     rows = []
     for item in findings:
         key = _key(item.kind, item.image, item.name, box_cell(item.box))
-        said = [decisions[key].pop(0) for decisions in made if decisions.get(key)]
+        said = [decisions[key].pop(0).decision for decisions in made if decisions.get(key)]
         decision = next(filter(None, said), "")
         if not decision and item.kind in accept and item.remedy.verb != Verb.LOOK:
             decision = ACCEPT
         rows.append(_cells(item, decision))
+    rows += [_again(row) for row in _left(made)]
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8-sig", newline="") as file:
         writer = csv.writer(file)  # with the mark by which spreadsheets know UTF-8
         writer.writerow(COLUMNS)
@@ -49,12 +52,23 @@ def write_list(
     return sum(bool(row[COLUMNS.index("decision")]) for row in rows)
 
 
-def _decisions(path: Path) -> dict[Key, list[str]]:
+def _decisions(path: Path) -> dict[Key, list[ListedFinding]]:
     """What was decided on, by what it is of; of equal findings in their order."""
-    found: dict[Key, list[str]] = defaultdict(list)
+    found: dict[Key, list[ListedFinding]] = defaultdict(list)
     for row in read_list(path):
-        found[_key(row.kind, row.image, row.name, box_cell(row.box))].append(row.decision)
+        found[_key(row.kind, row.image, row.name, box_cell(row.box))].append(row)
     return found
+
+
+def _left(made: Sequence[dict[Key, list[ListedFinding]]]) -> list[ListedFinding]:
+    """Those with a decision that were not found this time, as without the model of last time; of several lists, each once."""
+    rows = [row for decisions in made for same in decisions.values() for row in same if row.decision]
+    return list({row._replace(line=0): row for row in rows}.values())
+
+
+def _again(row: ListedFinding) -> list[str]:
+    told = "decided on before, and not found this time"
+    return [row.kind, row.image, "", "", row.name, box_cell(row.box), "", row.suggestion, row.decision, told]
 
 
 def _key(*columns: str) -> Key:

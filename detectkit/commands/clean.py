@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> None:
     say(f"wrote {page} with pictures, and {folder / LIST}: {decided} of {len(found)} findings are decided on")
     if found:
         say(
-            f"next: look at the page, write `accept`, `keep` or another action into the column decision of {folder / LIST},"
-            f' and set cleaning_file: "{folder / LIST}" in the conversion'
+            "next: look at the page, copy the list beside your spec, write `accept`, `keep` or another action into its column"
+            " decision, and name the copy as cleaning_file of the conversion"
         )
     status.write("Cleaning complete.", status="SUCCESS", kpi={"findings": len(found), "decided": decided})
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 from pathlib import Path
 
 from detectkit.data import sources
 from detectkit.data.formats import is_image
+from detectkit.errors import UsageError
 from detectkit.files import files_below
 from detectkit.pipeline.basis import PER_MIB, Basis, Estimate, size_mib
 from detectkit.pipeline.chain import SPEC, Chain, RunStage
@@ -72,9 +74,19 @@ def label_files(chain: Chain) -> list[str]:
 
 
 def cleaning_files(chain: Chain) -> list[str]:
-    """The lists of decisions that conversions go by."""
+    """The lists of decisions that conversions go by.
+
+    Raises:
+        UsageError: one is in the folder of a stage.
+    """
     configs = chain.experiment.dataset_export_config
-    return [os.path.expanduser(config.cleaning_file) for config in configs if config.cleaning_file]
+    found = [os.path.expanduser(config.cleaning_file) for config in configs if config.cleaning_file]
+    for path, stage in itertools.product(found, ("clean", "suggest")):
+        if Path(path).absolute().is_relative_to(Path(chain.path(stage)).absolute()):
+            raise UsageError(
+                f"cleaning_file {path} is in a folder that is emptied when the stage is done again: copy it beside the spec"
+            )
+    return found
 
 
 def _records(chain: Chain) -> list[str]:

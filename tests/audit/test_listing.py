@@ -56,6 +56,18 @@ def test_decisions_of_the_list_of_a_conversion_are_kept(tmp_path):
     assert [row.decision for row in read_list(path)] == ["drop image", "keep"]
 
 
+def test_a_decision_stays_when_its_finding_is_not_found(tmp_path):
+    path = tmp_path / "cleaning.csv"
+    write_list(path, [finding(0, kind=FindingKind.MISSING, remedy=Remedy(Verb.ADD_LABEL)), finding(1)])
+    decide(path, ["accept", ""])
+    for _ in range(2):
+        assert write_list(path, [finding(2)]) == 1
+        assert [(row.kind, row.remedy) for row in read_list(path)] == [
+            ("outside", None),
+            ("missing_label", Remedy(Verb.ADD_LABEL)),
+        ]
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(strategies.data())
 def test_decisions_survive_whatever_is_found_later(tmp_path, data):

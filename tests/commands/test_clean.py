@@ -7,6 +7,7 @@ import pytest
 
 from detectkit import spec
 from detectkit.cli import main
+from detectkit.errors import UsageError
 from detectkit.pipeline.stages import chain_of
 from tests.audit.conftest import Folder
 
@@ -49,7 +50,7 @@ def test_findings_are_counted_listed_and_shown(clean, folder, tmp_path, capsys):
         f"{folder.labels / '04.txt'}:3: outside: bar (200, 10, 240, 26) is outside the image of 160x120"
         in out
     )
-    assert "0 of 2 findings are decided on" in out and 'set cleaning_file: "' in out
+    assert "0 of 2 findings are decided on" in out and "as cleaning_file of the conversion" in out
     page = (tmp_path / "out" / "cleaning.html").read_text()
     assert page.count("<img ") == 2 and "http:" not in page and "https:" not in page
     assert json.loads((tmp_path / "out" / "cleaning.json").read_text())["kinds"] == [
@@ -100,6 +101,19 @@ def test_a_run_cleans_before_converting_and_after_training(tiny, tiny_root, tmp_
     assert names[:4] == ["clean", "train", "evaluate_float", "suggest"]
     tiny.ClearField("data_cleaning_config")
     assert not {"clean", "suggest"} & {stage.name for stage in chain_of(tiny, tmp_path).wanted}
+
+
+def test_a_list_that_a_stage_would_clear_away_is_refused(tiny, folder, tmp_path):
+    """Its decisions would be lost when the stage is done again."""
+    tiny.data_cleaning_config.SetInParent()
+    config = tiny.dataset_export_config.add()
+    config.CopyFrom(folder.export(f'cleaning_file: "{tmp_path}/run/clean/cleaning.csv"'))
+    chain = chain_of(tiny, tmp_path / "run")
+    for stage in [stage for stage in chain.wanted if stage.name in ("clean", "convert")]:
+        with pytest.raises(UsageError, match="emptied when the stage is done again: copy it beside the spec"):
+            stage.reads(chain)
+    config.cleaning_file = str(tmp_path / "mine.csv")
+    assert all(str(tmp_path / "mine.csv") in stage.reads(chain) for stage in chain.wanted[:2])
 
 
 def test_the_stage_with_a_model_is_given_the_network(tiny, tmp_path):

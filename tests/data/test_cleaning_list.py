@@ -10,7 +10,6 @@ from detectkit.data.cleaning_list import COLUMNS, Remedy, Verb, parse_remedy, re
 from detectkit.data.convert import convert
 from detectkit.data.tfrecord import read_records
 from detectkit.errors import DataError
-from detectkit.spec import loads
 from tests.audit.conftest import Folder
 
 HEADER = ",".join(COLUMNS)
