@@ -85,13 +85,15 @@ def _alike(
     images: Sequence[AuditedImage], looks: Sequence[Look], sound: Sequence[int], distance: int
 ) -> Iterator[DataFinding]:
     for group in near_duplicates([looks[number].hash for number in sound], distance):
-        # What is validated on comes first: it is what the others are copies of.
-        members = sorted(
-            (sound[place] for place in group), key=lambda number: (images[number].part != VALIDATION, number)
-        )
+        members = sorted((sound[place] for place in group), key=lambda number: _worth(images[number], number))
         for place, number in enumerate(members[1:], start=1):
             other = min(members[:place], key=lambda before: _difference(looks[number], looks[before]))
             yield _copy(images[number], looks[number], images[other], looks[other])
+
+
+def _worth(image: AuditedImage, number: int) -> tuple[bool, int, int]:
+    """The order in which one of several copies is kept: one that is validated on, then the one of most labels."""
+    return image.part != VALIDATION, -len(image.frame.labels), number
 
 
 def _difference(first: Look, second: Look) -> tuple[bool, int]:

@@ -61,6 +61,14 @@ def test_an_image_on_both_sides_is_a_leak_of_the_one_that_is_trained_on(folder):
     assert found.text.endswith(f"{held}.png, which is in validation, this one in training")
 
 
+def test_of_copies_the_one_of_most_labels_is_kept(folder, tmp_path):
+    shutil.copy(folder.images / "00.png", folder.images / "01.png")
+    folder.add("01", ("bar", 20, 100, 60, 116))
+    images = [image._replace(part="training") for image in gather(folder.export()).images]
+    (found,) = look(gather(folder.export())._replace(images=images), spec.DataCleaningConfig())
+    assert found.kind == "exact_duplicate" and found.image.endswith("00.png")
+
+
 @pytest.mark.spec_field("DataCleaningConfig.near_duplicate_distance")
 def test_near_duplicates_differ_in_at_most_so_many_bits(folder):
     with Image.open(folder.images / "00.png") as image:
