@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from detectkit.audit.findings import AuditedImage, DataFinding, FindingKind, labels_of, of_image, of_label
-from detectkit.data.cleaning_list import Remedy, Box, Verb
+from detectkit.data.cleaning_list import Correction, Box, Verb
 from detectkit.data.readers import Label, Reject, box_text
 from detectkit.ops.boxes import pairwise_iou
 from detectkit.spec import DataCleaningConfig, label_name
@@ -78,24 +78,33 @@ def _misplaced(image: AuditedImage) -> Iterator[DataFinding]:
         told = f"{label.name} {box_text(*label.box)}"
         if inside[0] >= inside[2] or inside[1] >= inside[3]:
             yield of_label(
-                FindingKind.OUTSIDE, image, index, f"{told} is outside {size}", remedy=Remedy(Verb.DROP_LABEL)
+                FindingKind.OUTSIDE,
+                image,
+                index,
+                f"{told} is outside {size}",
+                correction=Correction(Verb.DROP_LABEL),
             )
         elif x2 - x1 < THIN or y2 - y1 < THIN:
             text = f"{told} is thinner than {THIN:g} pixels"
             yield of_label(
-                FindingKind.DEGENERATE, image, index, text, remedy=Remedy(Verb.DROP_LABEL), sureness=0.95
+                FindingKind.DEGENERATE,
+                image,
+                index,
+                text,
+                correction=Correction(Verb.DROP_LABEL),
+                sureness=0.95,
             )
         elif max(abs(a - b) for a, b in zip(label.box, inside)) > EDGE:
             share = 1 - _area(inside) / _area(label.box)
             text = f"{share:.0%} of {told} is outside {size}"
-            remedy = Remedy(Verb.REPLACE_BOX, box=inside)
+            correction = Correction(Verb.REPLACE_BOX, box=inside)
             sureness = 0.3 + 0.7 * share
             yield of_label(
                 FindingKind.PARTLY_OUTSIDE,
                 image,
                 index,
                 text,
-                remedy=remedy,
+                correction=correction,
                 sureness=sureness,
                 other_box=inside,
             )
@@ -126,7 +135,9 @@ def _pair(image: AuditedImage, earlier: int, later: int, overlap: float) -> Data
     more = {"sureness": overlap, "other_box": one.box}
     if label_name(one.name) == label_name(other.name):
         text = f"{other.name} is labelled twice: IoU {overlap:.2f} with another{place}"
-        return of_label(FindingKind.DOUBLED, image, later, text, remedy=Remedy(Verb.DROP_LABEL), **more)
+        return of_label(
+            FindingKind.DOUBLED, image, later, text, correction=Correction(Verb.DROP_LABEL), **more
+        )
     text = f"{other.name} is labelled {one.name} too{place}: IoU {overlap:.2f}"
     return of_label(FindingKind.TWO_CLASSES, image, later, text, **more)
 

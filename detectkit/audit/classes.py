@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from detectkit.audit.findings import AuditedImage, DataFinding, FindingKind, labels_of, of_label
-from detectkit.data.cleaning_list import Remedy, Verb
+from detectkit.data.cleaning_list import Correction, Verb
 
 RARE = 20  # labels of the frequent name for one of the slip, at least
 SHORTEST = 3  # letters of a name that can have a slip
@@ -25,8 +25,8 @@ def findings(images: Sequence[AuditedImage]) -> Iterator[DataFinding]:
         if label.name in meant:
             right, sureness = meant[label.name]
             text = f"{label.name!r} has {names[label.name]} labels: is {right!r} meant, which has {names[right]}?"
-            remedy = Remedy(Verb.RENAME, name=right)
-            yield of_label(FindingKind.MISSPELT, image, index, text, remedy=remedy, sureness=sureness)
+            correction = Correction(Verb.RENAME, name=right)
+            yield of_label(FindingKind.MISSPELT, image, index, text, correction=correction, sureness=sureness)
 
 
 def slips(names: Counter[str]) -> dict[str, tuple[str, float]]:

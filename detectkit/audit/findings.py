@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from detectkit.data.cleaning_list import Remedy, Box, Verb
+from detectkit.data.cleaning_list import Correction, Box, Verb
 from detectkit.data.dataset import Frame
 from detectkit.data.readers import Label, LabelledImage
 
@@ -57,7 +57,7 @@ class DataFinding(NamedTuple):
     kind: FindingKind
     image: str  # its path
     text: str  # one line for people
-    remedy: Remedy = Remedy(Verb.LOOK)
+    correction: Correction = Correction(Verb.LOOK)
     sureness: float = 1.0  # 0 to 1; by rules as by a model
     name: str = ""  # class of the label that it is of, as labelled; empty: it is of the image
     box: Box | None = None  # of that label, pixels of the image

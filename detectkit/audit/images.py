@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from detectkit.audit.findings import AuditedImage, DataFinding, FindingKind, of_image, short
 from detectkit.data import tfrecord
-from detectkit.data.cleaning_list import Remedy, Verb
+from detectkit.data.cleaning_list import Correction, Verb
 from detectkit.data.formats import is_image
 from detectkit.data.images import decode, open_image
 from detectkit.data.likeness import BITS, SIDE, in_threads, near_duplicates, perceptual_hash
@@ -75,7 +75,7 @@ def findings(
     """
     for image, look in zip(images, looks, strict=True):
         if look.error:
-            yield of_image(FindingKind.UNREADABLE, image, look.error, remedy=Remedy(Verb.DROP_IMAGE))
+            yield of_image(FindingKind.UNREADABLE, image, look.error, correction=Correction(Verb.DROP_IMAGE))
     sound = [number for number, look in enumerate(looks) if not look.error]
     yield from _alike(images, looks, sound, config.near_duplicate_distance)
     yield from _unlabelled(images)
@@ -108,8 +108,8 @@ def _copy(image: AuditedImage, look: Look, other: AuditedImage, before: Look) ->
     if image.part != other.part:
         kind, where = FindingKind.LEAK, f"{where}, which is in {other.part}, this one in {image.part}"
     sureness = 1.0 if not differs else 0.95 - bits / BITS
-    remedy = Remedy(Verb.DROP_IMAGE)
-    return of_image(kind, image, where, remedy=remedy, sureness=sureness, other=other.name)
+    correction = Correction(Verb.DROP_IMAGE)
+    return of_image(kind, image, where, correction=correction, sureness=sureness, other=other.name)
 
 
 def left_out(rejected: Iterable[Reject]) -> Iterator[DataFinding]:

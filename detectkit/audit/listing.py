@@ -41,7 +41,7 @@ def write_list(
         key = _key(item.kind, item.image, item.name, box_cell(item.box))
         said = [decisions[key].pop(0).decision for decisions in made if decisions.get(key)]
         decision = next(filter(None, said), "")
-        if not decision and item.kind in accept and item.remedy.verb != Verb.LOOK:
+        if not decision and item.kind in accept and item.correction.verb != Verb.LOOK:
             decision = ACCEPT
         rows.append(_cells(item, decision))
     rows += [_again(row) for row in _left(made)]
@@ -80,7 +80,7 @@ def _cells(item: DataFinding, decision: str) -> list[str]:
     line = "" if item.line is None else str(item.line)
     return [
         *(str(item.kind), item.image, item.label_file, line, item.name, box_cell(item.box)),
-        *(f"{item.sureness:.3f}", str(item.remedy), decision, _plain(item.text)),
+        *(f"{item.sureness:.3f}", str(item.correction), decision, _plain(item.text)),
     ]
 
 

@@ -127,7 +127,7 @@ def figures(images: Mapping[str, AuditedImage], findings: Sequence[DataFinding])
 
 
 def _proposal(item: DataFinding) -> str:
-    return "" if item.remedy.verb == Verb.LOOK else str(item.remedy)
+    return "" if item.correction.verb == Verb.LOOK else str(item.correction)
 
 
 def _picture(image: AuditedImage | None, item: DataFinding) -> bytes | None:

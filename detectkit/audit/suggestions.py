@@ -17,7 +17,7 @@ from torch import Tensor
 from detectkit.audit.findings import AuditedImage, DataFinding, FindingKind, of_image, of_label, ranked
 from detectkit.audit.images import content_of
 from detectkit.console import progress
-from detectkit.data.cleaning_list import Remedy, Box, Verb
+from detectkit.data.cleaning_list import Correction, Box, Verb
 from detectkit.data.labels import BACKGROUND
 from detectkit.errors import DataError
 from detectkit.ops.boxes import area, iou
@@ -144,7 +144,7 @@ def _missing(
             FindingKind.MISSING,
             image,
             text,
-            remedy=Remedy(Verb.ADD_LABEL),
+            correction=Correction(Verb.ADD_LABEL),
             sureness=float(sure[row]),
             name=name,
             box=box,
@@ -182,18 +182,24 @@ def _contradicting(
             )
             name = names[int(found.classes[row])]
             text = f"{image.frame.labels[index].name} is found to be {name} (score {found.scores[row]:.2f})"
-            remedy, where = Remedy(Verb.RENAME, name=name), _box(found.boxes[row])
+            correction, where = Correction(Verb.RENAME, name=name), _box(found.boxes[row])
             yield of_label(
-                FindingKind.WRONG_CLASS, image, index, text, remedy=remedy, sureness=margin, other_box=where
+                FindingKind.WRONG_CLASS,
+                image,
+                index,
+                text,
+                correction=correction,
+                sureness=margin,
+                other_box=where,
             )
         elif own.any() and float(overlap[rows[own]].max()) < BADLY[1] and (own & near).any():
             row = int(rows[own & near][sure[rows[own & near]].argmax()])
             share = float(overlap[row])
             text = f"{image.frame.labels[index].name} fits what is found (score {found.scores[row]:.2f}) with an IoU of {share:.2f} only"
             badness = (1 - share) / (1 - BADLY[0])
-            remedy = Remedy(Verb.REPLACE_BOX, box=_box(found.boxes[row]))
-            more = {"sureness": float(sure[row]) * badness, "other_box": remedy.box}
-            yield of_label(FindingKind.BADLY_PLACED, image, index, text, remedy=remedy, **more)
+            correction = Correction(Verb.REPLACE_BOX, box=_box(found.boxes[row]))
+            more = {"sureness": float(sure[row]) * badness, "other_box": correction.box}
+            yield of_label(FindingKind.BADLY_PLACED, image, index, text, correction=correction, **more)
 
 
 def _box(values: Tensor) -> Box:

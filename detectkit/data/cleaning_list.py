@@ -58,7 +58,7 @@ DONE = dict(
 )
 
 
-class Remedy(NamedTuple):
+class Correction(NamedTuple):
     """Something to do, as the list has it: its text is `rename to rbc`."""
 
     verb: Verb
@@ -79,7 +79,7 @@ class ListedFinding(NamedTuple):
     box: Box | None
     suggestion: str
     decision: str
-    remedy: Remedy | None  # that was decided on; None: nothing was
+    correction: Correction | None  # that was decided on; None: nothing was
 
 
 def box_cell(box: Box | None) -> str:
@@ -139,26 +139,26 @@ def _row(cells: dict[str, str], line: int) -> ListedFinding:
         values["decision"],
         None,
     )
-    return row._replace(remedy=_decided(row))
+    return row._replace(correction=_decided(row))
 
 
-def _decided(row: ListedFinding) -> Remedy | None:
+def _decided(row: ListedFinding) -> Correction | None:
     if not row.decision:
         return None
     is_accepted = row.decision.lower() == ACCEPT
-    remedy = parse_remedy(row.suggestion if is_accepted else row.decision)
-    if remedy.verb == Verb.LOOK:
+    correction = parse_correction(row.suggestion if is_accepted else row.decision)
+    if correction.verb == Verb.LOOK:
         raise ValueError(
-            f"decision {row.decision!r:.60}: this finding has no remedy of its own; write {_verbs()}"
+            f"decision {row.decision!r:.60}: this finding has no correction of its own; write {_verbs()}"
         )
-    is_of_label = remedy.verb not in (Verb.KEEP, Verb.DROP_IMAGE)
+    is_of_label = correction.verb not in (Verb.KEEP, Verb.DROP_IMAGE)
     if is_of_label and not (row.name and row.box):
         raise ValueError(f"decision {row.decision!r:.60}: the row has no class and box of a label")
-    return remedy
+    return correction
 
 
-def parse_remedy(text: str) -> Remedy:
-    """Read an remedy; ValueError says what is wrong with the text."""
+def parse_correction(text: str) -> Correction:
+    """Read an correction; ValueError says what is wrong with the text."""
     words = " ".join(text.split())
     for verb in Verb:
         if words.lower() == verb or words.lower().startswith(f"{verb} "):
@@ -166,11 +166,11 @@ def parse_remedy(text: str) -> Remedy:
             if verb == Verb.RENAME and rest:
                 if found := control_character(rest):
                     raise ValueError(f"the class name {ascii(rest)} has the control character {found}")
-                return Remedy(verb, name=rest)
+                return Correction(verb, name=rest)
             if verb == Verb.REPLACE_BOX and rest:
-                return Remedy(verb, box=_box(rest))
+                return Correction(verb, box=_box(rest))
             if not rest and verb not in (Verb.RENAME, Verb.REPLACE_BOX):
-                return Remedy(verb)
+                return Correction(verb)
     raise ValueError(f"decision {words!r:.60} is none; write {ACCEPT}, {_verbs()}, or nothing")
 
 
@@ -198,26 +198,26 @@ class _Edited:
         self.now: list[Label | None] = list(frame.labels)
         self.said: list[set[Verb]] = [set() for _ in frame.labels]
 
-    def carry_out(self, row: ListedFinding, remedy: Remedy) -> int | None:
+    def carry_out(self, row: ListedFinding, correction: Correction) -> int | None:
         """Do it; the index of the label that it is of, -1 where it is of none, None where nothing fits."""
-        if remedy.verb == Verb.DROP_IMAGE:
+        if correction.verb == Verb.DROP_IMAGE:
             self.dropped = row
             return -1
         assert row.box is not None  # see `_decided`
-        if remedy.verb == Verb.ADD_LABEL:
+        if correction.verb == Verb.ADD_LABEL:
             self.added.append(Label(row.name, truncation=0.0, occlusion=0, alpha=0.0, box=row.box))
             return -1
-        index = self._find(row.name, row.box, remedy.verb)
+        index = self._find(row.name, row.box, correction.verb)
         if index is None:
             return None
-        self.said[index].add(remedy.verb)
+        self.said[index].add(correction.verb)
         label = self.now[index]
         assert label is not None
-        match remedy.verb:
+        match correction.verb:
             case Verb.RENAME:
-                self.now[index] = label._replace(name=remedy.name)
+                self.now[index] = label._replace(name=correction.name)
             case Verb.REPLACE_BOX:
-                self.now[index] = label._replace(box=remedy.box or label.box)
+                self.now[index] = label._replace(box=correction.box or label.box)
             case _:
                 self.now[index] = None
         return index
@@ -244,19 +244,19 @@ def apply_list(source: Source, path: Path) -> Source:
     Raises:
         DataError: as `read_list`.
     """
-    rows = [row for row in read_list(path) if row.remedy and row.remedy.verb != Verb.KEEP]
+    rows = [row for row in read_list(path) if row.correction and row.correction.verb != Verb.KEEP]
     images = {_key(frame.image): _Edited(frame) for fold in source.folds for frame in fold}
     done: Counter[Verb] = Counter()
     idle: list[ListedFinding] = []
     rejected = list(source.rejected)
-    for row, remedy in _in_order(rows):
+    for row, correction in _in_order(rows):
         edited = images.get(_key(row.image))
-        index = None if edited is None else edited.carry_out(row, remedy)
+        index = None if edited is None else edited.carry_out(row, correction)
         if edited is None or index is None:
             idle.append(row)
             continue
-        done[remedy.verb] += 1
-        if remedy.verb in (Verb.DROP_LABEL, Verb.DROP_IMAGE):
+        done[correction.verb] += 1
+        if correction.verb in (Verb.DROP_LABEL, Verb.DROP_IMAGE):
             rejected.append(_reject(edited.frame, index, row, path))
     _tell(done, idle, images.keys(), path)
     folds = [
@@ -266,10 +266,10 @@ def apply_list(source: Source, path: Path) -> Source:
     return source._replace(folds=folds, rejected=rejected)
 
 
-def _in_order(rows: Sequence[ListedFinding]) -> Iterator[tuple[ListedFinding, Remedy]]:
+def _in_order(rows: Sequence[ListedFinding]) -> Iterator[tuple[ListedFinding, Correction]]:
     """What changes labels before what drops them: of one label both may have been decided."""
     for verb in ORDER:
-        yield from ((row, row.remedy) for row in rows if row.remedy and row.remedy.verb == verb)
+        yield from ((row, row.correction) for row in rows if row.correction and row.correction.verb == verb)
 
 
 def _key(image: str | Path) -> str:
@@ -294,7 +294,7 @@ def _tell(done: Counter[Verb], idle: Sequence[ListedFinding], images: Iterable[s
             if _key(row.image) not in known
             else f"it has no such label {_label_text(row)}"
         )
-        log.warning("%s:%d: %s does nothing to %s: %s", path, row.line, row.remedy, row.image, why)
+        log.warning("%s:%d: %s does nothing to %s: %s", path, row.line, row.correction, row.image, why)
     if len(idle) > NAMED:
         log.warning("%s: %d more decisions do nothing", path, len(idle) - NAMED)
 

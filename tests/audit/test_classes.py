@@ -34,7 +34,7 @@ def test_case_alone_is_a_slip_of_the_more_frequent_spelling():
 def test_labels_are_offered_the_right_name(folder):
     folder.add("04", ("Square", 100, 80, 128, 110), ("sqaure", 60, 80, 88, 110))
     found = folder.find()
-    assert [(item.line, str(item.remedy)) for item in found] == [
+    assert [(item.line, str(item.correction)) for item in found] == [
         (3, "rename to square"),
         (4, "rename to square"),
     ]

@@ -31,7 +31,11 @@ def test_an_image_cut_short_is_unreadable(folder):
     path = folder.images / "03.png"
     path.write_bytes(path.read_bytes()[:-2000])
     (found,) = folder.find()
-    assert found.kind == "unreadable_image" and found.image == str(path) and str(found.remedy) == "drop image"
+    assert (
+        found.kind == "unreadable_image"
+        and found.image == str(path)
+        and str(found.correction) == "drop image"
+    )
 
 
 def test_what_is_no_image_is_told_as_conversions_leave_it_out(folder):
@@ -118,14 +122,14 @@ def test_labels_that_fit_the_turned_image_are_right(folder):
 def test_a_box_outside_names_file_and_line(folder):
     folder.add("04", ("bar", 200, 10, 240, 26))
     (found,) = folder.find()
-    assert (found.kind, found.line, str(found.remedy)) == ("outside", 3, "drop label")
+    assert (found.kind, found.line, str(found.correction)) == ("outside", 3, "drop label")
     assert found.label_file == str(folder.labels / "04.txt") and found.box == (200, 10, 240, 26)
 
 
 def test_a_box_partly_outside_is_offered_its_inner_part(folder):
     folder.add("04", ("bar", 150, 90, 190, 106))
     (found,) = folder.find()
-    assert (found.kind, str(found.remedy)) == ("partly_outside", "replace box with 150 90 160 106")
+    assert (found.kind, str(found.correction)) == ("partly_outside", "replace box with 150 90 160 106")
     assert found.text.startswith("75% of bar")
 
 

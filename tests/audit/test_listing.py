@@ -7,14 +7,14 @@ from hypothesis import HealthCheck, given, settings, strategies
 
 from detectkit.audit.findings import DataFinding, FindingKind
 from detectkit.audit.listing import write_list
-from detectkit.data.cleaning_list import Remedy, Verb, read_list
+from detectkit.data.cleaning_list import Correction, Verb, read_list
 
-DROP = Remedy(Verb.DROP_LABEL)
+DROP = Correction(Verb.DROP_LABEL)
 
 
-def finding(number, kind=FindingKind.OUTSIDE, remedy=DROP):
+def finding(number, kind=FindingKind.OUTSIDE, correction=DROP):
     box = (1.0, 2.0, 30.25, 40.0 + number % 3)
-    return DataFinding(kind, f"image_{number // 6}.png", "text", remedy, name="rbc", box=box)
+    return DataFinding(kind, f"image_{number // 6}.png", "text", correction, name="rbc", box=box)
 
 
 def decide(path, decisions):
@@ -29,14 +29,18 @@ def decide(path, decisions):
 def test_a_new_list_decides_nothing(tmp_path):
     path = tmp_path / "cleaning.csv"
     assert write_list(path, [finding(0), finding(1)]) == 0
-    assert [row.remedy for row in read_list(path)] == [None, None]
+    assert [row.correction for row in read_list(path)] == [None, None]
 
 
 def test_accepted_kinds_are_decided_on_but_for_those_to_look_at(tmp_path):
     path = tmp_path / "cleaning.csv"
-    findings = [finding(0), finding(1, remedy=Remedy(Verb.LOOK)), finding(2, kind=FindingKind.DOUBLED)]
+    findings = [
+        finding(0),
+        finding(1, correction=Correction(Verb.LOOK)),
+        finding(2, kind=FindingKind.DOUBLED),
+    ]
     assert write_list(path, findings, accept={"outside"}) == 1
-    assert [row.remedy for row in read_list(path)] == [DROP, None, None]
+    assert [row.correction for row in read_list(path)] == [DROP, None, None]
 
 
 def test_what_is_kept_stays_so_when_its_kind_is_accepted(tmp_path):
@@ -58,13 +62,15 @@ def test_decisions_of_the_list_of_a_conversion_are_kept(tmp_path):
 
 def test_a_decision_stays_when_its_finding_is_not_found(tmp_path):
     path = tmp_path / "cleaning.csv"
-    write_list(path, [finding(0, kind=FindingKind.MISSING, remedy=Remedy(Verb.ADD_LABEL)), finding(1)])
+    write_list(
+        path, [finding(0, kind=FindingKind.MISSING, correction=Correction(Verb.ADD_LABEL)), finding(1)]
+    )
     decide(path, ["accept", ""])
     for _ in range(2):
         assert write_list(path, [finding(2)]) == 1
-        assert [(row.kind, row.remedy) for row in read_list(path)] == [
+        assert [(row.kind, row.correction) for row in read_list(path)] == [
             ("outside", None),
-            ("missing_label", Remedy(Verb.ADD_LABEL)),
+            ("missing_label", Correction(Verb.ADD_LABEL)),
         ]
 
 

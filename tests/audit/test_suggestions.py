@@ -48,7 +48,7 @@ def test_labels_that_are_right_are_not_contradicted(suggest):
 def test_a_missing_label_is_suggested_where_it_was(place, suggest):
     rows = change(place, "003", lambda rows: rows[1:])
     gathered, found = suggest()
-    assert [(item.kind, str(item.remedy)) for item in found] == [("missing_label", "add label")]
+    assert [(item.kind, str(item.correction)) for item in found] == [("missing_label", "add label")]
     (item,) = found
     assert item.name == rows[0].split()[0] and item.image.endswith("003.png")
     assert item.box == pytest.approx([float(side) for side in rows[0].split()[4:8]], abs=4)
@@ -66,7 +66,7 @@ def test_a_wrong_class_is_offered_the_right_one(place, suggest):
     rows = change(place, "003", edit)
     _, found = suggest()
     assert [(item.kind, item.line) for item in found] == [("wrong_class", 1)]
-    assert str(found[0].remedy) == f"rename to {rows[0].split()[0]}"
+    assert str(found[0].correction) == f"rename to {rows[0].split()[0]}"
 
 
 def test_a_badly_placed_box_is_offered_another(place, suggest):
@@ -80,7 +80,7 @@ def test_a_badly_placed_box_is_offered_another(place, suggest):
     _, found = suggest()
     (item,) = [item for item in found if item.kind == "badly_placed_box"]
     assert item.line == 1
-    assert item.remedy.box == pytest.approx([float(side) for side in rows[0].split()[4:8]], abs=4)
+    assert item.correction.box == pytest.approx([float(side) for side in rows[0].split()[4:8]], abs=4)
 
 
 @pytest.mark.spec_field("DataCleaningConfig.max_suggestions")

@@ -6,7 +6,7 @@ import io
 import pytest
 from hypothesis import given, strategies
 
-from detectkit.data.cleaning_list import COLUMNS, Remedy, Verb, parse_remedy, read_list
+from detectkit.data.cleaning_list import COLUMNS, Correction, Verb, parse_correction, read_list
 from detectkit.data.convert import convert
 from detectkit.data.tfrecord import read_records
 from detectkit.errors import DataError
@@ -118,7 +118,7 @@ def test_what_spreadsheets_write(tmp_path, separator, mark, end):
     text = end.join((separator.join(columns), separator.join(cells), empty, ""))
     (found,) = rows_of(tmp_path, mark + text.encode())
     assert (found.name, found.box, found.image) == ("Zelle ä", (1, 2, 3, 4), "a b.png")
-    assert found.remedy == Remedy(Verb.DROP_LABEL) and found.line == 2
+    assert found.correction == Correction(Verb.DROP_LABEL) and found.line == 2
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_what_spreadsheets_write(tmp_path, separator, mark, end):
         ),
         (
             HEADER.encode() + b"\nk,i,,,,,1,look,accept,\n",
-            ":2: decision 'accept': this finding has no remedy",
+            ":2: decision 'accept': this finding has no correction",
         ),
         (HEADER.encode() + b"\nk,i,,,,,1,look,drop label,\n", "the row has no class and box of a label"),
         (HEADER.encode() + b"\nk,i,,,c,1 2 3,1,look,,\n", ":2: the box '1 2 3' is not X1 Y1 X2 Y2"),
@@ -160,9 +160,11 @@ names = strategies.text(strategies.characters(categories=["L", "N", "P"]), min_s
 
 
 @given(
-    strategies.sampled_from([Remedy(verb) for verb in Verb if verb not in (Verb.RENAME, Verb.REPLACE_BOX)])
-    | names.map(lambda name: Remedy(Verb.RENAME, name=name))
-    | boxes.map(lambda box: Remedy(Verb.REPLACE_BOX, box=box))
+    strategies.sampled_from(
+        [Correction(verb) for verb in Verb if verb not in (Verb.RENAME, Verb.REPLACE_BOX)]
+    )
+    | names.map(lambda name: Correction(Verb.RENAME, name=name))
+    | boxes.map(lambda box: Correction(Verb.REPLACE_BOX, box=box))
 )
-def test_a_remedy_is_read_as_it_is_written(remedy):
-    assert parse_remedy(str(remedy)) == remedy
+def test_a_correction_is_read_as_it_is_written(correction):
+    assert parse_correction(str(correction)) == correction
