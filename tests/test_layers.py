@@ -15,6 +15,7 @@ ROOMS = [
     {"runtimes"},
     {"predict"},
     {"evaluation", "detect"},
+    {"audit"},
     {"tune", "train"},
     {"compress", "deploy"},
     {"pipeline"},

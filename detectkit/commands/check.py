@@ -145,7 +145,9 @@ def _say_things(lines: Sequence[str], where: str, verbs: tuple[str, str]) -> Non
 
 def _is_chain(experiment: spec.Experiment) -> bool:
     """Whether a spec asks for more than a training."""
-    more = spec.only(experiment, spec.Rule.CONVERTING, spec.Rule.PRUNING, spec.Rule.DEPLOYING)
+    more = spec.only(
+        experiment, spec.Rule.CLEANING, spec.Rule.CONVERTING, spec.Rule.PRUNING, spec.Rule.DEPLOYING
+    )
     return more.ByteSize() > 0
 
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "sample-data": "make a small data set with labels, to try things out",
     "run": "the whole chain of one spec, from the data to the engine, with its report",
     "report": "one HTML page of a run, or of several side by side",
+    "clean": "what is wrong with images and labels, as a page and a list to decide in",
     "convert": "KITTI, COCO, Pascal VOC, YOLO or CSV labels to TFRecord shards",
     "visualize": "what the network sees: augmented images, boxes and targets",
     "train": "train a detector; goes on where it was stopped",

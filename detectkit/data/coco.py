@@ -157,7 +157,7 @@ def _read_fold(
         else:
             frame_id = readers.frame_id(folder, name)
             own = tuple(labels.get(image.identity, ()))
-            found.append(LabelledImage(frame_id, path, *size[:2], own, size.turned))
+            found.append(LabelledImage(frame_id, path, *size[:2], own, size.turned, str(file.path)))
     return found
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy
 
 from detectkit.console import log, progress
-from detectkit.data import coco, csv, kitti, readers, sources, tfrecord, voc, yolo
+from detectkit.data import cleaning_list, coco, csv, kitti, likeness, readers, sources, tfrecord, voc, yolo
 from detectkit.data.digits import make_sample_data
 from detectkit.data.readers import LabelledImage, Reject, Source, reasons
 from detectkit.errors import DataError, OutputError, UsageError
@@ -74,7 +74,9 @@ def convert(
     if validation_fold is not None and not 0 <= validation_fold < num_folds:
         raise UsageError(f"there is no fold {validation_fold}: the spec makes {num_folds}, counted from 0")
     generator = random.Random(config.random_seed)
-    source = read(config, generator)
+    source = split_as_asked(config, read(config, generator))
+    if config.cleaning_file:
+        source = cleaning_list.apply_list(source, Path(config.cleaning_file).expanduser())
     if not config.embed_images:
         folds = [_with_extension(fold, source.rejected) for fold in source.folds]
         source = source._replace(folds=folds)
@@ -122,6 +124,21 @@ def _read(config: DatasetExportConfig, generator: random.Random) -> Source:
             return kitti.read_folder(sources.as_kitti(config), generator)
         case _:
             return kitti.read_folder(config, generator)
+
+
+def split_as_asked(config: DatasetExportConfig, source: Source) -> Source:
+    """The source with its near-duplicates in one fold, where keep_near_duplicates_together asks for it."""
+    if not config.keep_near_duplicates_together or not all(source.folds):
+        return source
+    if not sources.is_drawn(config):
+        log.warning("keep_near_duplicates_together does nothing: the split is not drawn at random")
+        return source
+    found = likeness.keep_together(source.folds)
+    log.info(
+        "%d images in %d groups of near-duplicates: %d changed folds, and fold 0 has %d of %d images",
+        *(found.images, found.groups, found.moved, len(found.folds[0]), sum(map(len, found.folds))),
+    )
+    return source._replace(folds=found.folds)
 
 
 def _with_extension(fold: Sequence[LabelledImage], rejected: list[Reject]) -> list[LabelledImage]:

@@ -137,8 +137,11 @@ def _pairs(config: DatasetExportConfig) -> readers.FilePairs:
 
 
 def _label_file(path: Path) -> LabelFile:
-    labels, rejected = read_labels(path)
-    return LabelFile(labels, [(line, reason) for line, reason in rejected])
+    content = _content(path)
+    labels, rejected = parse_labels(content)
+    left_out = {line for line, _ in rejected}
+    lines = tuple(line for line, _ in _lines(content) if line not in left_out)
+    return LabelFile(labels, [(line, reason) for line, reason in rejected], lines=lines)
 
 
 def _sequences(source: KITTIConfig, pairs: readers.FilePairs) -> dict[str, list[str]]:

@@ -58,6 +58,8 @@ class LabelledImage(NamedTuple):
     height: int
     labels: tuple[Label, ...]
     turned: bool = False  # by its EXIF orientation; width and height are those that viewers show
+    label_file: str = ""  # where the labels stand
+    lines: tuple[int, ...] = ()  # of each label in it, counted from 1; none where it has no lines of text
 
 
 class _Reject(NamedTuple):
@@ -100,6 +102,7 @@ class LabelFile(NamedTuple):
     size: tuple[float, float] = (0, 0)  # width and height of the image that the file states; 0: it does not
     file_name: str = ""  # of the image, as the file states it; empty: it does not
     in_shares: bool = False  # boxes in shares of the image's width and height, not in pixels
+    lines: tuple[int, ...] = ()  # of each label, counted from 1; none where it has no lines of text
 
 
 def require_visible(name: str) -> None:
@@ -412,8 +415,9 @@ class FilePairs(NamedTuple):
             reason = "the name is that of another file but for the extension, and that one is taken"
             rejected.append(Reject(str(other), None, reason))
         labels = tuple(content.labels)
+        place = str(label_file), content.lines
         return LabelledImage(
-            frame_id(self.image_folder, image), self._path(image), *size[:2], labels, size.turned
+            frame_id(self.image_folder, image), self._path(image), *size[:2], labels, size.turned, *place
         )
 
     def _images_of(self, name: str, stated: str) -> list[str]:

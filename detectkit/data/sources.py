@@ -64,6 +64,23 @@ def is_drawn_from_a_list(config: DatasetExportConfig) -> bool:
             return False
 
 
+def is_drawn(config: DatasetExportConfig) -> bool:
+    """Whether the images are dealt to two folds at random."""
+    if is_drawn_from_a_list(config):
+        return True
+    match config.WhichOneof("convert_config_type"):
+        case "voc_config":
+            return not config.voc_config.image_set_files
+        case "yolo_config":
+            return not config.yolo_config.image_dir_names
+        case "csv_config":
+            return len(config.csv_config.csv_files) == 1
+        case "coco_config" | "sample_config":
+            return False
+        case _:
+            return config.kitti_config.partition_mode == "random"
+
+
 def image_root(image_directory_path: str, root: Path, folders: Iterable[str]) -> tuple[Path, str | None]:
     """The folder where frame ids start: `image_directory_path` when the image folders are there, else the root.
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 from pathlib import Path
 
 from detectkit.data import sources
 from detectkit.data.formats import is_image
+from detectkit.errors import UsageError
 from detectkit.files import files_below
 from detectkit.pipeline.basis import PER_MIB, Basis, Estimate, size_mib
 from detectkit.pipeline.chain import SPEC, Chain, RunStage
@@ -97,9 +99,26 @@ def _takes(chain: Chain, basis: Basis) -> Estimate:
     return Estimate(seconds, mib)
 
 
-def _labels(chain: Chain) -> list[str]:
+def label_files(chain: Chain) -> list[str]:
+    """The label files and images of all conversions, as patterns."""
     found = [path for config in chain.experiment.dataset_export_config for path in sources.reads(config)]
     return [str(path / "**") if path.is_dir() else str(path) for path in found]
+
+
+def cleaning_files(chain: Chain) -> list[str]:
+    """The lists of decisions that conversions go by.
+
+    Raises:
+        UsageError: one is in the folder of a stage.
+    """
+    configs = chain.experiment.dataset_export_config
+    found = [os.path.expanduser(config.cleaning_file) for config in configs if config.cleaning_file]
+    for path, stage in itertools.product(found, ("clean", "suggest")):
+        if Path(path).absolute().is_relative_to(Path(chain.path(stage)).absolute()):
+            raise UsageError(
+                f"cleaning_file {path} is in a folder that is emptied when the stage is done again: copy it beside the spec"
+            )
+    return found
 
 
 def _records(chain: Chain) -> list[str]:
@@ -127,7 +146,7 @@ CONVERT = RunStage(
     wanted=lambda chain: bool(chain.experiment.dataset_export_config),
     commands=lambda chain: [["convert", "-d", chain.path(SPEC), "-r", chain.path("convert")]],
     spec=_spec,
-    reads=_labels,
+    reads=lambda chain: [*label_files(chain), *cleaning_files(chain)],
     writes=_records,
     takes=_takes,
 )

@@ -20,6 +20,7 @@ class Role(enum.StrEnum):
     DETAILS = "details"  # details.npz of it
     COURSE = "course"  # status.jsonl of the training that made the model with the same key
     TIMES = "times"  # latency.json
+    FINDINGS = "findings"  # cleaning.json: what is wrong with the data
     LAYERS = "layers"  # what each layer loses in 8 bits; a file to take along, too
     FILE = "file"  # to take to another machine
 

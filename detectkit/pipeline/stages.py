@@ -7,6 +7,7 @@ from pathlib import Path
 
 from detectkit.pipeline import products
 from detectkit.pipeline.chain import Chain
+from detectkit.pipeline.cleaning import CLEAN, SUGGEST
 from detectkit.pipeline.converting import CONVERT
 from detectkit.pipeline.deploying import CALIBRATE, ENGINE, EXPORT, runs_engines
 from detectkit.pipeline.measuring import LATENCY, evaluation
@@ -16,9 +17,11 @@ from detectkit.pipeline.training import QAT, TRAIN
 from detectkit.spec import Experiment
 
 STAGES = (
+    CLEAN,
     CONVERT,
     TRAIN,
     evaluation("float"),
+    SUGGEST,
     PRUNE,
     evaluation("pruned"),
     RETRAIN,

@@ -9,7 +9,7 @@ from detectkit import page
 from detectkit.console import duration
 from detectkit.files import atomic_write
 from detectkit.page import Html, Section
-from detectkit.report import accuracy, changes, sections
+from detectkit.report import accuracy, changes, cleaning, sections
 from detectkit.report.folder import RunFolder, StageOutcome, read
 from detectkit.report.models import ModelRow, kept_table, models, rows, verdict, write_table
 
@@ -87,6 +87,7 @@ def _sections(run: RunFolder, found: Sequence[ModelRow]) -> Iterator[Section]:
         ("confusion", "Classes taken for others", changes.confusion(run, found)),
         ("mistakes", "Worst mistakes", accuracy.mistakes(run, found)),
         ("data", "Data", sections.data(run)),
+        ("cleaning", "Data cleaning", cleaning.findings(run)),
         ("training", "Training", sections.training(run, found)),
         ("bits", "8 bits", sections.eight_bits(run)),
         ("files", "Files to deploy", sections.files(run)),

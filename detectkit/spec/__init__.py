@@ -6,6 +6,7 @@ from detectkit.spec.by_class import entry_of, expanded, shared_entries
 from detectkit.spec.calibration_pb2 import CalibrationConfig
 from detectkit.spec.classes import class_names, compare_classes, label_name, read_class_list
 from detectkit.spec.cost_function_pb2 import CostFunctionConfig
+from detectkit.spec.data_cleaning_pb2 import DataCleaningConfig
 from detectkit.spec.dataset_export_pb2 import (
     COCOConfig,
     CSVConfig,
@@ -91,6 +92,7 @@ __all__ = [
     "ConfidenceConfig",
     "CostFunctionConfig",
     "CostScalingConfig",
+    "DataCleaningConfig",
     "DataSource",
     "DatasetConfig",
     "DatasetExportConfig",

@@ -78,10 +78,12 @@ Experiment.calibration_config Experiment.export_config Experiment.pruning_config
 OptimizerConfig.sgd
 TrainingConfig.accumulate_batches TrainingConfig.clip_gradient_norm TrainingConfig.distillation TrainingConfig.ema_decay
 TrainingConfig.first_stage TrainingConfig.max_boxes_per_image TrainingConfig.workers
+DatasetExportConfig.cleaning_file DatasetExportConfig.keep_near_duplicates_together Experiment.data_cleaning_config
 """.split()
 OWN_MESSAGES = {
     "AdamWOptimizerConfig": "epsilon beta1 beta2 weight_decay",
     "CalibrationConfig": "method batches batch_size tensorrt_version quantization_aware_training",
+    "DataCleaningConfig": "near_duplicate_distance duplicate_box_iou outlier_deviations ignored_kinds max_suggestions",
     "DistillationConfig": "teacher_model_file weight",
     "EngineConfig": "targets min_batch_size opt_batch_size max_batch_size max_workspace_size",
     "ExportConfig": "data_type runtime per_tensor max_drop target_opset static_batch_size nms gen_ds_config engine_config",
