@@ -7,17 +7,20 @@ is what its class usually gets: a detection is as sure as those of its class wit
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from detectkit.audit.findings import AuditedImage, DataFinding, FindingKind, of_image, of_label, ranked
 from detectkit.audit.images import content_of
 from detectkit.console import progress
-from detectkit.data.cleaning_list import Correction, Box, Verb
+from detectkit.data.batch import Sample, collate
+from detectkit.data.cleaning_list import Box, Correction, Verb
+from detectkit.data.dataset import sample_from_image
+from detectkit.data.images import open_image
 from detectkit.data.labels import BACKGROUND
 from detectkit.errors import DataError
 from detectkit.ops.boxes import area, iou
@@ -30,6 +33,7 @@ TOUCHED = 0.15  # IoU below which a detection is of an object that no label is o
 COVERED = 0.6  # share of a detection inside one label from which on it is of that label's object
 BADLY = 0.3, 0.7  # IoU of a box that fits badly
 LEAST = 0.5  # sureness that is worth a look
+AT_ONCE = 8  # images of a batch
 REACH = 50  # detections to either side in score that tell how often one like it is right
 
 
@@ -67,21 +71,27 @@ def suggestions(
 def _detections(images: Sequence[AuditedImage], predictor: Predictor) -> _Boxes:
     """Of all images that can be read."""
     parts = [_Boxes(torch.zeros(0, 4), torch.zeros(0).long(), torch.zeros(0).long(), torch.zeros(0))]
-    for number, image in enumerate(progress(images, total=len(images), label="detecting", unit="images")):
-        try:
-            with Image.open(io.BytesIO(content_of(image))) as opened:
-                (found,) = predictor.predict([opened])
-        except (DataError, OSError):
-            continue  # `images` tells of it
-        parts.append(
-            _Boxes(
-                found.boxes.cpu(),
-                found.classes.cpu(),
-                torch.full_like(found.classes, number).cpu(),
-                found.scores.cpu().float(),
+    samples = _samples(progress(images, total=len(images), label="detecting", unit="images"), predictor)
+    while taken := list(itertools.islice(samples, AT_ONCE)):
+        (predicted,) = predictor.batches([collate([sample for _, sample in taken])])
+        for (number, _), found in zip(taken, predicted.in_original_pixels(), strict=True):
+            place = torch.full_like(found.classes, number)
+            parts.append(
+                _Boxes(found.boxes.cpu(), found.classes.cpu(), place.cpu(), found.scores.cpu().float())
             )
-        )
     return _Boxes(*map(torch.cat, zip(*parts)))
+
+
+def _samples(images: Iterable[AuditedImage], predictor: Predictor) -> Iterator[tuple[int, Sample]]:
+    """Each image that can be read, with its number; `images` tells of the others."""
+    for number, image in enumerate(images):
+        try:
+            with open_image(io.BytesIO(content_of(image)), name=image.name) as opened:
+                yield number, sample_from_image(
+                    opened, channels=predictor.channels, augmentation=predictor.augmentation
+                )
+        except DataError:
+            continue
 
 
 def _labels(images: Sequence[AuditedImage], names: Sequence[str], classes: Mapping[str, str]) -> _Boxes:
