@@ -89,7 +89,8 @@ def test_the_backbones_tell_depths_stride_and_blocks():
     rows = [line.split() for line in spec.explain("arch").splitlines() if line.startswith("  ")]
     told = {row[0]: " ".join(row[1:]) for row in rows}
     assert told["resnet"] == (
-        "18 (default), 10, 34, 50, 101, 152, 200 16 0 to 4 use_pooling, all_projections, use_batch_norm"
+        "18 (default), 10, 34, 50, 101, 152, 200 16 0 to 4 use_pooling, all_projections, deep_stem,"
+        " average_pooled_shortcuts, use_batch_norm"
     )
     assert told["darknet"] == "19 (default), 53 32 0 to 5 use_batch_norm"
     assert told["squeezenet"] == "one depth 16 0 to 8 never batch norm"
