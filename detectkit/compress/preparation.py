@@ -41,8 +41,8 @@ def check_spec(path: Path, model: Model, experiment: spec.Experiment) -> None:
             build(config, wanted, channels).backbone
             for config in (model.spec.model_config, experiment.model_config)
         )
-    if own.tlt != network.tlt:
-        fix = f"set layout: {'TLT' if own.tlt else 'TORCHVISION'} in model_config"
+    if own.layout != network.layout:
+        fix = f"set layout: {own.layout} in model_config"
     if not computes_the_same(own, network):
         other = ", with another use_pooling, all_projections or activation"
         raise ModelError(

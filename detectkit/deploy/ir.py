@@ -20,6 +20,7 @@ from detectkit.heads.layers import WeightedSum
 from detectkit.model.operators import (
     argument,
     axis_of,
+    border_of,
     kind_of,
     layer_of,
     operands,
@@ -41,7 +42,7 @@ class Operator(NamedTuple):
         inputs: the tensors that it takes, then its constants, in this order; of a sum and the like as they are written.
         shape: of what it gives.
         attributes: by kind. convolution: kernel, stride, dilation, pads (top, left, bottom, right), groups. max_pool:
-            kernel, stride, pads. resize: factor. leaky_relu, elu: alpha. softmax: axis, the batch is 0. transpose: order, of
+            kernel, stride, pads. average_pool: the same, and its means are without the border. resize: factor. leaky_relu, elu: alpha. softmax: axis, the batch is 0. transpose: order, of
             the axes with the batch as 0.
         constants: by name, as in the state dict, but of weighted_sum its `shares`.
     """
@@ -128,9 +129,9 @@ def _attributes(node: fx.Node, shapes: Mapping[fx.Node, torch.Size]) -> dict[str
     layer: Any = layer_of(node)
     match kind_of(node).name:
         case "convolution":
-            return _window(node) | {"groups": layer.groups}
-        case "max_pool":
-            found = _window(node)
+            return _window(node, shapes) | {"groups": layer.groups}
+        case "max_pool" | "average_pool":
+            found = _window(node, shapes)
             del found["dilation"]
             if layer.ceil_mode:
                 found["pads"] = _rounded_up(shapes[node.all_input_nodes[0]], **found)
@@ -151,10 +152,10 @@ def _attributes(node: fx.Node, shapes: Mapping[fx.Node, torch.Size]) -> dict[str
     return {}
 
 
-def _window(node: fx.Node) -> dict[str, tuple[int, ...]]:
+def _window(node: fx.Node, shapes: Mapping[fx.Node, torch.Size]) -> dict[str, tuple[int, ...]]:
     window = window_of(node)
     assert window is not None
-    return window._asdict()
+    return window._asdict() | {"pads": border_of(node, shapes[node.all_input_nodes[0]][2:])}
 
 
 def _rounded_up(

@@ -196,7 +196,7 @@ class _Writer:
             case "convolution":
                 sizes = {"kernel_shape": found["kernel"], "strides": found["stride"], "pads": found["pads"]}
                 self._add(operator, dilations=found["dilation"], group=found["groups"], **sizes)
-            case "max_pool":
+            case "max_pool" | "average_pool":
                 self._add(operator, kernel_shape=found["kernel"], strides=found["stride"], pads=found["pads"])
             case "relu6":
                 least = self._constant(f"{operator.output}.min", np.float32(0))

@@ -17,7 +17,7 @@ FUSED = onnx_operators(lambda kind: kind.values is Values.FUSED)
 # They compute no new values, so that one scale does for both sides.
 MOVERS = onnx_operators(lambda kind: kind.values is Values.PICKED)
 NOT_NEGATIVE = onnx_operators(lambda kind: kind.limits[0] >= 0)
-KEEP_SIGN = MEANS | MOVERS | {"Add", "Mul"}
+KEEP_SIGN = MEANS | MOVERS | {"Add", "Mul", "AveragePool"}
 
 
 class Placement(NamedTuple):

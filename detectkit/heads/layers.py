@@ -6,6 +6,7 @@ B batch, C channels, h w grid cells.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +14,12 @@ from torch.nn import functional
 
 
 class MaxPool2dSame(nn.MaxPool2d):
-    """A maximum pool with one row of border less above, and one column less on the left, than its `padding` says.
-
-    With half the kernel as padding that is TensorFlow's "same" at a stride of 2, see `base.Conv2dSame`. The border never
-    wins.
-    """
+    """A maximum pool with TensorFlow's "same" border, see `same_border`, whatever its `padding` is. The border never wins."""
 
     def forward(self, maps: Tensor) -> Tensor:
-        """As nn.MaxPool2d."""
-        bottom, right = pair(self.padding)
-        maps = functional.pad(maps, (right - 1, right, bottom - 1, bottom), value=-math.inf)
+        """[B, C, h, w] -> [B, C, ceil(h / stride), ceil(w / stride)]."""
+        top, left, bottom, right = same_border(maps.shape[2:], self.kernel_size, self.stride)
+        maps = functional.pad(maps, (left, right, top, bottom), value=-math.inf)
         return functional.max_pool2d(maps, self.kernel_size, self.stride)
 
 
@@ -69,6 +66,30 @@ class L2Normalisation(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """[B, C, h, w] -> the same."""
         return functional.normalize(maps, dim=1) * self.scale[:, None, None]
+
+
+def same_border(
+    sides: Sequence[int],
+    kernel: int | tuple[int, ...],
+    stride: int | tuple[int, ...],
+    dilation: int | tuple[int, ...] = 1,
+) -> tuple[int, int, int, int]:
+    """TensorFlow's "same": as many pixels around a map as give ceil(side / stride) windows, the odd one below and on the right.
+
+    Args:
+        sides: height and width of the map. Where it is even, a stride of 2 and a kernel of 3 have no border above; where it is
+            odd, one on each side.
+        kernel: of the window, as torch takes it; likewise the others.
+
+    Returns:
+        Rows above, columns on the left, below, on the right.
+    """
+    before, after = [], []
+    for side, size, step, gap in zip(sides, pair(kernel), pair(stride), pair(dilation), strict=True):
+        total = max((math.ceil(side / step) - 1) * step + (size - 1) * gap + 1 - side, 0)
+        before.append(total // 2)
+        after.append(total - total // 2)
+    return before[0], before[1], after[0], after[1]
 
 
 def pair(size: int | tuple[int, ...]) -> tuple[int, int]:

@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from detectkit.errors import SpecError
-from detectkit.model.base import Backbone, first_convolution, initialise, replace
+from detectkit.model.base import LAYOUTS, Backbone, first_convolution, initialise, replace
 from detectkit.model.darknet import DarkNet
-from detectkit.model.efficientnet import EfficientNet, EfficientNetLite
+from detectkit.model.efficientnet import LITE_SCALES, EfficientNet, EfficientNetLite
 from detectkit.model.googlenet import GoogLeNet
 from detectkit.model.mobilenet import MobileNetV1, MobileNetV2
 from detectkit.model.resnet import ResNet
 from detectkit.model.squeezenet import SqueezeNet
 from detectkit.model.vgg import VGG
 from detectkit.spec.model_pb2 import ModelConfig
-from detectkit.spec.networks import NETWORKS, has_tlt_layout
+from detectkit.spec.networks import NETWORKS, layout_of
 
 FUNCTIONS: tuple[type[nn.Module], ...] = (
     nn.ReLU,
@@ -24,7 +24,7 @@ FUNCTIONS: tuple[type[nn.Module], ...] = (
     nn.LeakyReLU,
     nn.SiLU,
 )  # after the convolutions of all families
-TLT_EPSILON = 1e-3  # of batch normalisation, Keras's default
+KERAS_EPSILON = 1e-3  # of batch normalisation, which TLT's and TensorFlow's networks have
 ALPHA = {"leaky_relu": 0.1, "elu": 1.0}  # the functions that have this parameter, and its default
 
 
@@ -44,8 +44,9 @@ def make_backbone(model_config: ModelConfig, channels: int, strides: Sequence[in
     backbone.arch = model_config.arch
     backbone.depth = NETWORKS[backbone.arch].depth(model_config.num_layers)
     backbone.title = _title(model_config)
-    if has_tlt_layout(model_config):
-        _make_tlts(backbone)
+    layout = layout_of(model_config)
+    if layout != ModelConfig.TORCHVISION:
+        _take_layout(backbone, layout)
     if channels != 3:
         _take_channels(first_convolution(backbone), channels)
     # torchvision has vgg in both forms.
@@ -60,18 +61,25 @@ def make_backbone(model_config: ModelConfig, channels: int, strides: Sequence[in
     return backbone
 
 
-def _make_tlts(backbone: Backbone) -> None:
-    backbone.tlt, backbone.published = True, None
-    backbone.title += " in TLT's layout"
+def _take_layout(backbone: Backbone, layout: ModelConfig.Layout) -> None:
+    backbone.layout = ModelConfig.Layout.Name(layout)
+    if layout == ModelConfig.TLT:
+        backbone.published = None
+    backbone.title += f" in {LAYOUTS[backbone.layout]}'s layout"
     for layer in backbone.modules():
         if isinstance(layer, nn.BatchNorm2d):
-            layer.eps = TLT_EPSILON
+            layer.eps = KERAS_EPSILON
 
 
 def _title(config: ModelConfig) -> str:
     network = NETWORKS[config.arch]
     title = f"{config.arch} {network.depth(config.num_layers)}" if network.depths else config.arch
-    return title + (" without batch normalisation" if _chooses_no_batch_norm(config) else "")
+    parts = {
+        "with a deep stem": network.v1d and config.deep_stem,
+        "with average-pooled shortcuts": network.v1d and config.average_pooled_shortcuts,
+        "without batch normalisation": _chooses_no_batch_norm(config),
+    }
+    return " ".join([title, *(part for part, chosen in parts.items() if chosen)])
 
 
 def _chooses_no_batch_norm(config: ModelConfig) -> bool:
@@ -86,11 +94,18 @@ def _family(config: ModelConfig, strides: Sequence[int]) -> Backbone:
     if depths and depth not in depths:
         choices = ", ".join(map(str, sorted(depths)))
         raise SpecError(f"model_config.num_layers: {arch} has no {depth} layers; use one of: {choices}")
-    tlt = has_tlt_layout(config)
+    layout = layout_of(config)
+    tlt = layout == ModelConfig.TLT
     match arch:
         case "resnet":
             return ResNet(
-                depth, pooling=config.use_pooling, all_projections=config.all_projections, tlt=tlt, deep=deep
+                depth,
+                pooling=config.use_pooling,
+                all_projections=config.all_projections,
+                tlt=tlt,
+                deep=deep,
+                deep_stem=config.deep_stem,
+                averaged=config.average_pooled_shortcuts,
             )
         case "vgg":
             return VGG(depth, pooling=config.use_pooling, batch_norm=config.use_batch_norm, deep=deep)
@@ -104,10 +119,10 @@ def _family(config: ModelConfig, strides: Sequence[int]) -> Backbone:
             return SqueezeNet()
         case "googlenet":
             return GoogLeNet(tlt=tlt, deep=deep)
-        case "efficientnet_lite0" | "efficientnet_lite1":
+        case _ if arch in LITE_SCALES:
             return EfficientNetLite(arch, deep=deep)
         case _:
-            return EfficientNet(arch, tlt=tlt, whole=not strides)
+            return EfficientNet(arch, tensorflow=layout != ModelConfig.TORCHVISION, whole=not strides)
 
 
 def _take_channels(layer: nn.Conv2d, channels: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -17,11 +17,13 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from detectkit.errors import SpecError
+from detectkit.heads.layers import same_border
 from detectkit.heads.outline import Level
 
 L = TypeVar("L", bound=nn.Module)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+LAYOUTS = {"TORCHVISION": "torchvision", "TLT": "TLT", "TENSORFLOW": "TensorFlow"}  # whose they are
 PROBE = 64  # pixels a side of the image that strides are read from: two cells of the widest
 
 
@@ -35,11 +37,13 @@ class Backbone(nn.Module, abc.ABC):
     given: Sequence[str]  # those of them whose maps are the levels, the finest first
     arch, depth = "", 0  # of model_config; the depth is 0 where a family has one
     title = ""  # what model_config asks for, as in "resnet 18"
-    tlt = False  # TLT's form of the network, see `model_config.layout`
+    layout = "TORCHVISION"  # whose form of the network it is, as `model_config.layout` names it
     # Whose weight files of this network load, if anybody's do, as in "torchvision's resnet18".
     published: str | None = None
     # How the names of those tensors begin that such files have behind the last layer of ours.
     behind: tuple[str, ...] = ("classifier.",)
+    # Names of tensors that tell whose form a file is of, by the layout, where such files differ.
+    told_by: Mapping[str, tuple[str, ...]] = {}
     # What those weights expect to be taken from the image, and it to be divided by, for each colour.
     mean, std = IMAGENET_MEAN, IMAGENET_STD
 
@@ -134,27 +138,15 @@ class Features(Backbone):
 
 
 class Conv2dSame(nn.Conv2d):
-    """A convolution with one row of zeros less above, and one column less on the left, than its `padding` says.
-
-    With half the kernel as padding that is where TensorFlow's "same" puts the border of a convolution of stride 2 on
-    images of even height and width, as all are that a detector takes: its inputs are multiples of its stride.
-    """
+    """A convolution with TensorFlow's "same" border of zeros, see `heads.layers.same_border`, whatever its `padding` is."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """As nn.Conv2d."""
-        top, left, bottom, right = borders(self)
+        """[B, before, h, w] -> [B, after, ceil(h / stride), ceil(w / stride)]."""
+        top, left, bottom, right = same_border(images.shape[2:], self.kernel_size, self.stride, self.dilation)
         images = functional.pad(images, (left, right, top, bottom))
         return functional.conv2d(
             images, self.weight, self.bias, self.stride, dilation=self.dilation, groups=self.groups
         )
-
-
-def borders(layer: nn.Conv2d) -> tuple[int, int, int, int]:
-    """The zeros that a convolution puts around an image: rows above, columns on the left, below, on the right."""
-    assert layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    bottom, right = layer.padding
-    fewer = isinstance(layer, Conv2dSame)
-    return bottom - fewer, right - fewer, bottom, right
 
 
 class Convolution(nn.Module):
@@ -168,7 +160,7 @@ class Convolution(nn.Module):
         groups: of channels that do not see each other.
         function: after the normalisation.
         eps: of the normalisation.
-        same: the padding of a stride of 2 is TensorFlow's, see `Conv2dSame`.
+        same: the padding of a stride of 2 is TensorFlow's, see `Conv2dSame`; of others it is the same anyway.
     """
 
     def __init__(
@@ -196,8 +188,12 @@ class Convolution(nn.Module):
 
 
 def computes_the_same(one: Backbone, other: Backbone) -> bool:
-    """Whether both have the same layers: widths, strides, pooling and activation, whatever their weights are."""
-    first, second = (re.sub("(, )?inplace=True", "", str(backbone)) for backbone in (one, other))
+    """Whether both have the same layers: widths, strides, pooling and activation, whatever their weights are.
+
+    How fast running statistics follow matters to training alone.
+    """
+    unread = re.compile(r"(, )?inplace=True|, momentum=[^,)]+")
+    first, second = (unread.sub("", str(backbone)) for backbone in (one, other))
     return first == second
 
 

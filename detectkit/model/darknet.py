@@ -53,7 +53,7 @@ def _stage_19(number: int) -> nn.Sequential:
     before = channels // 2 if number else 3
     stage = nn.Sequential()
     if number:
-        stage.add_module("pool", nn.MaxPool2d(2, 2))
+        stage.add_module("pool", nn.MaxPool2d(2, 2, ceil_mode=True))
     for position in range(1, convolutions + 1):
         after, size = (channels, 3) if position % 2 else (channels // 2, 1)
         stage.add_module(f"conv{position}", _convolution(before, after, size))

@@ -182,7 +182,7 @@ def build(model_config: ModelConfig, class_names: Sequence[str], channels: int) 
     layers = heads.family(model_config).layers
     backbone = make_backbone(model_config, channels, layers.strides)
     _freeze(backbone, model_config.freeze_blocks)
-    return Detector(
+    detector = Detector(
         backbone,
         layers(model_config, backbone.levels, len(class_names)),
         channels=channels,
@@ -190,6 +190,11 @@ def build(model_config: ModelConfig, class_names: Sequence[str], channels: int) 
         freeze_bn=model_config.freeze_bn,
         freeze_pretrained=model_config.freeze_pretrained_layers,
     )
+    if model_config.HasField("batch_norm_momentum"):
+        for layer in detector.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.momentum = model_config.batch_norm_momentum
+    return detector
 
 
 def outline_of(model_config: ModelConfig, class_names: Sequence[str], channels: int) -> Outline:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 
 from torch import nn
 from torchvision import models
 from torchvision.models.googlenet import Inception
 
+from detectkit.heads.layers import MaxPool2dSame
 from detectkit.model.base import Backbone, Convolution
 
 STEM = ("conv1", "maxpool1", "conv2", "conv3", "maxpool2")
@@ -38,9 +38,14 @@ class GoogLeNet(Backbone):
         self.order = (*STEM, *INCEPTIONS[:2], "maxpool3", *INCEPTIONS[2:7], *last)
         for name in self.order:
             self.add_module(name, getattr(whole, name))
+        pools = [name for name in self.order if name.startswith("maxpool")]
+        for name in pools:  # as torchvision's on even sides; an odd row or column is not lost
+            pool = self.get_submodule(name)
+            assert isinstance(pool, nn.MaxPool2d)
+            self.add_module(name, MaxPool2dSame(pool.kernel_size, 2))
         if tlt:
-            for name in filter(re.compile("maxpool").match, self.order):
-                self.add_module(name, nn.MaxPool2d(2, 2))
+            for name in pools:
+                self.add_module(name, nn.MaxPool2d(2, 2, ceil_mode=True))
             for name in INCEPTIONS:
                 small = self.get_submodule(f"{name}.branch3.1.conv")
                 assert isinstance(small, nn.Conv2d)

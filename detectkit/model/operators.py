@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -19,8 +19,8 @@ from torch.nn import functional
 from torchvision.ops import stochastic_depth
 
 from detectkit.errors import ModelError
-from detectkit.model.base import borders
-from detectkit.heads.layers import L2Normalisation, MaxPool2dSame, WeightedSum, pair
+from detectkit.heads.layers import L2Normalisation, MaxPool2dSame, WeightedSum, pair, same_border
+from detectkit.model.base import Conv2dSame
 
 
 class Channels(Enum):
@@ -51,7 +51,6 @@ class Window(NamedTuple):
     kernel: tuple[int, int]
     stride: tuple[int, int]
     dilation: tuple[int, int]
-    pads: tuple[int, int, int, int]  # the border: rows above, columns on the left, below, on the right
 
 
 class Row(NamedTuple):
@@ -114,14 +113,25 @@ def window_of(node: fx.Node) -> Window | None:
     """The window of a convolution or pool; None: the operator has none."""
     layer = layer_of(node)
     if isinstance(layer, nn.Conv2d):
-        return Window(pair(layer.kernel_size), pair(layer.stride), pair(layer.dilation), borders(layer))
-    if not isinstance(layer, nn.MaxPool2d):
-        return None
-    bottom, right = pair(layer.padding)
-    fewer = isinstance(layer, MaxPool2dSame)
-    return Window(
-        pair(layer.kernel_size), pair(layer.stride), (1, 1), (bottom - fewer, right - fewer, bottom, right)
-    )
+        return Window(pair(layer.kernel_size), pair(layer.stride), pair(layer.dilation))
+    if isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)):
+        return Window(pair(layer.kernel_size), pair(layer.stride), (1, 1))
+    return None
+
+
+def border_of(node: fx.Node, sides: Sequence[int]) -> tuple[int, int, int, int]:
+    """What a convolution or pool puts around a map: rows above, columns on the left, below, on the right.
+
+    A pool that rounds its size up reaches further than that.
+
+    Args:
+        node: one that has a window.
+        sides: height and width of the map.
+    """
+    layer: Any = layer_of(node)
+    if isinstance(layer, (Conv2dSame, MaxPool2dSame)):
+        return same_border(sides, layer.kernel_size, layer.stride, layer.dilation)
+    return pair(layer.padding) * 2
 
 
 def resized_by(node: fx.Node) -> int:
@@ -190,6 +200,11 @@ def _is_plain_pool(node: fx.Node) -> bool:
     return pair(layer.dilation) == (1, 1) and not layer.return_indices
 
 
+def _has_no_border(node: fx.Node) -> bool:
+    layer: Any = layer_of(node)
+    return pair(layer.padding) == (0, 0) and layer.divisor_override is None
+
+
 def _is_global(node: fx.Node) -> bool:
     layer: Any = layer_of(node)
     return layer.output_size in (1, (1, 1))
@@ -242,6 +257,15 @@ KINDS = (
         onnx="MaxPool",
         integers=True,
         fits=_is_plain_pool,
+    ),
+    # Rounded up in size, its last windows are as large as the map goes, in torch, ONNX Runtime and TensorRT alike.
+    Row(
+        "average_pool",
+        (nn.AvgPool2d,),
+        Channels.KEPT,
+        onnx="AveragePool",
+        integers=True,
+        fits=_has_no_border,
     ),
     Row("mean", MEANS, Channels.KEPT, Values.AVERAGED, onnx="GlobalAveragePool", fits=_is_global),
     Row("resize", RESIZES, Channels.KEPT, Values.PICKED, onnx="Resize", integers=True, fits=_repeats_pixels),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from detectkit.errors import ModelError
 from detectkit.model import checkpoint, keras, tlt
-from detectkit.model.base import Backbone, Features, computes_the_same, first_convolution
+from detectkit.model.base import LAYOUTS, Backbone, Features, computes_the_same, first_convolution
 from detectkit.model.checkpoint import (
     Model,
     check_channels,
@@ -166,28 +166,33 @@ def _architecture(experiment: Experiment) -> str:
         ("use_pooling", network.pooling),
         ("use_batch_norm", network.batch_norm is None),
         ("all_projections", network.projections),
+        ("deep_stem", network.v1d and model.deep_stem),
+        ("average_pooled_shortcuts", network.v1d and model.average_pooled_shortcuts),
     )
     fields += [f"{field}: {str(getattr(model, field)).lower()}" for field, chosen in choices if chosen]
     return ", ".join(fields)
 
 
 def _check_layout(path: str | os.PathLike[str], detector: Detector, source: Model) -> None:
-    """Refuse the other layout than that of a model, where its network has two: no tensor tells them apart."""
-    is_tlt = source.detector.backbone.tlt
-    if is_tlt == detector.backbone.tlt:
+    """Refuse another layout than that of a model, where its network differs in them: no tensor tells them apart."""
+    theirs, asked = source.detector.backbone.layout, detector.backbone.layout
+    if theirs == asked:
         return
     config = ModelConfig()
     config.CopyFrom(source.spec.model_config)
     forms = []
     with torch.device("meta"):
-        for layout in (ModelConfig.TLT, ModelConfig.TORCHVISION):
-            config.layout = layout
+        for layout in (theirs, asked):
+            config.layout = getattr(ModelConfig, layout)
             forms.append(build(config, source.class_names, source.detector.channels).backbone)
     if not computes_the_same(*forms):
-        of_file, asked = ("TLT", "torchvision") if is_tlt else ("torchvision", "TLT")
-        raise ModelError(
-            f"{path} has {of_file}'s form of the network, the spec {asked}'s: set layout: {of_file.upper()} in model_config"
-        )
+        raise _other_layout(path, theirs, asked)
+
+
+def _other_layout(path: str | os.PathLike[str], theirs: str, asked: str) -> ModelError:
+    return ModelError(
+        f"{path} has {LAYOUTS[theirs]}'s form of the network, the spec {LAYOUTS[asked]}'s: set layout: {theirs} in model_config"
+    )
 
 
 def _check_layers(path: str | os.PathLike[str], detector: Detector, source: Model) -> None:
@@ -264,7 +269,11 @@ def _from_torchvision(detector: Detector, path: str | os.PathLike[str]) -> Pretr
             f"{path}: the spec asks for {backbone.title}, which torchvision does not have: give a detectkit model"
             " (.safetensors), or change model_config to the network of the file"
         )
-    new = _kept(backbone, _state_dict(path))
+    tensors = _state_dict(path)
+    for layout, names in backbone.told_by.items():
+        if layout != backbone.layout and any(name in tensors for name in names):
+            raise _other_layout(path, layout, backbone.layout)
+    new = _kept(backbone, tensors)
     own = backbone.state_dict()
     _check_torchvision(path, backbone, own, new)
     check_finite(path, new)
@@ -286,8 +295,8 @@ def _from_torchvision(detector: Detector, path: str | os.PathLike[str]) -> Pretr
 def _project_as_identity(backbone: Backbone, new: Container[str]) -> None:
     """Projections that a file does not have change nothing at first."""
     for name, layer in backbone.named_modules():
-        if name.endswith("downsample.0") and f"{name}.weight" not in new:
-            nn.init.dirac_(layer.get_parameter("weight"))
+        if ".downsample." in name and isinstance(layer, nn.Conv2d) and f"{name}.weight" not in new:
+            nn.init.dirac_(layer.weight)
 
 
 def _kept(backbone: Backbone, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

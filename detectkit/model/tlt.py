@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from detectkit.errors import ModelError
 from detectkit.model import keras
-from detectkit.model.backbones import TLT_EPSILON
+from detectkit.model.backbones import KERAS_EPSILON
 from detectkit.model.base import Backbone, first_convolution
 from detectkit.model.darknet import STAGES_19, UNITS_53
 from detectkit.model.detector import Detector
@@ -110,11 +110,16 @@ def _check_layout(path: str | os.PathLike[str], backbone: Backbone) -> None:
         raise ModelError(
             f"{path}: TLT's DetectNet_v2 has no {backbone.arch}: give model_config the network of the file"
         )
-    if not backbone.tlt:
+    if backbone.layout != "TLT":
         raise ModelError(f"{path} is a file of TLT, whose networks differ: set layout: TLT in model_config")
     if backbone.arch == "resnet" and isinstance(backbone.get_submodule("maxpool"), nn.MaxPool2d):
         raise ModelError(
             f"{path}: the ResNets of TLT's DetectNet_v2 have no pool: set use_pooling: false in model_config"
+        )
+    if any(field in backbone.title for field in ("deep stem", "average-pooled")):
+        raise ModelError(
+            f"{path}: the ResNets of TLT's DetectNet_v2 are not of form v1d: set deep_stem and average_pooled_shortcuts to false"
+            " in model_config"
         )
 
 
@@ -168,10 +173,10 @@ def _check_layers(
 
 def _check_epsilon(path: str | os.PathLike[str], file: KerasFile, table: Iterable[Unit]) -> None:
     for unit in table:
-        epsilon = file.settings.get(unit.normalisation, {}).get("epsilon", TLT_EPSILON)
-        if abs(epsilon - TLT_EPSILON) > 1e-8:
+        epsilon = file.settings.get(unit.normalisation, {}).get("epsilon", KERAS_EPSILON)
+        if abs(epsilon - KERAS_EPSILON) > 1e-8:
             raise ModelError(
-                f"{path}: {unit.normalisation} has an epsilon of {epsilon:g}; those of TLT's networks are {TLT_EPSILON:g}"
+                f"{path}: {unit.normalisation} has an epsilon of {epsilon:g}; those of TLT's networks are {KERAS_EPSILON:g}"
             )
 
 

@@ -16,7 +16,8 @@ class VGG(Features):
 
     Args:
         depth: 16 or 19.
-        pooling: a 2x2 maximum after each of the first four blocks, as torchvision; otherwise the first convolution of the
+        pooling: a 2x2 maximum after each of the first four blocks, as torchvision, which a last odd row or column is part of,
+            as in SSD (torchvision's ssd300_vgg16: 75 pixels become 38); otherwise the first convolution of the
             four blocks that follow has a stride of 2, as in TLT DetectNet_v2. Tensors have the same names either way.
         batch_norm: as torchvision's vgg16_bn; without, as its vgg16.
         deep: with the fifth pool.
@@ -26,6 +27,9 @@ class VGG(Features):
         layers = make_layers(cfgs[CONFIGURATIONS[depth]], batch_norm=batch_norm)
         super().__init__(layers if deep else layers[:-1])
         self.published = f"torchvision's vgg{depth}{'_bn' * batch_norm}"
+        for layer in self.features:
+            if isinstance(layer, nn.MaxPool2d):
+                layer.ceil_mode = True
         if not pooling:
             for number in (2, 3, 4, 5):
                 first_convolution(self.blocks()[number]).stride = (2, 2)

@@ -333,6 +333,7 @@ def _network_rows() -> list[tuple[str, ...]]:
         depths = ", ".join(f"{depth}{' (default)' * (not at)}" for at, depth in enumerate(network.depths))
         batch_norm = {None: "use_batch_norm", True: "always batch norm", False: "never batch norm"}
         choices = ["use_pooling"] * network.pooling + ["all_projections"] * network.projections
+        choices += ["deep_stem", "average_pooled_shortcuts"] * network.v1d
         blocks = f"{network.blocks[0]} to {network.blocks[-1]}"
         row = (
             " to ".join(dict.fromkeys((alike[0], alike[-1]))),

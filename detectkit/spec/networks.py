@@ -23,24 +23,35 @@ class Architecture(NamedTuple):
     pooling: bool = False  # use_pooling chooses between two forms
     projections: bool = False  # all_projections chooses between two forms
     batch_norm: bool | None = None  # None: use_batch_norm chooses; otherwise always or never
+    v1d: bool = False  # deep_stem and average_pooled_shortcuts choose between two forms each
     in_tlt: bool = True  # TLT has this family, so layout chooses
+    in_tensorflow: bool = False  # layout chooses TensorFlow's, too
+    more_blocks: int = 0  # that go on behind `blocks` where a head takes a map at a stride of 32
 
     def depth(self, num_layers: int) -> int:
         """The depth that `num_layers` asks for: 0 is the default; networks of one depth have 0."""
         return (num_layers or self.depths[0]) if self.depths else 0
 
 
-EFFICIENTNET = Architecture(depths=(), blocks=tuple(range(9)), stride=32, batch_norm=True)
+EFFICIENTNET = Architecture((), tuple(range(9)), stride=32, batch_norm=True, in_tensorflow=True)
+LITE_BLOCKS = (12, 16, 16, 18, 22)  # of lite0 to lite4, with the first convolution
+LITE_MORE_BLOCKS = (5, 6, 6, 7, 9)
 NETWORKS: dict[str, Architecture] = {
-    "resnet": Architecture((18, 10, 34, 50, 101, 152, 200), tuple(range(5)), pooling=True, projections=True),
+    "resnet": Architecture(
+        (18, 10, 34, 50, 101, 152, 200), tuple(range(5)), pooling=True, projections=True, v1d=True
+    ),
     "vgg": Architecture((16, 19), tuple(range(1, 6)), pooling=True),
     "darknet": Architecture((19, 53), tuple(range(6)), stride=32),
-    "mobilenet_v1": Architecture((), tuple(range(12))),
-    "mobilenet_v2": Architecture((), tuple(range(14))),
+    "mobilenet_v1": Architecture((), tuple(range(12)), more_blocks=2),
+    "mobilenet_v2": Architecture((), tuple(range(14)), more_blocks=4),
     "squeezenet": Architecture((), tuple(range(9)), batch_norm=False),
     "googlenet": Architecture((), tuple(range(10))),
-    "efficientnet_lite0": Architecture((), tuple(range(12)), batch_norm=True, in_tlt=False),
-    "efficientnet_lite1": Architecture((), tuple(range(16)), batch_norm=True, in_tlt=False),
+    **{
+        f"efficientnet_lite{number}": Architecture(
+            (), tuple(range(blocks)), batch_norm=True, in_tlt=False, more_blocks=more
+        )
+        for number, (blocks, more) in enumerate(zip(LITE_BLOCKS, LITE_MORE_BLOCKS))
+    },
     **{f"efficientnet_b{number}": EFFICIENTNET for number in range(8)},
 }
 
@@ -88,11 +99,18 @@ def is_grid(config: ModelConfig) -> bool:
     return config.WhichOneof("head") in (None, "objective_set")
 
 
+def layout_of(config: ModelConfig) -> ModelConfig.Layout:
+    """Whose form of the network it is, see `model_config.layout`: not AS_PRETRAINED, and none that the network does not have."""
+    network, layout = NETWORKS.get(config.arch), config.layout
+    if layout == ModelConfig.AS_PRETRAINED and is_keras(config.pretrained_model_file):
+        layout = ModelConfig.TLT
+    if network is not None:
+        forms = {ModelConfig.TLT: network.in_tlt, ModelConfig.TENSORFLOW: network.in_tensorflow}
+        if forms.get(layout):
+            return layout
+    return ModelConfig.TORCHVISION
+
+
 def has_tlt_layout(config: ModelConfig) -> bool:
-    """Whether the network is in TLT's form, see `model_config.layout`."""
-    network = NETWORKS.get(config.arch)
-    if network is None or not network.in_tlt:
-        return False
-    if config.layout == ModelConfig.AS_PRETRAINED:
-        return is_keras(config.pretrained_model_file)
-    return config.layout == ModelConfig.TLT
+    """Whether the network is in TLT's form."""
+    return layout_of(config) == ModelConfig.TLT

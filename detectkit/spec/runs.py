@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 
 from detectkit.spec.experiment_pb2 import Experiment
 from detectkit.spec.load import resolved
-from detectkit.spec.networks import has_tlt_layout
+from detectkit.spec.networks import layout_of
 from detectkit.spec.phases import only
 from detectkit.spec.rule_pb2 import Rule
 from detectkit.spec.schema import present, show
@@ -59,5 +59,5 @@ def _learned(experiment: Experiment) -> Experiment:
     if kept.training_config.HasField("distillation"):
         kept.training_config.distillation.ClearField("teacher_model_file")  # its weights are compared
     config = kept.model_config  # a layout that is written out is the one that the name of a file has said
-    config.layout = config.TLT if has_tlt_layout(config) else config.TORCHVISION
+    config.layout = layout_of(config)
     return kept

@@ -18,7 +18,7 @@ from detectkit.spec.export_pb2 import ExportConfig
 from detectkit.spec.inference_pb2 import Inference
 from detectkit.spec.label_filter_pb2 import ObjectiveLabelFilter
 from detectkit.spec.model_pb2 import ModelConfig
-from detectkit.spec.networks import NETWORKS, Architecture
+from detectkit.spec.networks import NETWORKS, Architecture, is_grid
 from detectkit.spec.postprocessing_pb2 import ClusteringConfig, PostProcessingConfig
 from detectkit.spec.pruning import chosen_criterion, has_target
 from detectkit.spec.pruning_pb2 import PruningConfig
@@ -126,12 +126,18 @@ def _choices_without_effect(config: ModelConfig, network: Architecture) -> Itera
         yield "all_projections", "has no projections to choose"
     if config.HasField("use_batch_norm") and network.batch_norm not in (None, config.use_batch_norm):
         yield "use_batch_norm", f"{'always' if network.batch_norm else 'never'} has batch normalisation"
+    for name in ("deep_stem", "average_pooled_shortcuts"):
+        if getattr(config, name) and not network.v1d:
+            yield name, "has no form v1d, resnet has"
     if config.layout == ModelConfig.TLT and not network.in_tlt:
         yield "layout", "is no network of TLT"
-    unknown = [block for block in config.freeze_blocks if block not in network.blocks]
+    if config.layout == ModelConfig.TENSORFLOW and not network.in_tensorflow:
+        yield "layout", "has no form of TensorFlow to choose"
+    last = network.blocks[-1] + (0 if is_grid(config) else network.more_blocks)
+    unknown = [block for block in config.freeze_blocks if block not in range(network.blocks[0], last + 1)]
     if unknown:
         named = ", ".join(map(short, unknown))
-        yield "freeze_blocks", f"has blocks {network.blocks[0]} to {network.blocks[-1]} and no {named}"
+        yield "freeze_blocks", f"has blocks {network.blocks[0]} to {last} and no {named}"
 
 
 def _evaluation(config: EvaluationConfig) -> Iterator[str]:

@@ -4,6 +4,7 @@ import copy
 import functools
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from detectkit import spec
 from detectkit.compress.prune import Pruner, prune, widths
 from detectkit.compress.retrain import save_pruned
-from detectkit.deploy.onnx import to_onnx
+from detectkit.deploy.calibrate import calibrate
+from detectkit.deploy.onnx import check_against, to_model, to_onnx
+from detectkit.deploy.qdq import quantize
 from detectkit.heads.grid_layers import GridLayers
 from detectkit.model import checkpoint, pretrained
 from detectkit.model.base import Backbone, Convolution
@@ -257,3 +260,36 @@ def test_a_pruned_model_is_trained_on_pictures(tiny: spec.Experiment, tmp_path: 
     images = torch.rand(2, 3, HEIGHT, WIDTH)
     assert outputs(trained, images).shape == (2, 10, 4, 6)
     assert outputs(trained, images).isfinite().all()
+
+
+# --- the other forms of a family
+
+
+FORMS = {
+    "efficientnet_b0 of TensorFlow": ModelConfig(arch="efficientnet_b0", layout=ModelConfig.TENSORFLOW),
+    "efficientnet_lite3": ModelConfig(arch="efficientnet_lite3"),
+    "resnet 18 v1d": ModelConfig(
+        arch="resnet", deep_stem=True, average_pooled_shortcuts=True, use_batch_norm=True
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_another_form_is_pruned_exported_and_rounded(form: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = with_statistics(build(FORMS[form], CLASSES, 3))
+    pruner = Pruner(whole, PruningConfig(), spec.Experiment())
+    network = pruner.pruned(at(pruner, 0.5)).detector
+    assert parameters(network) < 0.8 * parameters(whole)
+    assert difference(network, blind(pruner, at(pruner, 0.5))) < 1e-5
+    model = to_model(network, height=HEIGHT, width=WIDTH)
+    images = torch.rand(2, 3, HEIGHT, WIDTH)
+    found = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"images": images.numpy()})
+    assert np.abs(np.concatenate(found, axis=1) - outputs(network, images).numpy()).max() < 1e-4
+    table = calibrate(network, [images], method="minmax")
+    rounded = quantize(model, table, runtime="onnxruntime").SerializeToString()
+    assert check_against(network, rounded, tolerance=10, least_sqnr=5) > 0
+    stored = spec.Experiment(model_config=FORMS[form])
+    checkpoint.save(tmp_path / "pruned.safetensors", network, spec.dumps(stored), CLASSES)
+    loaded = checkpoint.load(tmp_path / "pruned.safetensors").detector
+    assert torch.equal(outputs(loaded, images), outputs(network, images))

@@ -16,7 +16,8 @@ from detectkit.deploy.onnx import check_against, to_model, to_onnx
 from detectkit.errors import ModelError, UsageError
 from detectkit.heads import Level
 from detectkit.heads.grid_layers import GridLayers
-from detectkit.model.base import Backbone, Convolution
+from detectkit.heads.layers import MaxPool2dSame
+from detectkit.model.base import Backbone, Conv2dSame, Convolution
 from detectkit.model.detector import Detector, build
 from detectkit.spec.model_pb2 import ModelConfig
 
@@ -232,6 +233,29 @@ def test_pools_are_as_wide_as_those_of_torch_and_no_border_wins() -> None:
     assert {item.name: list(item.ints) for item in node.attribute}["pads"] == [0, 0, 1, 0]
 
 
+@pytest.mark.parametrize(("height", "width"), [(16, 18), (14, 22)])
+def test_means_of_windows_are_those_of_torch(height: int, width: int) -> None:
+    pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
+    detector = small(nn.Conv2d(8, 8, 1), pool, nn.AvgPool2d(3, 2, ceil_mode=True))
+    content = to_onnx(detector, height=height, width=width)
+    assert check_against(detector, content, tolerance=1e-5) < 1e-5
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (38, 42), (50, 30)])
+def test_same_padding_is_plain_pads_of_the_files_size(height: int, width: int) -> None:
+    layers = Conv2dSame(8, 8, 5, 2, bias=False), MaxPool2dSame(3, 2)
+    detector = small(*layers)
+    model = to_model(detector, height=height, width=width)
+    pads = [
+        {item.name: list(item.ints) for item in node.attribute}["pads"]
+        for node in model.graph.node
+        if node.op_type in ("Conv", "MaxPool")
+    ]
+    odd = [side // 2 % 2 for side in (height, width)]  # behind the first convolution, which halves
+    assert pads[1] == [1 + odd[0], 1 + odd[1], 2, 2]
+    assert check_against(detector, model.SerializeToString(), tolerance=1e-5) < 1e-5
+
+
 def test_convolutions_of_every_form() -> None:
     layers = (
         nn.Conv2d(8, 16, (3, 5), stride=(2, 1), padding=(1, 3), dilation=(2, 1), groups=4),
@@ -283,7 +307,7 @@ def test_an_unknown_function_is_refused(function: object) -> None:
 @pytest.mark.parametrize(
     "layer",
     [
-        nn.AvgPool2d(2),
+        nn.AvgPool2d(3, 2, 1),
         nn.AdaptiveAvgPool2d(2),
         nn.MaxPool2d(2, dilation=2),
         nn.Conv2d(8, 8, 3, padding="same"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from detectkit.heads.layers import L2Normalisation, MaxPool2dSame, WeightedSum
+from detectkit.heads.layers import L2Normalisation, MaxPool2dSame, WeightedSum, same_border
 
 
 def test_the_border_of_a_pool_is_below_and_on_the_right_and_never_wins() -> None:
@@ -20,6 +20,30 @@ def test_a_pool_of_stride_2_is_tensorflows(height: int, width: int, kernel: int)
     padded = torch.nn.functional.pad(maps, (more // 2, more - more // 2) * 2, value=-torch.inf)
     assert torch.equal(found, torch.nn.functional.max_pool2d(padded, kernel, 2))
     assert found.shape == (2, 3, height // 2, width // 2)
+
+
+def test_a_pool_of_an_odd_side_begins_in_the_border() -> None:
+    # EfficientDet-Lite0 at 320 pixels: 5 cells at a stride of 64 are 3 at 128, and the middle one is not on the edge
+    maps = torch.arange(25.0).reshape(1, 1, 5, 5)
+    found = MaxPool2dSame(3, 2)(maps)
+    assert found.tolist() == [[[[6.0, 8.0, 9.0], [16.0, 18.0, 19.0], [21.0, 23.0, 24.0]]]]
+
+
+@pytest.mark.parametrize(
+    ("sides", "kernel", "stride", "dilation", "border"),
+    [
+        ((512, 512), 3, 2, 1, (0, 0, 1, 1)),
+        ((512, 19), 3, 2, 1, (0, 1, 1, 1)),
+        ((512, 512), 5, 2, 1, (1, 1, 2, 2)),
+        ((19, 19), 3, 1, 6, (6, 6, 6, 6)),
+        ((7, 8), 1, 2, 1, (0, 0, 0, 0)),
+        ((8, 9), (3, 1), (1, 2), 1, (1, 0, 1, 0)),
+    ],
+)
+def test_same_border_by_hand(
+    sides: tuple[int, int], kernel: int, stride: int, dilation: int, border: tuple[int, ...]
+) -> None:
+    assert same_border(sides, kernel, stride, dilation) == border
 
 
 def test_shares_by_relu_and_by_softmax() -> None:

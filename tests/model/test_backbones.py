@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torchvision.ops.misc import SqueezeExcitation
 
 from detectkit.errors import SpecError
+from detectkit.heads.layers import same_border
 from detectkit.model.backbones import make_backbone
-from detectkit.model.base import Backbone, Conv2dSame, Convolution, borders
+from detectkit.model.base import Backbone, Conv2dSame, Convolution
 from detectkit.model.operators import graph_of, receptive_field
 from detectkit.spec.model_pb2 import ModelConfig
 from detectkit.spec.networks import NETWORKS
@@ -51,6 +52,22 @@ PUBLISHED = {
     "efficientnet_b5": (30_389_784, 2_049_000),
     "efficientnet_b6": (43_040_704, 2_305_000),
     "efficientnet_b7": (66_347_960, 2_561_000),
+}
+# As timm 1.0 counts tf_efficientnet_b0 to b7 and lite0 to lite4: in all, and the last convolution and the classifier of it.
+TENSORFLOWS = {
+    "efficientnet_b0": (5_288_548, 1_693_160),
+    "efficientnet_b1": (7_794_184, 1_693_160),
+    "efficientnet_b2": (9_109_994, 1_907_432),
+    "efficientnet_b3": (12_233_232, 2_129_896),
+    "efficientnet_b4": (19_341_616, 2_599_400),
+    "efficientnet_b5": (30_389_784, 3_101_672),
+    "efficientnet_b6": (43_040_704, 3_636_712),
+    "efficientnet_b7": (66_347_960, 4_204_520),
+    "efficientnet_lite0": (4_652_008, 1_693_160),
+    "efficientnet_lite1": (5_416_680, 1_693_160),
+    "efficientnet_lite2": (6_092_072, 1_734_120),
+    "efficientnet_lite3": (8_197_096, 1_775_080),
+    "efficientnet_lite4": (13_006_568, 1_857_000),
 }
 
 
@@ -115,6 +132,19 @@ def test_parameters_are_those_published_less_the_classifier(name: str) -> None:
     assert parameters(network) == total - behind
 
 
+@pytest.mark.parametrize("arch", TENSORFLOWS)
+def test_parameters_up_to_a_stride_of_32_are_timms_less_the_last_convolution(arch: str) -> None:
+    config = ModelConfig(arch=arch, layout=ModelConfig.TENSORFLOW)
+    with torch.device("meta"):
+        network = make_backbone(config, 3, (8, 16, 32))
+    total, behind = TENSORFLOWS[arch]
+    assert parameters(network) == total - behind
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert {layer.eps for layer in norms} == {1e-3}
+    strided = [layer for layer in convolutions(network) if layer.stride == (2, 2)]
+    assert len(strided) == 5 and all(isinstance(layer, Conv2dSame) for layer in strided)
+
+
 def test_parameters_of_mobilenet_v2_are_those_of_its_first_fourteen_layers() -> None:
     # torchvision lists 3,504,872: the classifier has 1,281,000, the last convolution 412,160, then blocks 14 to 17:
     # 96->576->160, 160->960->160 twice, 160->960->320.
@@ -160,7 +190,7 @@ def test_parameters_of_efficientnet_lite_by_hand(arch: str, count: int) -> None:
 def test_same_padding_is_tensorflows_on_even_sides(size: int, zeros: tuple[int, ...]) -> None:
     # TensorFlow: outputs = ceil(side / 2); in all (outputs - 1) * 2 + size - side zeros, the odd one below and on the right
     layer = Convolution(4, 4, size, stride=2, groups=4, function=nn.Identity(), same=True).conv
-    assert isinstance(layer, Conv2dSame) and borders(layer) == zeros
+    assert isinstance(layer, Conv2dSame) and same_border((12, 16), size, 2) == zeros
     assert [sum(zeros[axis::2]) for axis in (0, 1)] == [(6 - 1) * 2 + size - 12, (8 - 1) * 2 + size - 16]
     images = torch.rand(2, 4, 12, 16)
     top, left, bottom, right = zeros
@@ -168,6 +198,18 @@ def test_same_padding_is_tensorflows_on_even_sides(size: int, zeros: tuple[int, 
     assert torch.equal(layer(images), nn.functional.conv2d(padded, layer.weight, stride=2, groups=4))
     assert layer(images).shape == (2, 4, 6, 8)
     assert type(Convolution(4, 4, size, function=nn.Identity(), same=True).conv) is nn.Conv2d
+
+
+@pytest.mark.parametrize(
+    ("side", "size", "before", "after"), [(512, 3, 0, 1), (512, 5, 1, 2), (19, 3, 1, 1), (75, 5, 2, 2)]
+)
+def test_same_padding_goes_by_the_side_of_the_map(side: int, size: int, before: int, after: int) -> None:
+    layer = Convolution(1, 1, size, stride=2, function=nn.Identity(), same=True).conv
+    assert same_border((side, 8), size, 2)[::2] == (before, after)
+    images = torch.rand(1, 1, side, 8)
+    padded = nn.functional.pad(images, (*same_border((8, 8), size, 2)[1::2], before, after))
+    assert torch.equal(layer(images), nn.functional.conv2d(padded, layer.weight, stride=2))
+    assert layer(images).shape[2] == (side + 1) // 2
 
 
 # --- options
@@ -247,6 +289,7 @@ def test_activation_takes_the_place_of_every_function(arch: str, depth: int) -> 
         "Conv2dSame",
         "BatchNorm2d",
         "MaxPool2d",
+        "MaxPool2dSame",
         "AdaptiveAvgPool2d",
         "Identity",
         "Sigmoid",

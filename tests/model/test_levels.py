@@ -27,7 +27,16 @@ CHANNELS = {
     ("googlenet", 0): (480, 832, 1024),
     ("efficientnet_lite0", 0): (40, 112, 320),
     ("efficientnet_lite1", 0): (40, 112, 320),
+    ("efficientnet_lite2", 0): (48, 120, 352),
+    ("efficientnet_lite3", 0): (48, 136, 384),
+    ("efficientnet_lite4", 0): (56, 160, 448),
     ("efficientnet_b0", 0): (40, 112, 320),
+    ("efficientnet_b1", 0): (40, 112, 320),
+    ("efficientnet_b2", 0): (48, 120, 352),
+    ("efficientnet_b3", 0): (48, 136, 384),
+    ("efficientnet_b4", 0): (56, 160, 448),
+    ("efficientnet_b5", 0): (64, 176, 512),
+    ("efficientnet_b6", 0): (72, 200, 576),
     ("efficientnet_b7", 0): (80, 224, 640),
 }
 # torchvision's names of the layers that give these maps.
@@ -64,8 +73,45 @@ def test_maps_at_strides_of_8_16_and_32(arch: str, depth: int, layout: str) -> N
 
 
 def test_every_family_is_in_the_table() -> None:
-    of_one_form = {name for name in NETWORKS if name.startswith("efficientnet_b")}
-    assert set(NETWORKS) - of_one_form <= {arch for arch, _ in CHANNELS}
+    assert set(NETWORKS) == {arch for arch, _ in CHANNELS}
+
+
+@pytest.mark.parametrize(("arch", "depth"), CHANNELS)
+def test_a_cell_that_reaches_over_the_border_counts(arch: str, depth: int) -> None:
+    # SSD's 300 pixels: 37.5 cells at a stride of 8
+    strides = (8, 16, 32)[: len(CHANNELS[arch, depth])]
+    for layout in ("TORCHVISION", "TLT"):
+        network = backbone(arch, depth, *strides, layout=layout)
+        with torch.no_grad():
+            maps = network(torch.empty(1, 3, 300, 332, device="meta"))
+        assert [tuple(values.shape[2:]) for values in maps] == [(38, 42), (19, 21), (10, 11)][: len(maps)]
+
+
+@pytest.mark.parametrize(("arch", "depth"), CHANNELS)
+def test_blocks_are_those_that_the_spec_knows(arch: str, depth: int) -> None:
+    known = NETWORKS[arch]
+    blocks = list(backbone(arch, depth, *(8, 16, 32)[: len(CHANNELS[arch, depth])]).blocks())
+    if arch.startswith("efficientnet_b"):
+        assert blocks == list(known.blocks[:-1])  # without the last convolution
+    else:
+        assert blocks == list(range(known.blocks[0], known.blocks[-1] + known.more_blocks + 1))
+
+
+def test_the_maps_of_vgg_are_those_that_ssd_takes() -> None:
+    """conv4_3, in torchvision before its L2 normalisation, and conv5_3, behind which SSD has its pool and two convolutions."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.detection.ssd300_vgg16(weights=None, weights_backbone=None).backbone.eval()
+    ours = backbone("vgg", 16, 8, 16, device="cpu", use_batch_norm=False)
+    assert [level.name for level in ours.levels] == ["features.22", "features.29"]
+    layers = [*theirs.features, *theirs.extra[0][:7]]
+    ours.load_state_dict(nn.ModuleDict({"features": nn.Sequential(*layers)}).state_dict())
+    images = torch.rand(1, 3, 300, 300)
+    with torch.no_grad():
+        fine, mid = ours(images)
+        expected = theirs.features(images)
+        assert torch.equal(fine, expected) and fine.shape == (1, 512, 38, 38)
+        expected = theirs.extra[0][:7](expected)
+        assert torch.equal(mid, expected) and mid.shape == (1, 512, 19, 19) and mid.std() > 0
 
 
 @pytest.mark.parametrize(("name", "arch", "depth"), THEIRS)

@@ -15,6 +15,7 @@ from detectkit.model.operators import (
     KINDS,
     Values,
     axis_of,
+    border_of,
     graph_of,
     kind_of,
     layer_of,
@@ -86,13 +87,15 @@ def read(layer, run=lambda layer, x: layer(x)):
 
 
 def test_windows() -> None:
-    assert window_of(read(nn.Conv2d(3, 4, (3, 5), stride=(2, 1), padding=(1, 3), dilation=(2, 1)))) == (
-        *((3, 5), (2, 1), (2, 1)),
-        (1, 3, 1, 3),
-    )
-    assert window_of(read(Conv2dSame(3, 4, 3, 2, 1))) == ((3, 3), (2, 2), (1, 1), (0, 0, 1, 1))
-    assert window_of(read(MaxPool2dSame(3, 2, 1))) == ((3, 3), (2, 2), (1, 1), (0, 0, 1, 1))
-    assert window_of(read(nn.MaxPool2d(2))) == ((2, 2), (2, 2), (1, 1), (0, 0, 0, 0))
+    skewed = read(nn.Conv2d(3, 4, (3, 5), stride=(2, 1), padding=(1, 3), dilation=(2, 1)))
+    assert window_of(skewed) == ((3, 5), (2, 1), (2, 1)) and border_of(skewed, (8, 8)) == (1, 3, 1, 3)
+    for layer in (Conv2dSame(3, 4, 3, 2), MaxPool2dSame(3, 2)):
+        node = read(layer)
+        assert window_of(node) == ((3, 3), (2, 2), (1, 1))
+        assert border_of(node, (8, 9)) == (0, 1, 1, 1)
+    for layer in (nn.MaxPool2d(2), nn.AvgPool2d(2, ceil_mode=True)):
+        node = read(layer)
+        assert window_of(node) == ((2, 2), (2, 2), (1, 1)) and border_of(node, (7, 7)) == (0, 0, 0, 0)
     assert window_of(read(nn.Sigmoid())) is None
 
 
@@ -118,6 +121,7 @@ def test_a_resize_repeats_pixels(run) -> None:
         # 3 pixels of an image of twice the size are of 2 of its own
         ((nn.Upsample(scale_factor=2), nn.Conv2d(3, 3, 3, padding=1)), 2),
         ((MaxPool2dSame(3, 2, 1), nn.Conv2d(3, 3, 3, dilation=2)), 3 + 2 * 2 * 2),
+        ((nn.AvgPool2d(2), nn.Conv2d(3, 3, 3)), 2 + 2 * 2),
     ],
 )
 def test_a_resize_makes_the_next_window_smaller(layers, pixels) -> None:

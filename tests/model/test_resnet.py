@@ -108,6 +108,85 @@ def test_a_bottleneck_strides_in_its_3x3_convolution() -> None:
     assert (unit.conv1.stride, unit.conv2.stride) == ((1, 1), (2, 2))
 
 
+# --- v1d
+
+
+V1D = {"deep_stem": True, "average_pooled_shortcuts": True, "use_pooling": True}
+
+
+def made(depth: int, *strides: int, **options: bool) -> Backbone:
+    with torch.device("meta"):
+        config = ModelConfig(arch="resnet", num_layers=depth, use_batch_norm=True, **options)
+        return make_backbone(config, 3, strides).eval()
+
+
+# timm 1.0's resnet18d to resnet200d less their classifiers.
+TIMM = {18: 11_195_744, 34: 21_303_904, 50: 23_527_264, 101: 42_519_392, 152: 58_163_040, 200: 62_644_064}
+
+
+@pytest.mark.parametrize("depth", RESNETS)
+def test_parameters_of_v1d_are_timms(depth: int) -> None:
+    # The stem's 27 x 32, 288 x 32 and 288 x 64 weights and two normalisations of 32 are 19,232 more than 147 x 64.
+    network = made(depth, 8, 16, 32, **V1D)
+    assert parameters(network) == PARAMETERS[depth] + 19_232 == TIMM.get(depth, 4_925_024)
+    assert network.published == (f"timm's resnet{depth}d" if depth in TIMM else None)
+    assert network.title == f"resnet {depth} with a deep stem with average-pooled shortcuts"
+    width = 1 if depth < 50 else 4
+    assert [level[1:] for level in network.levels] == [(8, 128 * width), (16, 256 * width), (32, 512 * width)]
+
+
+@pytest.mark.spec_field("ModelConfig.deep_stem")
+def test_a_deep_stem_is_three_small_convolutions() -> None:
+    network = made(50, deep_stem=True)
+    stem = [layer for layer in network.blocks()[0].modules() if isinstance(layer, nn.Conv2d)]
+    assert [
+        (layer.in_channels, layer.out_channels, *layer.kernel_size, layer.stride[0]) for layer in stem
+    ] == [
+        (3, 32, 3, 3, 2),
+        (32, 32, 3, 3, 1),
+        (32, 64, 3, 3, 1),
+    ]
+    assert network.levels == (Level("layer4", 16, 2048),)
+    assert not any(isinstance(layer, nn.AvgPool2d) for layer in network.modules())
+    assert network.published is None
+
+
+@pytest.mark.spec_field("ModelConfig.average_pooled_shortcuts")
+def test_a_shortcut_takes_the_mean_of_four_pixels() -> None:
+    torch.manual_seed(0)
+    network = resnet(10, meta=False, average_pooled_shortcuts=True, use_pooling=True)
+    shortcut = network.get_submodule("layer2.0").downsample.eval()
+    nn.init.zeros_(shortcut[1].weight)
+    shortcut[1].weight.data[0, 0] = 1.0  # the first channel as it is
+    maps = torch.zeros(1, 64, 3, 4)
+    maps[0, 0] = torch.tensor([[1.0, 3, 0, 0], [5, 7, 0, 8], [6, 2, 0, 1]])
+    found = shortcut(maps)[0, 0] * (1 + 1e-5) ** 0.5  # batch normalisation's epsilon
+    assert found.tolist() == [
+        pytest.approx([4.0, 2.0]),
+        pytest.approx([4.0, 0.5]),
+    ]  # the last row has no pair
+    pools = [name for name, layer in network.named_modules() if isinstance(layer, nn.AvgPool2d)]
+    assert pools == ["layer2.0.downsample.0", "layer3.0.downsample.0"]  # a stride of 16
+    assert not {(2, 2)} & {
+        layer.stride
+        for layer in network.modules()
+        if type(layer) is nn.Conv2d and layer.kernel_size == (1, 1)
+    }
+
+
+def test_v1d_has_the_choices_of_the_others() -> None:
+    network = made(18, all_projections=True, deep_stem=True, average_pooled_shortcuts=True)
+    assert (
+        sum(isinstance(layer, nn.AvgPool2d) for layer in network.modules()) == 3
+    )  # without a pool, layer1 halves
+    grey = make_backbone(ModelConfig(arch="resnet", deep_stem=True), 1)
+    assert grey.get_parameter("conv1.0.weight").shape == (32, 1, 3, 3)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in grey.modules())
+
+
+# --- training
+
+
 def test_running_statistics_follow_a_short_training() -> None:
     """After 40 small batches (one epoch of 160 images) they are the data's."""
     torch.manual_seed(4)

@@ -16,7 +16,7 @@ from detectkit import spec
 from detectkit.compress.prune import Pruner
 from detectkit.errors import ModelError
 from detectkit.model import checkpoint, pretrained, tlt
-from detectkit.model.base import Conv2dSame, borders
+from detectkit.model.base import Conv2dSame
 from detectkit.model.detector import Detector, build
 from detectkit.spec import ModelConfig
 from detectkit.spec.networks import ENCRYPTED_FILES
@@ -228,7 +228,7 @@ def test_layout_is_what_the_network_is_made_of() -> None:
     )
     for arch, backbone in theirs.items():
         norms = [layer.eps for layer in backbone.modules() if isinstance(layer, nn.BatchNorm2d)]
-        assert set(norms) == {1e-3} and backbone.tlt and not ours[arch].tlt
+        assert set(norms) == {1e-3} and backbone.layout == "TLT" != ours[arch].layout
         assert backbone.title.endswith("in TLT's layout") and backbone.published is None
     for backbones, strides in ((ours, [1, 2]), (theirs, [2, 1])):
         for stage in (1, 2, 3):
@@ -240,11 +240,7 @@ def test_layout_is_what_the_network_is_made_of() -> None:
         assert backbones["googlenet"].get_submodule("maxpool1").kernel_size == pool
         assert type(backbones["mobilenet_v2"].get_submodule("features.3.conv.0.2")) is function
     padded = [layer for layer in theirs["efficientnet_b0"].modules() if isinstance(layer, Conv2dSame)]
-    assert [borders(layer) for layer in padded] == [(0, 0, 1, 1)] * 2 + [
-        (1, 1, 2, 2),
-        (0, 0, 1, 1),
-        (1, 1, 2, 2),
-    ]
+    assert [layer.kernel_size[0] for layer in padded] == [3, 3, 5, 3, 5]
 
 
 FAMILIES = [("resnet", 50), ("googlenet", 0), ("mobilenet_v2", 0), ("efficientnet_b0", 0)]
@@ -266,7 +262,7 @@ FAMILIES = [("resnet", 50), ("googlenet", 0), ("mobilenet_v2", 0), ("efficientne
 )
 def test_without_layout_the_name_of_the_file_says_it(path: str, layout: int, expected: bool) -> None:
     model = config(pretrained_model_file=path, layout=layout)
-    assert build(model, CLASSES, 3).backbone.tlt == expected
+    assert (build(model, CLASSES, 3).backbone.layout == "TLT") == expected
 
 
 def test_retraining_keeps_the_layout_when_the_file_is_another() -> None:
@@ -304,7 +300,7 @@ def test_a_network_of_one_form_has_no_other_layout(
     asked = {"TLT": ModelConfig.TORCHVISION, "TORCHVISION": ModelConfig.TLT}[of_file]
     fresh = detector(seed=1, **changes, layout=asked)
     pretrained.load_pretrained(fresh, tmp_path / "m.safetensors", CLASSES)
-    assert equal(fresh, network) and fresh.backbone.tlt != network.backbone.tlt
+    assert equal(fresh, network) and fresh.backbone.layout != network.backbone.layout
 
 
 # --- what is refused

@@ -40,7 +40,8 @@ RANGES = [
     ("augmentation_config.color_augmentation.hue_rotation_max", 361, "must be in [0, 360], got 361"),
     ("model_config.objective_set.bbox.scale", 0, "must be in (0, inf), got 0"),
     ("model_config.arch", "resent", "must be one of resnet, vgg, darknet, mobilenet_v1, mobilenet_v2, squeezenet, "
-     "googlenet, efficientnet_lite0, efficientnet_lite1, efficientnet_b0, efficientnet_b1, efficientnet_b2, "
+     "googlenet, efficientnet_lite0, efficientnet_lite1, efficientnet_lite2, efficientnet_lite3, efficientnet_lite4, "
+     "efficientnet_b0, efficientnet_b1, efficientnet_b2, "
      'efficientnet_b3, efficientnet_b4, efficientnet_b5, efficientnet_b6, efficientnet_b7 (did you mean resnet?), got "resent"'),
     ("model_config.num_layers", 20, "must be one of 10, 18, 34, 50, 101, 152, 200 for resnet, got 20"),
     ("model_config.training_precision.backend_floatx", 2, "must be one of FLOAT32, FLOAT16, got INVALID"),
@@ -492,6 +493,10 @@ def test_warnings_of_a_training_spec(experiment):
         ("vgg", {"all_projections": True}, "all_projections has no effect: vgg has no projections to choose"),
         ("squeezenet", {"use_batch_norm": True}, "use_batch_norm has no effect: squeezenet never has batch normalisation"),
         ("efficientnet_b0", {"use_batch_norm": False}, "use_batch_norm has no effect: efficientnet_b0 always has batch normalisation"),
+        ("vgg", {"deep_stem": True}, "deep_stem has no effect: vgg has no form v1d, resnet has"),
+        ("resnet", {"layout": spec.ModelConfig.TENSORFLOW}, "layout has no effect: resnet has no form of TensorFlow to choose"),
+        ("efficientnet_b0", {"use_batch_norm": True, "layout": spec.ModelConfig.TENSORFLOW}, ""),
+        ("resnet", {"deep_stem": True, "average_pooled_shortcuts": True}, ""),
         ("vgg", {"freeze_blocks": [0, 1, 6]}, "freeze_blocks has no effect: vgg has blocks 1 to 5 and no 0, 6"),
         ("resnet", {"use_pooling": True, "all_projections": True, "num_layers": 50, "freeze_blocks": [0, 4]}, ""),
         ("efficientnet_b0", {"use_batch_norm": True, "freeze_blocks": [8]}, ""),

@@ -89,13 +89,15 @@ def test_the_backbones_tell_depths_stride_and_blocks():
     rows = [line.split() for line in spec.explain("arch").splitlines() if line.startswith("  ")]
     told = {row[0]: " ".join(row[1:]) for row in rows}
     assert told["resnet"] == (
-        "18 (default), 10, 34, 50, 101, 152, 200 16 0 to 4 use_pooling, all_projections, use_batch_norm"
+        "18 (default), 10, 34, 50, 101, 152, 200 16 0 to 4 use_pooling, all_projections, deep_stem,"
+        " average_pooled_shortcuts, use_batch_norm"
     )
     assert told["darknet"] == "19 (default), 53 32 0 to 5 use_batch_norm"
     assert told["squeezenet"] == "one depth 16 0 to 8 never batch norm"
-    assert told["efficientnet_lite1"] == "one depth 16 0 to 15 always batch norm"
+    assert told["efficientnet_lite1"] == "to efficientnet_lite2 one depth 16 0 to 15 always batch norm"
     assert told["efficientnet_b0"] == "to efficientnet_b7 one depth 32 0 to 8 always batch norm"
-    assert set(NETWORKS) - set(told) == {f"efficientnet_b{number}" for number in range(1, 8)}
+    within = {"efficientnet_lite2", *(f"efficientnet_b{number}" for number in range(1, 8))}
+    assert set(NETWORKS) - set(told) == within
 
 
 def test_the_reference_is_up_to_date():
