@@ -256,6 +256,8 @@ def _after(proposal: Proposal) -> Iterator[str]:
     batches = f" batches: {CALIBRATION}" if images >= CALIBRATION * BATCH else ""
     batches += " batch_size: 1" if images < BATCH else ""
     yield ""
+    yield "# Labels and images are looked through before the training, and with what it has learnt: a list to decide in, nothing is changed."
+    yield "data_cleaning_config { }"
     yield "# A quarter of the parameters, by what they change in the cost; trained again, the whole one teaching. Then 8 bits."
     yield "pruning_config { target_params: 0.25 }"
     yield f"calibration_config {{ method: MSE{batches} }}"
