@@ -202,16 +202,31 @@ def _doubled(found: Sequence[ClassMistakes], experiment: Experiment) -> Finding 
     entry = clustering.get(worst.name)
     config = entry.config if entry else ClusteringConfig()
     eps = f"a larger dbscan_eps ({config.dbscan_eps:.3g} now)"
-    overlap = f"a lower nms_iou_threshold ({config.nms_iou_threshold:.3g} now)"
+    overlap = _overlap(worst, config.nms_iou_threshold)
     fix = {
         ClusteringConfig.NMS: overlap,
-        ClusteringConfig.HYBRID: f"{overlap}, or {eps}",
+        ClusteringConfig.HYBRID: f"{overlap}, or {eps}" if overlap else eps,
     }.get(config.clustering_algorithm, f"{eps}, or clustering_algorithm: NMS")
+    fix = (
+        f"{fix}; evaluate --tune-clustering looks for the values"
+        if fix
+        else "no lower nms_iou_threshold was found to help; docs/tuning.md, Boxes split"
+    )
     text = (
         f"boxes are doubled by clustering: {worst.doubled:,} of {worst.detections:,} detections of {worst.name} are on an object"
-        f" that is found already, which costs it {_points(worst.doubled_cost)}{_also(count)}: {fix}; evaluate --tune-clustering looks for the values"
+        f" that is found already, which costs it {_points(worst.doubled_cost)}{_also(count)}: {fix}"
     )
     return Finding("doubled", worst.name, worst.doubled_cost, text)
+
+
+def _overlap(item: ClassMistakes, now: float) -> str:
+    """What NMS may be told, where trying it on the detections has shown that a lower value helps; else ""."""
+    tried = item.suppression
+    return (
+        f"a lower nms_iou_threshold, {tried.overlap:.3g} ({now:.3g} now)"
+        if tried and tried.overlap < now
+        else ""
+    )
 
 
 def _confused(found: Sequence[ClassMistakes], experiment: Experiment) -> Finding | None:

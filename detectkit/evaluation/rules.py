@@ -225,7 +225,7 @@ def edited(experiment: spec.Experiment, edits: Iterable[Edit]) -> spec.Experimen
 
 def _owner(experiment: spec.Experiment, field: str) -> tuple[Message, str]:
     """The message that a field is in, and its name. What is in brackets is the key of a map, or the `name` in a list."""
-    *steps, (name, _) = re.findall(r'([^.\[\]"]+)(?:\["([^"]*)"\])?(?:\.|$)', field)
+    *steps, (name, _) = re.findall(r'([^.\[\]"]+)(?:\["(.*?)"\])?(?:\.|$)', field)
     here: Any = experiment
     for step, key in steps:
         here = getattr(here, step)
@@ -325,12 +325,16 @@ def _heart_gain(case: Case) -> float:
 
 
 def _learning_gain(case: Case) -> float:
-    """Of a class that is ill, or not learnt on training images either; where these are not known, of one that is poor."""
+    """Of a class that is ill, or not learnt on training images either; where these are not known, of one that is poor.
+
+    What other clustering wins back has been learnt.
+    """
     item, own = case.item, case.own
-    if item.average_precision is None or item.average_precision >= LEARNT:
+    if item.average_precision is None:
         return 0.0
-    if case.is_ill or (item.average_precision < POOR if own is None else own < LEARNT):
-        return (LEARNT - item.average_precision) / 2
+    reached = item.average_precision + max(_suppression_gain(case), _joining_gain(case), _weak_gain(case))
+    if reached < LEARNT and (case.is_ill or (reached < POOR if own is None else own < LEARNT)):
+        return (LEARNT - reached) / 2
     return 0.0
 
 

@@ -291,3 +291,23 @@ def test_doubled_boxes_from_their_detections_on(tiny):
     assert found.edits == (Edit(f"{SQUARE}.clustering_config.nms_iou_threshold", 0.5, 0.4),)
     # 1, 2/3, 3/5 and 4/7 of precision at each quarter of recall.
     assert found.gain == pytest.approx(1 - (1 + 2 / 3 + 3 / 5 + 4 / 7) / 4)
+
+
+def test_what_clustering_wins_back_needs_no_training(tiny):
+    nms(tiny)
+    ill = {"average_precision": 0.35, "doubled": 40, "doubled_cost": 0.6}
+    known = WELL._replace(**ill, suppression=Suppression(0.3, 0.5))
+    assert [item.remedy for item in advice(result(known, BAR), tiny)] == ["lower the overlap that NMS allows"]
+    strict(tiny)
+    lost = {"average_precision": 0.3, "costs": costing(missed=0.6), "counts": WELL.counts._replace(missed=30)}
+    assert [item.remedy for item in advice(result(WELL._replace(**lost), BAR), tiny)] == [
+        "let weak cells count"
+    ]
+
+
+@pytest.mark.parametrize("name", ['6" pipe', "a.b", "x[1]"])
+def test_a_field_of_a_class_of_any_name(tiny, name):
+    tiny.postprocessing_config.target_class_config[name].clustering_config.dbscan_eps = 0.3
+    field = f'postprocessing_config.target_class_config["{name}"].clustering_config.dbscan_eps'
+    assert value_now(tiny, field) == 0.3
+    assert value_now(edited(tiny, [Edit(field, 0.3, 0.5)]), field) == 0.5
