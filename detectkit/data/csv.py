@@ -7,7 +7,6 @@ import io
 import json
 import math
 import os
-import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +24,6 @@ Box = tuple[float, float, float, float]
 
 DELIMITERS = ",;\t|"
 LONGEST_CELL = 1 << 24  # characters
-FURTHEST = 1.5  # shares of the image: where no number of a table is above, they are shares: a box may leave its image
 NAMED = 5  # sets of rows
 EMPTY = {"", "nan", "na", "n/a", "null", "none"}  # cells of rows that have no box
 
@@ -85,8 +83,8 @@ class BoxTable(NamedTuple):
     parts: Counter[str]  # rows by the set that a column deals them to; it is not used
 
 
-def read_tables(config: DatasetExportConfig, generator: random.Random) -> Source:
-    """Read the images that tables name: a fold for each table, or of a single one a random split.
+def read_tables(config: DatasetExportConfig) -> Source:
+    """Read the images that tables name: a fold for each table.
 
     Images that lie beside named ones and are in no row are left out, as those without a label file are in KITTI.
 
@@ -107,8 +105,6 @@ def read_tables(config: DatasetExportConfig, generator: random.Random) -> Source
     readers.require_disjoint(folds)
     _tell_of_parts(tables)
     rejected.extend(_unnamed(images, [frame.image for fold in folds for frame in fold], rejected))
-    if len(folds) == 1:
-        folds = readers.split(folds[0], source.val_split, generator)
     extension = readers.common_extension(folds, embedded=config.embed_images)
     return Source(folds, rejected, image_root, extension, [source.num_shards] * len(folds))
 
@@ -210,7 +206,7 @@ def read_table(path: Path, *, lines: float = math.inf) -> BoxTable:
             images.setdefault(stated, LabelFile([], [])).rejected.append((line, str(error)))
     if not images and not rejected:
         raise DataError(f"csv_files {path} has no rows but that of the column names")
-    return BoxTable(path, images, rejected, in_shares=0 < greatest <= FURTHEST, parts=parts)
+    return BoxTable(path, images, rejected, in_shares=0 < greatest <= readers.FURTHEST, parts=parts)
 
 
 def _rows(path: Path, text: str, delimiter: str, *, strict: bool = True) -> Iterable[tuple[int, list[str]]]:

@@ -83,7 +83,7 @@ def test_a_table_makes_a_fold(root, tmp_path):
 
 
 @pytest.mark.spec_field("CSVConfig.val_split")
-@pytest.mark.parametrize("val_split, expected", [(0, [0, 4]), (1, [1, 3]), (50, [2, 2])])
+@pytest.mark.parametrize("val_split, expected", [(0, [4]), (1, [1, 3]), (50, [2, 2])])
 def test_a_single_table_is_split(root, val_split, expected):
     found = source(root, ["train/_annotations.csv"], val_split=val_split)
     assert [len(fold) for fold in found.folds] == expected
@@ -94,7 +94,7 @@ def test_images_are_in_the_folder_that_the_spec_names(root):
     add_image(root, "other/a.jpg", (400, 100))
     (root / "t.csv").write_text("file,label,x1,y1,x2,y2\na.jpg,Car,80,30,120,70\n")
     found = source(root, image_dir_name="other")
-    assert frames(found) == {"other/a": [BOX]} and found.folds[1][0].width == 400
+    assert frames(found) == {"other/a": [BOX]} and found.folds[0][0].width == 400
 
 
 @pytest.mark.parametrize(
