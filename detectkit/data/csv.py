@@ -57,6 +57,7 @@ SIDES = {
     "size": ("x", "y", "width", "height"),
     "centre": ("x of the centre", "y of the centre", "width", "height"),
 }
+LIST = ("bbox", "boundingbox")  # x, y, width and height in one cell, as in COCO: [x, y, w, h]
 SHAPE, ATTRIBUTES = ("regionshapeattributes",), ("regionattributes",)  # of VIA, in JSON
 SET = ("split", "set", "subset", "mluse", "partition", "dataset")
 SETS = {"train", "training", "validation", "test", "unassigned"}  # in the first column of AutoML's tables
@@ -67,8 +68,10 @@ class Columns(NamedTuple):
 
     file: int
     label: int
-    box: tuple[int, ...]  # of `kind`; for "shape" the one column with a VIA region
-    kind: str  # "corners", "size", "centre" or "shape"
+    box: tuple[
+        int, ...
+    ]  # of `kind`; for "list" the one column with all four, for "shape" that with a VIA region
+    kind: str  # "corners", "size", "centre", "list" or "shape"
     size: tuple[int, ...] = ()  # width and height of the image
     part: int | None = None  # the set that a row is for
 
@@ -263,7 +266,11 @@ def _named(row: Sequence[str]) -> Columns | None:
             return Columns(
                 file, label, tuple(chosen), kind, tuple(own) if len(own) == 2 else (), _first(names, SET)
             )
-    return None
+    place = _first(names, LIST)
+    if place is None:
+        return None
+    own = [side for side in size if side is not None]
+    return Columns(file, label, (place,), "list", tuple(own) if len(own) == 2 else (), _first(names, SET))
 
 
 def _first(names: Sequence[str], wanted: Sequence[str]) -> int | None:
@@ -334,10 +341,15 @@ def _label(cells: Sequence[str], columns: Columns, delimiter: str) -> tuple[Labe
         values: Sequence[float] = box
     else:
         texts = [cells[place] for place in columns.box]
+        if columns.kind == "list":
+            texts = re.split(r"[\s,;]+", texts[0].strip("[]() "))
         if all(text.lower() in EMPTY for text in texts):
             return None
-        values = [_number(side, text, delimiter) for side, text in zip(SIDES[columns.kind], texts)]
-        name, box = cells[columns.label], _box(columns.kind, values)
+        kind = "size" if columns.kind == "list" else columns.kind
+        if len(texts) != 4:
+            raise ValueError(f"bbox has {len(texts)} numbers, not x, y, width and height")
+        values = [_number(side, text, delimiter) for side, text in zip(SIDES[kind], texts)]
+        name, box = cells[columns.label], _box(kind, values)
     if not name or name.lower() in ("nan", "null"):
         raise ValueError("the box has no class")
     readers.require_visible(name)

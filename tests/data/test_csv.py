@@ -417,3 +417,17 @@ def test_any_rows_are_read_or_rejected(tmp_path_factory, content):
         return
     for one in found.images.values():
         assert all(label.box[0] < label.box[2] and label.box[1] < label.box[3] for label in one.labels)
+
+
+@pytest.mark.parametrize("cell", ['"[80, 30, 40.0, 40.0]"', '"80 30 40 40"', '"(80,30,40,40)"'])
+def test_a_box_in_one_column(tmp_path, cell):
+    """As Kaggle's wheat heads have them."""
+    found = table(
+        tmp_path / "t.csv", f"image_id,width,height,bbox,class\na,200,100,{cell},Car\nb,200,100,[],\n"
+    )
+    assert labels(found) == {"a": [BOX], "b": []} and found.images["a"].size == (200, 100)
+
+
+def test_a_box_in_one_column_that_has_no_four_numbers(tmp_path):
+    found = table(tmp_path / "t.csv", 'image,bbox,class\na,"[1, 2, 3]",Car\n')
+    assert found.images["a"].rejected == [(2, "bbox has 3 numbers, not x, y, width and height")]
