@@ -10,6 +10,7 @@ silent   something else is read, or less than there is, without a word: wrong wh
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
@@ -50,6 +51,8 @@ from detectkit.train.run import set_up
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 WIDTH, HEIGHT, IMAGES = 64, 48, 8
+LAYOUTS = ("kitti", "voc", "coco", "yolo", "csv")
+TABLE = "filename,width,height,class,xmin,ymin,xmax,ymax\n"
 
 
 class Kind(NamedTuple):
@@ -82,7 +85,7 @@ def kinds(folder: Path) -> dict[str, Kind]:
         "cache, bytes": _cache(folder),
         "image, bytes": _image(folder),
     }
-    return made | {f"labels, {name}": _labels(folder, name) for name in ("kitti", "voc", "coco")}
+    return made | {f"labels, {name}": _labels(folder, name) for name in LAYOUTS}
 
 
 def outcome(kind: Kind, generator: random.Random) -> str:
@@ -105,14 +108,14 @@ def outcome(kind: Kind, generator: random.Random) -> str:
 
 
 def _experiment(folder: Path) -> spec.Experiment:
-    """A few pictures with labels in three layouts, the records of one, and a spec that trains on them."""
+    """A few pictures with labels in each layout, the records of one, and a spec that trains on them."""
     generator = np.random.default_rng(3)
     images = folder / "kitti" / "image_2"
     images.mkdir(parents=True)
     for number in range(IMAGES):
         noise = generator.integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
         Image.fromarray(noise).save(images / f"{number:03d}.png")
-    for layout in ("kitti", "voc", "coco"):
+    for layout in LAYOUTS:
         _write_labels(folder, layout)
     convert(_conversion(folder, "kitti"), str(folder / "records" / "tiny"))
     experiment = spec.load_experiment(ROOT / "specs/demo.txt")
@@ -131,6 +134,10 @@ def _experiment(folder: Path) -> spec.Experiment:
 def _label_files(folder: Path, layout: str) -> list[Path]:
     if layout == "coco":
         return [folder / "kitti" / "coco.json"]
+    if layout == "csv":
+        return [folder / "kitti" / "boxes.csv"]
+    if layout == "yolo":
+        return [folder / "kitti" / "labels" / f"{number:03d}.txt" for number in range(IMAGES)]
     suffix = "txt" if layout == "kitti" else "xml"
     return [folder / "kitti" / layout / f"{number:03d}.{suffix}" for number in range(IMAGES)]
 
@@ -157,6 +164,22 @@ def _write_labels(folder: Path, layout: str) -> None:
         size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height><depth>3</depth></size>"
         for file in files:
             file.write_text(f"<annotation><filename>{file.stem}.png</filename>{size}{objects}</annotation>")
+    elif layout == "yolo":
+        shares = [
+            ((x1 + x2) / 2 / WIDTH, (y1 + y2) / 2 / HEIGHT, (x2 - x1) / WIDTH, (y2 - y1) / HEIGHT)
+            for x1, y1, x2, y2 in boxes.values()
+        ]
+        lines = [f"{number} {' '.join(f'{share:.6f}' for share in box)}" for number, box in enumerate(shares)]
+        for file in files:
+            file.write_text("\n".join(lines) + "\n")
+        (folder / "kitti" / "classes.txt").write_text("\n".join(boxes) + "\n")
+    elif layout == "csv":
+        rows = [
+            f"{number:03d}.png,{WIDTH},{HEIGHT},{name},{','.join(map(str, box))}\n"
+            for number in range(IMAGES)
+            for name, box in boxes.items()
+        ]
+        files[0].write_text(TABLE + "".join(rows))
     else:
         categories = [{"id": number, "name": name} for number, name in enumerate(boxes, start=1)]
         listed = [
@@ -183,6 +206,18 @@ def _conversion(folder: Path, layout: str) -> spec.DatasetExportConfig:
         coco.root_directory_path = str(folder / "kitti")
         coco.img_dir_names.append("image_2")
         coco.annotation_files.append("coco.json")
+        return config
+    if layout == "csv":
+        table = config.csv_config
+        table.root_directory_path, table.image_dir_name = str(folder / "kitti"), "image_2"
+        table.csv_files.append("boxes.csv")
+        return config
+    if layout == "yolo":
+        config.yolo_config.root_directory_path, config.yolo_config.classes_file = (
+            str(folder / "kitti"),
+            "classes.txt",
+        )
+        config.yolo_config.image_dir_names.append("image_2")
         return config
     source = config.kitti_config if layout == "kitti" else config.voc_config
     source.root_directory_path, source.image_dir_name, source.image_extension = (
@@ -460,7 +495,7 @@ def _labels(folder: Path, layout: str) -> Kind:
     def damage(generator: random.Random) -> None:
         for file, whole in zip(files, wholes, strict=True):
             file.write_bytes(whole)
-        for _ in range(1 if layout == "coco" else 2):
+        for _ in range(min(len(files), 2)):
             number = generator.randrange(len(files))
             if layout == "coco" and generator.random() < 0.7:
                 changed = damaged_json(json.loads(wholes[number]), generator)
@@ -487,10 +522,12 @@ def _labels(folder: Path, layout: str) -> Kind:
 def _objects(file: Path, layout: str) -> int | None:
     """The objects that a label file lists; None: it cannot be read as one."""
     try:
-        if layout == "kitti":
+        if layout == "csv":
+            return max(sum(map(any, csv.reader(io.StringIO(file.read_text(encoding="utf-8"))))) - 1, 0)
+        if layout in ("kitti", "yolo"):
             return sum(bool(line.strip()) for line in file.read_text(encoding="utf-8").splitlines())
         if layout == "voc":
             return len(ElementTree.fromstring(file.read_bytes()).findall("object"))
         return len(json.loads(file.read_text())["annotations"])
-    except (ValueError, ElementTree.ParseError, LookupError, TypeError):
+    except (ValueError, csv.Error, ElementTree.ParseError, LookupError, TypeError):
         return None

@@ -101,29 +101,29 @@ def read(config: DatasetExportConfig, generator: random.Random) -> Source:
         DataError: a folder or label file is missing or broken as a whole. OutputError: the folder of `sample_config`
             holds something else.
     """
-    source = _read(config, generator)
-    if not sources.is_drawn_from_a_list(config):
+    source = _read(config)
+    if not sources.is_drawn(config):
         return source
-    kind = config.WhichOneof("convert_config_type") or "kitti_config"
-    folds = readers.split(source.folds[0], getattr(config, kind).val_split, generator)
+    folds = readers.split(source.folds[0], sources.val_split(config), generator)
     return source._replace(folds=folds, num_shards=source.num_shards * 2)
 
 
-def _read(config: DatasetExportConfig, generator: random.Random) -> Source:
+def _read(config: DatasetExportConfig) -> Source:
+    """Read the folds that a spec names, or the one that is dealt to two at random."""
     match config.WhichOneof("convert_config_type"):
         case "coco_config":
             return coco.read_folders(config)
         case "voc_config":
-            return voc.read_folder(config, generator)
+            return voc.read_folder(config)
         case "yolo_config":
-            return yolo.read_folder(config, generator)
+            return yolo.read_folder(config)
         case "csv_config":
-            return csv.read_tables(config, generator)
+            return csv.read_tables(config)
         case "sample_config":
             make_sample_data(Path(config.sample_config.root_directory_path).expanduser())
-            return kitti.read_folder(sources.as_kitti(config), generator)
+            return kitti.read_folder(sources.as_kitti(config))
         case _:
-            return kitti.read_folder(config, generator)
+            return kitti.read_folder(config)
 
 
 def split_as_asked(config: DatasetExportConfig, source: Source) -> Source:

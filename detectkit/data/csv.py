@@ -7,7 +7,6 @@ import io
 import json
 import math
 import os
-import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +24,6 @@ Box = tuple[float, float, float, float]
 
 DELIMITERS = ",;\t|"
 LONGEST_CELL = 1 << 24  # characters
-FURTHEST = 1.5  # shares of the image: where no number of a table is above, they are shares: a box may leave its image
 NAMED = 5  # sets of rows
 EMPTY = {"", "nan", "na", "n/a", "null", "none"}  # cells of rows that have no box
 
@@ -59,6 +57,7 @@ SIDES = {
     "size": ("x", "y", "width", "height"),
     "centre": ("x of the centre", "y of the centre", "width", "height"),
 }
+LIST = ("bbox", "boundingbox")  # x, y, width and height in one cell, as in COCO: [x, y, w, h]
 SHAPE, ATTRIBUTES = ("regionshapeattributes",), ("regionattributes",)  # of VIA, in JSON
 SET = ("split", "set", "subset", "mluse", "partition", "dataset")
 SETS = {"train", "training", "validation", "test", "unassigned"}  # in the first column of AutoML's tables
@@ -69,8 +68,10 @@ class Columns(NamedTuple):
 
     file: int
     label: int
-    box: tuple[int, ...]  # of `kind`; for "shape" the one column with a VIA region
-    kind: str  # "corners", "size", "centre" or "shape"
+    box: tuple[
+        int, ...
+    ]  # of `kind`; for "list" the one column with all four, for "shape" that with a VIA region
+    kind: str  # "corners", "size", "centre", "list" or "shape"
     size: tuple[int, ...] = ()  # width and height of the image
     part: int | None = None  # the set that a row is for
 
@@ -85,8 +86,8 @@ class BoxTable(NamedTuple):
     parts: Counter[str]  # rows by the set that a column deals them to; it is not used
 
 
-def read_tables(config: DatasetExportConfig, generator: random.Random) -> Source:
-    """Read the images that tables name: a fold for each table, or of a single one a random split.
+def read_tables(config: DatasetExportConfig) -> Source:
+    """Read the images that tables name: a fold for each table.
 
     Images that lie beside named ones and are in no row are left out, as those without a label file are in KITTI.
 
@@ -107,8 +108,6 @@ def read_tables(config: DatasetExportConfig, generator: random.Random) -> Source
     readers.require_disjoint(folds)
     _tell_of_parts(tables)
     rejected.extend(_unnamed(images, [frame.image for fold in folds for frame in fold], rejected))
-    if len(folds) == 1:
-        folds = readers.split(folds[0], source.val_split, generator)
     extension = readers.common_extension(folds, embedded=config.embed_images)
     return Source(folds, rejected, image_root, extension, [source.num_shards] * len(folds))
 
@@ -210,7 +209,7 @@ def read_table(path: Path, *, lines: float = math.inf) -> BoxTable:
             images.setdefault(stated, LabelFile([], [])).rejected.append((line, str(error)))
     if not images and not rejected:
         raise DataError(f"csv_files {path} has no rows but that of the column names")
-    return BoxTable(path, images, rejected, in_shares=0 < greatest <= FURTHEST, parts=parts)
+    return BoxTable(path, images, rejected, in_shares=0 < greatest <= readers.FURTHEST, parts=parts)
 
 
 def _rows(path: Path, text: str, delimiter: str, *, strict: bool = True) -> Iterable[tuple[int, list[str]]]:
@@ -267,7 +266,11 @@ def _named(row: Sequence[str]) -> Columns | None:
             return Columns(
                 file, label, tuple(chosen), kind, tuple(own) if len(own) == 2 else (), _first(names, SET)
             )
-    return None
+    place = _first(names, LIST)
+    if place is None:
+        return None
+    own = [side for side in size if side is not None]
+    return Columns(file, label, (place,), "list", tuple(own) if len(own) == 2 else (), _first(names, SET))
 
 
 def _first(names: Sequence[str], wanted: Sequence[str]) -> int | None:
@@ -338,10 +341,15 @@ def _label(cells: Sequence[str], columns: Columns, delimiter: str) -> tuple[Labe
         values: Sequence[float] = box
     else:
         texts = [cells[place] for place in columns.box]
+        if columns.kind == "list":
+            texts = re.split(r"[\s,;]+", texts[0].strip("[]() "))
         if all(text.lower() in EMPTY for text in texts):
             return None
-        values = [_number(side, text, delimiter) for side, text in zip(SIDES[columns.kind], texts)]
-        name, box = cells[columns.label], _box(columns.kind, values)
+        kind = "size" if columns.kind == "list" else columns.kind
+        if len(texts) != 4:
+            raise ValueError(f"bbox has {len(texts)} numbers, not x, y, width and height")
+        values = [_number(side, text, delimiter) for side, text in zip(SIDES[kind], texts)]
+        name, box = cells[columns.label], _box(kind, values)
     if not name or name.lower() in ("nan", "null"):
         raise ValueError("the box has no class")
     readers.require_visible(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -104,8 +103,8 @@ def file_name(name: str) -> str:
 # Folders
 
 
-def read_folder(config: DatasetExportConfig, generator: random.Random) -> Source:
-    """Read the images and labels of a KITTI folder, dealt to folds as `partition_mode` says.
+def read_folder(config: DatasetExportConfig) -> Source:
+    """Read the images and labels of a KITTI folder, a fold for each partition of sequences, or one of all images.
 
     Raises:
         DataError: a folder or the sequence file is missing or unusable, or there are no images or no label files.
@@ -119,7 +118,7 @@ def read_folder(config: DatasetExportConfig, generator: random.Random) -> Source
         folds = _deal(sequences, found, num_folds=max(source.num_partitions, 1))
     else:
         found = pairs.read_all(rejected)
-        folds = readers.split(list(found.values()), source.val_split, generator)
+        folds = [list(found.values())]
     shards = [source.num_shards] * len(folds)
     extension = pairs.extension(found.values())
     return Source(folds, rejected, pairs.image_root, extension, shards, source.num_partitions > 0)
@@ -293,7 +292,10 @@ def _is_yolo(columns: list[str]) -> bool:
     return (
         len(columns) >= 5
         and columns[0].isdecimal()
-        and all(_is_number(column) and -0.5 <= float(column) <= 1.5 for column in columns[1:])
+        and all(
+            _is_number(column) and 1 - readers.FURTHEST <= float(column) <= readers.FURTHEST
+            for column in columns[1:]
+        )
     )
 
 

@@ -32,6 +32,7 @@ ABSOLUTE = re.compile(r"[\\/]|\.\.[\\/]|[a-z][a-z0-9]*:", re.IGNORECASE)  # or a
 UPLOADED = re.compile(r"[0-9a-f]{8}-(.+)")  # a file's name behind what Label Studio puts before it
 TEXTS = (".csv", ".json", ".txt", ".xml")  # which may lie beside images
 LONGEST = 300  # characters of a reason
+FURTHEST = 1.5  # shares of the image: a box may begin or end outside, pixels are beyond
 LARGEST = 1e9  # beyond this a number is a mistake, and would not survive the record's float32 and int64
 
 
@@ -495,9 +496,7 @@ def split(
 ) -> list[list[LabelledImage]]:
     """Draw `val_split` percent of the frames into fold 0; the others are fold 1."""
     shuffled = generator.sample(frames, len(frames))
-    count = int(val_split / 100 * len(frames))
-    if val_split > 0 and len(frames) > 1:
-        count = max(count, 1)  # a validation set was asked for
+    count = sources.num_held(len(frames), val_split)
     return [shuffled[:count], shuffled[count:]]
 
 

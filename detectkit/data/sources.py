@@ -34,51 +34,47 @@ def as_kitti(config: DatasetExportConfig) -> DatasetExportConfig:
 
 def num_folds(config: DatasetExportConfig) -> int:
     """The folds that a conversion makes, counted from 0."""
-    if is_drawn_from_a_list(config):
+    if is_drawn(config) or config.HasField("sample_config"):
         return 2
+    return len(fold_names(config)) or max(config.kitti_config.num_partitions, 1)
+
+
+def fold_names(config: DatasetExportConfig) -> list[str]:
+    """The lists, tables, annotation files or folders that are a fold each; none where folds are told otherwise."""
     match config.WhichOneof("convert_config_type"):
         case "coco_config":
-            return len(config.coco_config.img_dir_names)
+            return list(config.coco_config.annotation_files)
         case "voc_config":
-            return len(config.voc_config.image_set_files) or 2
+            return list(config.voc_config.image_set_files)
         case "yolo_config":
-            return len(config.yolo_config.image_dir_names) or 2
+            return list(config.yolo_config.image_dir_names)
         case "csv_config":
-            return max(len(config.csv_config.csv_files), 2)
-        case "sample_config":
-            return 2
+            return list(config.csv_config.csv_files)
         case _:
-            return max(config.kitti_config.num_partitions, 1)
-
-
-def is_drawn_from_a_list(config: DatasetExportConfig) -> bool:
-    """Whether a single list, folder or annotation file, which else is one fold, is dealt to two at random."""
-    match config.WhichOneof("convert_config_type"):
-        case "coco_config":
-            return len(config.coco_config.annotation_files) == 1 and config.coco_config.val_split > 0
-        case "voc_config":
-            return len(config.voc_config.image_set_files) == 1 and config.voc_config.val_split > 0
-        case "yolo_config":
-            return len(config.yolo_config.image_dir_names) == 1 and config.yolo_config.val_split > 0
-        case _:
-            return False
+            return []
 
 
 def is_drawn(config: DatasetExportConfig) -> bool:
-    """Whether the images are dealt to two folds at random."""
-    if is_drawn_from_a_list(config):
-        return True
-    match config.WhichOneof("convert_config_type"):
-        case "voc_config":
-            return not config.voc_config.image_set_files
-        case "yolo_config":
-            return not config.yolo_config.image_dir_names
-        case "csv_config":
-            return len(config.csv_config.csv_files) == 1
-        case "coco_config" | "sample_config":
-            return False
-        case _:
-            return config.kitti_config.partition_mode == "random"
+    """Whether the images are dealt to two folds at random: those of a whole folder, or of the one list with val_split."""
+    if config.HasField("sample_config"):
+        return False
+    if names := fold_names(config):
+        return len(names) == 1 and val_split(config) > 0
+    return config.WhichOneof("convert_config_type") in ("voc_config", "yolo_config") or (
+        config.kitti_config.partition_mode == "random"
+    )
+
+
+def val_split(config: DatasetExportConfig) -> float:
+    """The share of the images, in percent, that is drawn into fold 0."""
+    kind = config.WhichOneof("convert_config_type") or "kitti_config"
+    return float(getattr(config, kind).val_split)
+
+
+def num_held(count: int, share: float) -> int:
+    """How many of so many images `share` percent are: one at least, where they are asked for and one is left."""
+    held = int(share / 100 * count)
+    return max(held, 1) if share > 0 and count > 1 else held
 
 
 def image_root(image_directory_path: str, root: Path, folders: Iterable[str]) -> tuple[Path, str | None]:
@@ -97,7 +93,7 @@ def reads(config: DatasetExportConfig) -> list[Path]:
 
     None for `sample_config`, whose folder the conversion makes itself.
     """
-    root = _root(config)
+    start = root_folder(config)
     match config.WhichOneof("convert_config_type"):
         case "sample_config":
             return []
@@ -106,7 +102,7 @@ def reads(config: DatasetExportConfig) -> list[Path]:
         case "voc_config":
             others = [config.voc_config.annotation_dir_name, *config.voc_config.image_set_files]
         case "yolo_config":
-            images = _images(config)
+            images = image_folders(config)
             return list(dict.fromkeys([*images, *_beside_yolo_images(config.yolo_config, images)]))
         case "csv_config":
             others = list(config.csv_config.csv_files)
@@ -114,7 +110,7 @@ def reads(config: DatasetExportConfig) -> list[Path]:
             source = config.kitti_config
             by_sequence = source.partition_mode == "sequence"
             others = [source.label_dir_name, *[source.kitti_sequence_to_frames_file] * by_sequence]
-    return list(dict.fromkeys([*_images(config), *(root / name for name in others)]))
+    return list(dict.fromkeys([*image_folders(config), *(start / name for name in others)]))
 
 
 def is_list(name: str) -> bool:
@@ -211,14 +207,16 @@ def _is_of(prefix: Path, name: str) -> bool:
     return name == prefix.name or has_parts(prefix, name)
 
 
-def _root(config: DatasetExportConfig) -> Path:
+def root_folder(config: DatasetExportConfig) -> Path:
+    """The folder that the names of a conversion spec start from."""
     kind = config.WhichOneof("convert_config_type") or "kitti_config"
     return Path(getattr(config, kind).root_directory_path).expanduser()
 
 
-def _images(config: DatasetExportConfig) -> list[Path]:
+def image_folders(config: DatasetExportConfig) -> list[Path]:
+    """The folders of images: one for each fold of COCO and YOLO, else a single one."""
     folders = _image_folders(config)
-    images_root, _ = image_root(config.image_directory_path, _root(config), folders)
+    images_root, _ = image_root(config.image_directory_path, root_folder(config), folders)
     return [images_root / folder for folder in folders]
 
 

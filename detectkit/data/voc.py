@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 from functools import partial
 from pathlib import Path
@@ -19,8 +18,8 @@ MEMBERSHIP = re.compile(
 PIECE = 64  # bytes of XML that are parsed at a time: too few for a declaration of entities and their use
 
 
-def read_folder(config: DatasetExportConfig, generator: random.Random) -> Source:
-    """Read the images and XML files of a VOC folder: a fold for each image set, or a random split.
+def read_folder(config: DatasetExportConfig) -> Source:
+    """Read the images and XML files of a VOC folder: a fold for each image set, or one of all images.
 
     Raises:
         DataError: a folder or list is missing or unusable, there are no images or XML files, or an image is in two sets.
@@ -40,7 +39,7 @@ def read_folder(config: DatasetExportConfig, generator: random.Random) -> Source
         folds = [list(pairs.read(names, rejected).values()) for names in listed]
         readers.require_disjoint(folds)
     else:
-        folds = readers.split(list(pairs.read_all(rejected).values()), source.val_split, generator)
+        folds = [list(pairs.read_all(rejected).values())]
     shards = [source.num_shards] * len(folds)
     extension = pairs.extension(frame for fold in folds for frame in fold)
     return Source(folds, rejected, image_root, extension, shards)

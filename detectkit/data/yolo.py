@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,6 @@ from detectkit.files import is_hidden
 from detectkit.spec import DatasetExportConfig, YOLOConfig
 
 SIDES = ("x", "y", "width", "height")
-FURTHEST = 1.5  # shares of the image: a box may begin or end outside, pixels are beyond
 LARGEST_LIST = 1 << 20  # characters of a YAML file
 SEEN = (0.0, 1.0, 2.0)  # of a keypoint: not labelled, hidden, visible
 
@@ -32,8 +30,8 @@ class ClassList(NamedTuple):
     keypoints: int = 0  # values of the keypoints that follow each box; 0: the file states none
 
 
-def read_folder(config: DatasetExportConfig, generator: random.Random) -> Source:
-    """Read the images and labels of a YOLO folder: a fold for each folder or list of images, or a random split.
+def read_folder(config: DatasetExportConfig) -> Source:
+    """Read the images and labels of a YOLO folder: a fold for each folder or list of images, or one of all.
 
     An image without a label file shows no object; how many there are is said.
 
@@ -57,10 +55,7 @@ def read_folder(config: DatasetExportConfig, generator: random.Random) -> Source
     labels.tell()
     if not any(map(sources.is_list, source.image_dir_names)):
         rejected.extend(labels.without_image())
-    if source.image_dir_names:
-        readers.require_disjoint(folds)
-    else:
-        folds = readers.split(folds[0], source.val_split, generator)
+    readers.require_disjoint(folds)
     extension = readers.common_extension(folds, embedded=config.embed_images)
     return Source(folds, rejected, image_root, extension, [source.num_shards] * len(folds))
 
@@ -309,12 +304,12 @@ def _has_keypoints(values: list[float]) -> bool:
 
 
 def _require_shares(values: Sequence[float]) -> None:
-    if max(values) > FURTHEST:
+    if max(values) > readers.FURTHEST:
         raise ValueError(
             f"{box_text(*values[:4])} are pixels, not shares of the image: divide x and width by the width of the image, and y"
             " and height by its height"
         )
-    if min(values) < 1 - FURTHEST:
+    if min(values) < 1 - readers.FURTHEST:
         raise ValueError(f"{box_text(*values[:4])} are not shares of the image, which are from 0 to 1")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import glob
 import itertools
 import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectkit.data import sources
@@ -33,55 +35,64 @@ def count_labels(chain: Chain) -> tuple[int, int]:
 
 def _folds(config: DatasetExportConfig) -> list[int]:
     """Images of each fold of a conversion, about; all that there are, were nothing left out."""
-    kind = config.WhichOneof("convert_config_type")
-    if kind == "sample_config":
+    if config.HasField("sample_config"):
         held = int(SAMPLE_IMAGES * SAMPLE_VALIDATION)
         return [held, SAMPLE_IMAGES - held]
-    if kind == "csv_config":
-        return _folds_of_tables(config)
-    is_listed = kind == "coco_config"  # a folder a fold
-    if kind == "yolo_config" and config.yolo_config.image_dir_names:
-        counts, is_listed = [_count_yolo(config, name) for name in config.yolo_config.image_dir_names], True
-    else:
-        counts = [_count_images(path) for path in _folders(config)]
-    if is_listed and not sources.is_drawn_from_a_list(config):
+    names = sources.fold_names(config)
+    match config.WhichOneof("convert_config_type"):
+        case "yolo_config" if names:
+            counts = [_count_yolo(config, name) for name in names]
+        case "voc_config" if names:
+            counts = [_count_lines(sources.root_folder(config) / name) for name in names]
+        case "coco_config" | "csv_config":
+            counts = _by_length(
+                sources.image_folders(config), [sources.root_folder(config) / name for name in names]
+            )
+        case _:
+            total, number = sum(map(_count_images, sources.image_folders(config))), sources.num_folds(config)
+            counts = [total] if sources.is_drawn(config) else [total // number] * number
+    if not sources.is_drawn(config):
         return counts
-    total, number = sum(counts), max(sources.num_folds(config), 1)
-    return _split(total, getattr(config, kind or "kitti_config").val_split, number)
-
-
-def _split(total: int, share: float, number: int) -> list[int]:
-    if number == 2 and share:
-        held = round(total * share / 100)
-        return [held, total - held]
-    return [total // number] * number
+    held = sources.num_held(counts[0], sources.val_split(config))
+    return [held, counts[0] - held]
 
 
 def _count_yolo(config: DatasetExportConfig, name: str) -> int:
-    """Images of a folder, or of a list: its lines."""
-    source = config.yolo_config
-    root = Path(source.root_directory_path).expanduser()
-    if not sources.is_list(name):
-        images, _ = sources.image_root(config.image_directory_path, root, sources.yolo_folders(source))
-        return _count_images(images / name)
+    """Images of a folder, or of a list."""
+    if sources.is_list(name):
+        return _count_lines(sources.root_folder(config) / name)
+    folders = sources.yolo_folders(config.yolo_config)
+    images, _ = sources.image_root(config.image_directory_path, sources.root_folder(config), folders)
+    return _count_images(images / name)
+
+
+def _count_lines(path: Path) -> int:
     try:
-        return sum(1 for line in (root / name).read_bytes().splitlines() if line.strip())
+        return sum(1 for line in path.read_bytes().splitlines() if line.strip())
     except OSError:
         return 0
 
 
-def _folds_of_tables(config: DatasetExportConfig) -> list[int]:
-    """The images below the folder, dealt to the tables by their length: they are not read."""
-    folder, *tables = sources.reads(config)
-    total = _count_images(folder)
-    if len(tables) == 1:
-        return _split(total, config.csv_config.val_split, 2)
-    sizes = [table.stat().st_size if table.is_file() else 0 for table in tables]
-    return [round(total * size / max(sum(sizes), 1)) for size in sizes]
+def _by_length(folders: Sequence[Path], files: Sequence[Path]) -> list[int]:
+    """The images of each file's folder, dealt to the files that share it by their length: they are not read."""
+    places = [*folders] * len(files) if len(folders) == 1 else folders
+    lengths = [file.stat().st_size if file.is_file() else 0 for file in files]
+    totals: Counter[Path] = Counter()
+    for place, length in zip(places, lengths):
+        totals[place] += length
+    images = {place: _count_images(place) for place in totals}
+    return [
+        (
+            round(images[place] * length / totals[place])
+            if totals[place]
+            else images[place] // places.count(place)
+        )
+        for place, length in zip(places, lengths)
+    ]
 
 
 def _folders(config: DatasetExportConfig) -> list[Path]:
-    return [path for path in sources.reads(config) if path.is_dir()]
+    return [path for path in dict.fromkeys(sources.image_folders(config)) if path.is_dir()]
 
 
 def _count_images(folder: Path) -> int:

@@ -83,7 +83,7 @@ def test_a_table_makes_a_fold(root, tmp_path):
 
 
 @pytest.mark.spec_field("CSVConfig.val_split")
-@pytest.mark.parametrize("val_split, expected", [(0, [0, 4]), (1, [1, 3]), (50, [2, 2])])
+@pytest.mark.parametrize("val_split, expected", [(0, [4]), (1, [1, 3]), (50, [2, 2])])
 def test_a_single_table_is_split(root, val_split, expected):
     found = source(root, ["train/_annotations.csv"], val_split=val_split)
     assert [len(fold) for fold in found.folds] == expected
@@ -94,7 +94,7 @@ def test_images_are_in_the_folder_that_the_spec_names(root):
     add_image(root, "other/a.jpg", (400, 100))
     (root / "t.csv").write_text("file,label,x1,y1,x2,y2\na.jpg,Car,80,30,120,70\n")
     found = source(root, image_dir_name="other")
-    assert frames(found) == {"other/a": [BOX]} and found.folds[1][0].width == 400
+    assert frames(found) == {"other/a": [BOX]} and found.folds[0][0].width == 400
 
 
 @pytest.mark.parametrize(
@@ -417,3 +417,17 @@ def test_any_rows_are_read_or_rejected(tmp_path_factory, content):
         return
     for one in found.images.values():
         assert all(label.box[0] < label.box[2] and label.box[1] < label.box[3] for label in one.labels)
+
+
+@pytest.mark.parametrize("cell", ['"[80, 30, 40.0, 40.0]"', '"80 30 40 40"', '"(80,30,40,40)"'])
+def test_a_box_in_one_column(tmp_path, cell):
+    """As Kaggle's wheat heads have them."""
+    found = table(
+        tmp_path / "t.csv", f"image_id,width,height,bbox,class\na,200,100,{cell},Car\nb,200,100,[],\n"
+    )
+    assert labels(found) == {"a": [BOX], "b": []} and found.images["a"].size == (200, 100)
+
+
+def test_a_box_in_one_column_that_has_no_four_numbers(tmp_path):
+    found = table(tmp_path / "t.csv", 'image,bbox,class\na,"[1, 2, 3]",Car\n')
+    assert found.images["a"].rejected == [(2, "bbox has 3 numbers, not x, y, width and height")]

@@ -47,7 +47,7 @@ SAMPLE = 'sample_config { root_directory_path: "r" num_shards: 3 }'
             "r/a/images r/b r r/l/c.txt r/c.txt",
             3,
         ),
-        ('csv_config { root_directory_path: "r" csv_files: "t.csv" image_dir_name: "i" }', "r/i r/t.csv", 2),
+        ('csv_config { root_directory_path: "r" csv_files: "t.csv" image_dir_name: "i" }', "r/i r/t.csv", 1),
         ('csv_config { root_directory_path: "r" csv_files: ["t", "u", "v"] }', "r r/t r/u r/v", 3),
         (SAMPLE, "", 2),
     ],

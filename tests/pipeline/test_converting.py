@@ -40,9 +40,35 @@ def root(tmp_path: Path) -> Path:
             'csv_config { root_directory_path: "ROOT" csv_files: "nine.csv" image_dir_name: "valid" val_split: 40 }',
             (2, 1),
         ),
+        (
+            'csv_config { root_directory_path: "ROOT" csv_files: "nine.csv" }',
+            (0, 10),
+        ),  # its one fold is fold 0
+        ('yolo_config { root_directory_path: "ROOT" }', (10, 0)),
+        ('kitti_config { root_directory_path: "ROOT" image_dir_name: "train" val_split: 20 }', (6, 1)),
+        ('kitti_config { root_directory_path: "ROOT" image_dir_name: "train" }', (7, 0)),
+        (
+            'voc_config { root_directory_path: "ROOT" image_set_files: "list.txt" image_set_files: "nine.csv" }',
+            (9, 3),
+        ),
+        ('voc_config { root_directory_path: "ROOT" image_dir_name: "valid" val_split: 1 }', (2, 1)),
+        (
+            'coco_config { root_directory_path: "ROOT" img_dir_names: ["valid", "train"]'
+            ' annotation_files: ["a.json", "b.json"] }',
+            (7, 3),
+        ),
+        (  # files of one folder
+            'coco_config { root_directory_path: "ROOT" img_dir_names: [".", "."]'
+            ' annotation_files: ["one.csv", "nine.csv"] }',
+            (9, 1),
+        ),
+        (
+            'coco_config { root_directory_path: "ROOT" img_dir_names: "train" annotation_files: "a" val_split: 50 }',
+            (4, 3),
+        ),
     ],
 )
-def test_images_of_yolo_and_of_tables_are_counted(root: Path, source: str, expected: tuple[int, int]) -> None:
+def test_images_of_all_layouts_are_counted(root: Path, source: str, expected: tuple[int, int]) -> None:
     config = loads(source.replace("ROOT", str(root)))
     experiment = SimpleNamespace(
         dataset_export_config=[config], dataset_config=SimpleNamespace(validation_fold=0)
