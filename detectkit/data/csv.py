@@ -214,7 +214,7 @@ def read_table(path: Path, *, lines: float = math.inf) -> BoxTable:
 
 def _rows(path: Path, text: str, delimiter: str, *, strict: bool = True) -> Iterable[tuple[int, list[str]]]:
     """The rows of a table, with the line where each ends; a quote that does not end would take in the rows behind it."""
-    csv.field_size_limit(LONGEST_CELL)
+    usual = csv.field_size_limit(LONGEST_CELL)  # of the whole process
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=strict
     )
@@ -223,6 +223,8 @@ def _rows(path: Path, text: str, delimiter: str, *, strict: bool = True) -> Iter
             yield reader.line_num, row
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num}: not a table ({error})") from error
+    finally:
+        csv.field_size_limit(usual)
 
 
 def _layout(path: Path, text: str) -> tuple[int, str, Columns, int]:

@@ -145,7 +145,10 @@ def test_crowds(root, prefix, label, name):
 def test_a_single_file_is_drawn_from(root, prefix):
     folds = convert(settings(root, "train", val_split=34), prefix).folds
     assert [(fold.number, fold.frames) for fold in folds] == [(0, 1), (1, 2)]
-    assert [path.name[4:] for fold in folds for path in fold.shards] == ["-fold-000-of-002", "-fold-001-of-002"]
+    assert [path.name[4:] for fold in folds for path in fold.shards] == [
+        "-fold-000-of-002",
+        "-fold-001-of-002",
+    ]
 
 
 def test_category_names_lose_spaces_and_capitals_and_are_then_mapped(root, prefix):

@@ -114,6 +114,7 @@ def test_the_recipe_is_that_of_the_specs_of_the_project(tmp_path, write_kitti, c
     for part in (hand, made):
         part.ClearField("dataset_config")
         part.ClearField("dataset_export_config")
+        part.ClearField("data_cleaning_config")
     assert spec.resolved(made) == spec.resolved(hand)
 
 
