@@ -94,3 +94,17 @@ def test_nearest_overlap():
     assert nearest_overlap(boxes, np.array([0, 0, 0, 0])).tolist() == [0.5, 0.5, 0.5, 0]
     assert nearest_overlap(boxes[:1], np.array([0])).tolist() == [0]
     assert nearest_overlap(np.zeros((3, 4)), np.zeros(3, np.int64)).tolist() == [0, 0, 0]
+
+
+def test_images_of_another_split_in_the_same_folder_are_not_left_out(tmp_path):
+    """One folder of images, and a table a split: what is left out is the one image that no table names."""
+    (tmp_path / "images").mkdir()
+    for number in range(6):
+        Image.new("RGB", (64, 48)).save(tmp_path / "images" / f"{number}.jpg")
+    head = "filename,width,height,class,xmin,ymin,xmax,ymax"
+    for name, numbers in (("train_labels.csv", range(3)), ("test_labels.csv", range(3, 5))):
+        rows = [f"{number}.jpg,64,48,a,1,1,20,20" for number in numbers]
+        (tmp_path / name).write_text("\n".join([head, *rows, ""]))
+    contents = count(recognise(tmp_path))
+    assert [len(contents.portions[role].images) for role in ("train", "test")] == [3, 2]
+    assert {reject.file for reject in contents.rejected} == {str(tmp_path / "images" / "5.jpg")}
