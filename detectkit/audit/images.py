@@ -102,11 +102,13 @@ def _difference(first: Look, second: Look) -> tuple[bool, int]:
 
 def _copy(image: AuditedImage, look: Look, other: AuditedImage, before: Look) -> DataFinding:
     differs, bits = _difference(look, before)
-    alike = "the same file as" if not differs else f"nearly the same as ({bits} of {BITS} bits differ)"
-    where = f"{alike} {short(other.name)}"
+    name = short(other.name)
+    where = (
+        f"nearly the same as {name} ({bits} of {BITS} bits differ)" if differs else f"the same file as {name}"
+    )
     kind = FindingKind.NEAR_DUPLICATE if differs else FindingKind.DUPLICATE
     if image.part != other.part:
-        kind, where = FindingKind.LEAK, f"{where}, which is in {other.part}, this one in {image.part}"
+        kind, where = FindingKind.LEAK, f"{where}: that one is in {other.part}, this one in {image.part}"
     sureness = 1.0 if not differs else 0.95 - bits / BITS
     correction = Correction(Verb.DROP_IMAGE)
     return of_image(kind, image, where, correction=correction, sureness=sureness, other=other.name)

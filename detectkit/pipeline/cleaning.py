@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from detectkit.pipeline.basis import Basis, Estimate
 from detectkit.pipeline.chain import SPEC, Chain, Command, RunStage
 from detectkit.pipeline.converting import cleaning_files, label_files
@@ -38,6 +41,12 @@ def _writes(name: str, chain: Chain) -> list[str]:
     return [chain.path(name, file) for file in ("cleaning.csv", "cleaning.html", "cleaning.json")]
 
 
+def _tells(name: str, chain: Chain) -> str:
+    kinds = json.loads(Path(chain.path(name, "cleaning.json")).read_text(encoding="utf-8"))["kinds"]
+    told = ", ".join(f"{count} {kind}" for kind, _, count in kinds)
+    return f"{told}: {chain.path(name, 'cleaning.html')}" if told else "nothing found"
+
+
 def _model(chain: Chain) -> str:
     return chain.last(*NETWORKS, before="suggest")
 
@@ -66,6 +75,7 @@ CLEAN = RunStage(
     writes=lambda chain: _writes("clean", chain),
     takes=lambda chain, basis: Estimate(_seconds(basis), TABLE),
     makes=lambda chain: _makes("clean", "Data cleaning", chain),
+    tells=lambda chain: _tells("clean", chain),
 )
 
 SUGGEST = RunStage(
@@ -78,4 +88,5 @@ SUGGEST = RunStage(
     writes=lambda chain: _writes("suggest", chain),
     takes=_suggesting_takes,
     makes=lambda chain: _makes("suggest", "Data cleaning with the float model", chain),
+    tells=lambda chain: _tells("suggest", chain),
 )

@@ -1,6 +1,7 @@
 """The list keeps what a person has decided."""
 
 import csv
+import tempfile
 from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings, strategies
@@ -78,7 +79,9 @@ def test_a_decision_stays_when_its_finding_is_not_found(tmp_path):
 @given(strategies.data())
 def test_decisions_survive_whatever_is_found_later(tmp_path, data):
     """Equal findings, as of a box that is there thrice, have decisions of their own."""
-    path = tmp_path / f"{data.draw(strategies.integers(0, 10**9))}.csv"
+    path = (
+        Path(tempfile.mkdtemp(dir=tmp_path)) / "cleaning.csv"
+    )  # a list that is there already has decisions of its own
     numbers = data.draw(strategies.lists(strategies.integers(0, 20), max_size=12))
     write_list(path, [finding(number) for number in numbers])
     choices = strategies.sampled_from(["", "keep", "accept", "drop image", "rename to wbc"])
