@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
 from detectkit.audit.findings import AuditedImage
 from detectkit.audit.images import TRAINING, VALIDATION
+from detectkit.data import sources
 from detectkit.data.convert import read, split_as_asked
 from detectkit.data.dataset import Dataset, Frame
 from detectkit.data.readers import Label, LabelledImage, Reject
@@ -16,6 +19,7 @@ from detectkit.data.records import training_frames, validation_frames
 from detectkit.errors import SpecError
 from detectkit.spec import DatasetConfig, DatasetExportConfig, Experiment, Spec, class_names, label_name
 
+SHARD = re.compile(r"-shard-\d{5}-of-\d{5}")
 REGIONS = "dontcare"  # KITTI's label of what was not looked at
 
 
@@ -79,10 +83,20 @@ def _part(config: DatasetExportConfig, fold: int, experiment: Experiment | None)
     if experiment is not None:
         dataset = experiment.dataset_config
         if dataset.HasField("validation_data_source"):
-            is_held = dataset.validation_data_source.tfrecords_path.startswith(config.output_filename)
-            return VALIDATION if is_held else TRAINING
+            pattern = SHARD.sub("*", dataset.validation_data_source.tfrecords_path)
+            return (
+                VALIDATION if any(fnmatchcase(name, pattern) for name in _names(config, fold)) else TRAINING
+            )
         held = dataset.validation_fold if dataset.HasField("validation_fold") else -1
     return VALIDATION if fold == held else TRAINING
+
+
+def _names(config: DatasetExportConfig, fold: int) -> list[str]:
+    """What the first file of a fold may be called, by whether the conversion makes folds and shards."""
+    folds = ("", f"-fold-{fold:03}-of-{sources.num_folds(config):03}")
+    return [
+        f"{config.output_filename}{part}{shard}" for part in folds for shard in ("", "-shard-00000-of-00001")
+    ]
 
 
 def _recorded(experiment: Experiment) -> Iterator[tuple[list[AuditedImage], list[Reject]]]:

@@ -25,11 +25,12 @@ def look(
     by_rule = ranked(item for item in found if item.kind not in config.ignored_kinds)
     if predictor is None or set(BY_MODEL) <= set(config.ignored_kinds):
         return by_rule
-    return [*by_rule, *suggested(gathered, config, predictor)]
+    sound = [image for image, one in zip(gathered.images, seen, strict=True) if not one.error]
+    return [*by_rule, *suggested(gathered._replace(images=sound), config, predictor)]
 
 
 def suggested(gathered: Gathered, config: DataCleaningConfig, predictor: Predictor) -> list[DataFinding]:
-    """What a model suggests, the surest first."""
+    """What a model suggests of images that can be read, the surest first."""
     found = suggestions(gathered.images, predictor, gathered.classes)
     kept = [item for item in found if item.kind not in config.ignored_kinds]
     return kept[: config.max_suggestions]

@@ -6,23 +6,18 @@ is what its class usually gets: a detection is as sure as those of its class wit
 
 from __future__ import annotations
 
-import io
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from detectkit.audit.findings import AuditedImage, DataFinding, FindingKind, of_image, of_label, ranked
-from detectkit.audit.images import content_of
 from detectkit.console import progress
-from detectkit.data.batch import Sample, collate
 from detectkit.data.cleaning_list import Box, Correction, Verb
-from detectkit.data.dataset import sample_from_image
-from detectkit.data.images import open_image
-from detectkit.data.labels import BACKGROUND
-from detectkit.errors import DataError
+from detectkit.data.dataset import Dataset, Frame
+from detectkit.data.labels import BACKGROUND, NO_OBJECTS
+from detectkit.data.workers import loader
 from detectkit.ops.boxes import area, iou
 from detectkit.ops.metrics import best_overlaps, match
 from detectkit.predict import Predictor
@@ -33,7 +28,7 @@ TOUCHED = 0.15  # IoU below which a detection is of an object that no label is o
 COVERED = 0.6  # share of a detection inside one label from which on it is of that label's object
 BADLY = 0.3, 0.7  # IoU of a box that fits badly
 LEAST = 0.5  # sureness that is worth a look
-AT_ONCE = 8  # images of a batch
+BATCH = 16  # images
 REACH = 50  # detections to either side in score that tell how often one like it is right
 
 
@@ -55,8 +50,14 @@ def suggestions(
     """What a network would label otherwise, the surest first.
 
     Args:
+        images: that can be read.
         classes: label, as `label_name` gives it, to class of the network.
+
+    Raises:
+        DataError: an image cannot be read.
     """
+    if not images:
+        return []
     found = _detections(images, predictor)
     labels = _labels(images, predictor.class_names, classes)
     sure = _sureness(found, labels)
@@ -69,29 +70,28 @@ def suggestions(
 
 
 def _detections(images: Sequence[AuditedImage], predictor: Predictor) -> _Boxes:
-    """Of all images that can be read."""
-    parts = [_Boxes(torch.zeros(0, 4), torch.zeros(0).long(), torch.zeros(0).long(), torch.zeros(0))]
-    samples = _samples(progress(images, total=len(images), label="detecting", unit="images"), predictor)
-    while taken := list(itertools.islice(samples, AT_ONCE)):
-        (predicted,) = predictor.batches([collate([sample for _, sample in taken])])
-        for (number, _), found in zip(taken, predicted.in_original_pixels(), strict=True):
-            place = torch.full_like(found.classes, number)
-            parts.append(
-                _Boxes(found.boxes.cpu(), found.classes.cpu(), place.cpu(), found.scores.cpu().float())
-            )
-    return _Boxes(*map(torch.cat, zip(*parts)))
+    """Of all images, in batches that a worker decodes while the network runs."""
+    dataset = Dataset([_frame(image) for image in images])
+    batches = loader(dataset, predictor.augmentation, batch_size=BATCH, order=range(len(images)), workers=1)
+    steps = progress(
+        predictor.batches(batches), total=-(-len(images) // BATCH), label="detecting", unit="batches"
+    )
+    found = [one for predicted in steps for one in predicted.in_original_pixels()]
+    predictor.seen.warn_of_larger()
+    counts = torch.tensor([len(one.scores) for one in found])
+    return _Boxes(
+        torch.cat([one.boxes.cpu() for one in found]),
+        torch.cat([one.classes.cpu() for one in found]),
+        torch.arange(len(found)).repeat_interleave(counts),
+        torch.cat([one.scores.cpu().float() for one in found]),
+    )
 
 
-def _samples(images: Iterable[AuditedImage], predictor: Predictor) -> Iterator[tuple[int, Sample]]:
-    """Each image that can be read, with its number; `images` tells of the others."""
-    for number, image in enumerate(images):
-        try:
-            with open_image(io.BytesIO(content_of(image)), name=image.name) as opened:
-                yield number, sample_from_image(
-                    opened, channels=predictor.channels, augmentation=predictor.augmentation
-                )
-        except DataError:
-            continue
+def _frame(image: AuditedImage) -> Frame:
+    """What the loader decodes. A record's size is left out: that it is wrong is no reason not to look."""
+    if image.record is not None:
+        return image.record._replace(size=None, objects=NO_OBJECTS)
+    return Frame(image.frame.frame_id, image.name, None, 0, None, NO_OBJECTS)
 
 
 def _labels(images: Sequence[AuditedImage], names: Sequence[str], classes: Mapping[str, str]) -> _Boxes:

@@ -207,3 +207,23 @@ def test_without_conversions_the_records_are_looked_through(tiny):
     close = spec.DataCleaningConfig(near_duplicate_distance=4)  # all pictures are a square and a bar on grey
     assert len(gathered.images) == 24 and look(gathered, close) == []
     assert sum(image.part == "validation" for image in gathered.images) == 6
+
+
+@pytest.mark.parametrize("files", ["test-fold-*", "test-fold-001-of-002-shard-00003-of-00009", "test*"])
+def test_validation_images_of_a_conversion_of_their_own(folder, tmp_path, tiny, files):
+    """The name of its records begins with that of the training records, and a bracket in a folder's is no pattern."""
+    held = tmp_path / "held"
+    shutil.copytree(tmp_path / "kitti", held)
+    for part in ("image_2", "label_2"):
+        for path in sorted((held / part).iterdir())[5:]:
+            path.unlink()
+    message = spec.Experiment()
+    message.CopyFrom(tiny)
+    for root, output in ((tmp_path / "kitti", "r[1]/te"), (held, "r[1]/test")):
+        config = message.dataset_export_config.add()
+        config.CopyFrom(folder.export())
+        config.kitti_config.root_directory_path, config.kitti_config.val_split = str(root), 0
+        config.output_filename = f"{tmp_path}/{output}"
+    message.dataset_config.validation_data_source.tfrecords_path = f"{tmp_path}/r[[]1]/{files}"
+    parts = [image.part for image in gather(message).images]
+    assert parts == ["training"] * 40 + ["validation"] * 5

@@ -91,3 +91,16 @@ def test_the_surest_suggestions_are_listed(place, suggest):
     assert len(found) == 3
     _, few = suggest(max_suggestions=2)
     assert few == found[:2]
+
+
+def test_an_image_that_cannot_be_read_shifts_no_suggestion(place, suggest):
+    (place / "kitti" / "image_2" / "001.png").write_bytes(b"")
+    cut = place / "kitti" / "image_2" / "002.png"
+    cut.write_bytes(cut.read_bytes()[:-200])  # its header is sound
+    change(place, "003", lambda rows: rows[1:])
+    _, found = suggest()
+    assert [item.image[-7:] for item in found if item.kind == "missing_label"] == ["003.png"]
+    assert sorted(item.image[-7:] for item in found if item.kind == "unreadable_image") == [
+        "001.png",
+        "002.png",
+    ]
