@@ -193,8 +193,11 @@ def require_size(size: Size, stated: Sequence[object]) -> None:
         raise ValueError(f"{found}, but its labels are for {labelled}")
 
 
-def labelled(folder: str, image: str, path: Path, content: LabelFile) -> LabelledImage:
+def labelled(folder: str, image: str, path: Path, content: LabelFile, file: str = "") -> LabelledImage:
     """Give an image of a folder below the image root with its labels, whose boxes are in pixels then.
+
+    Args:
+        file: where the labels stand, if that is one of their own.
 
     Raises:
         ValueError: it cannot be used; the reason, without the path.
@@ -204,7 +207,8 @@ def labelled(folder: str, image: str, path: Path, content: LabelFile) -> Labelle
     labels = tuple(content.labels)
     if content.in_shares:
         labels = tuple(label._replace(box=_scaled(label.box, size)) for label in labels)
-    return LabelledImage(frame_id(folder, image), path, *size[:2], labels, size.turned)
+    place = file, content.lines
+    return LabelledImage(frame_id(folder, image), path, *size[:2], labels, size.turned, *place)
 
 
 def _scaled(box: tuple[float, float, float, float], size: Size) -> tuple[float, float, float, float]:

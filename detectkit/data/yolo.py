@@ -123,7 +123,7 @@ class _LabelFiles:
             try:
                 content = read_labels(file, self.classes) if file else LabelFile([], [])
                 place = str(path)
-                found.append(readers.labelled(folder, image, path, content))
+                found.append(readers.labelled(folder, image, path, content, file))
             except (DataError, ValueError) as error:
                 rejected.append(Reject(place, None, str(error)))
                 continue
@@ -226,17 +226,19 @@ def parse_labels(content: bytes, classes: ClassList) -> LabelFile:
     pixels, or when the box has no area.
     """
     labels: list[Label] = []
+    lines: list[int] = []
     rejected: list[tuple[int | None, str]] = []
     content = content.removeprefix(b"\xef\xbb\xbf")
     for number, line in enumerate(content.splitlines(), start=1):
         try:
             if columns := line.decode("utf-8").split():
                 labels.append(_parse(columns, classes))
+                lines.append(number)
         except UnicodeDecodeError:
             rejected.append((number, "not UTF-8 text"))
         except ValueError as error:
             rejected.append((number, str(error)))
-    return LabelFile(labels, rejected, in_shares=True)
+    return LabelFile(labels, rejected, in_shares=True, lines=tuple(lines))
 
 
 def _parse(columns: list[str], classes: ClassList) -> Label:

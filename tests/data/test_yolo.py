@@ -121,6 +121,24 @@ def test_where_label_files_are(tmp_path, image, labels):
     assert frames(found) == [{image[:-4]: [BOX]}] and found.rejected == []
 
 
+def test_a_label_keeps_its_file_and_line(tmp_path):
+    """Blank lines and those that are left out count."""
+    (tmp_path / "classes.txt").write_text("Car\nBus\n")
+    add_image(tmp_path, "images/a.png", f"{LINE}\n9 0.5 0.5 0.1 0.1\n{LINE}")
+    add_image(tmp_path, "images/b.png")
+    (labelled,), (bare,) = (
+        [
+            frame
+            for fold in source(tmp_path, val_split=50).folds
+            for frame in fold
+            if frame.frame_id == f"images/{name}"
+        ]
+        for name in "ab"
+    )
+    assert (labelled.label_file, labelled.lines) == (str(tmp_path / "labels" / "a.txt"), (1, 4))
+    assert (bare.label_file, bare.lines) == ("", ())
+
+
 @pytest.mark.parametrize("labels", ["marks/train/labels", "pictures/train/labels"])
 def test_images_may_be_elsewhere_than_labels(tmp_path, labels):
     add_image(tmp_path, "pictures/train/images/a.jpg", LINE, label_file=f"{labels}/a.txt")
