@@ -103,7 +103,7 @@ def test_a_training_that_starts_from_it_says_what_it_took(
     assert (
         "model.hdf5: its heads, of 2 classes, are left out: load_graph: true in model_config takes" in error
     )
-    assert checkpoint.load("results/weights/model.safetensors").detector.backbone.tlt
+    assert checkpoint.load("results/weights/model.safetensors").detector.backbone.layout == "TLT"
 
 
 @pytest.mark.parametrize(
