@@ -93,9 +93,7 @@ class Contents(NamedTuple):
     def rejected(self) -> list[Reject]:
         """What is not used. Splits may share a folder: an image that another split has is not among it."""
         used = {str(frame.image) for portion in self.portions.values() for frame in portion.images}
-        return [
-            reject for reading in self.readings for reject in reading.rejected if reject.file not in used
-        ]
+        return [reject for reading in self.readings for reject in reading.rejected if reject.file not in used]
 
 
 def count(layout: Layout) -> Contents:
