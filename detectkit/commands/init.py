@@ -148,7 +148,7 @@ def _start(
     """The network and its input, by the weights that are there and the time that it may take."""
     from detectkit.propose import choose, measure
 
-    found = measure.find_weights(_named_alike(args.weights)) if args.weights else []
+    found = measure.find_weights(_named_alike(args.weights.expanduser())) if args.weights else []
     if args.target_latency is None:
         return choose.start(found), size
     sizes = list(dict.fromkeys((size.value, choose.smaller(size.value))))
@@ -245,7 +245,10 @@ def _print_doubts(proposal: Proposal, pace: Pace, minutes: float) -> None:
         log.warning(f"left out: {len(contents.rejected)} lines, labels or images")
         for told in reasons(contents.rejected, most=REASONS):
             log.warning(f"  {told}")
-    hurried = choose.hurried(len(contents.train.images), proposal.epochs.value, pace, minutes)
+    role = proposal.split.value
+    measured = proposal.passes * len(contents.portions[role].images) if role else 0
+    count = proposal.epochs.value
+    hurried = choose.hurried(len(contents.train.images), measured, count, pace, minutes)
     for doubt in (*hurried, *choose.doubts(proposal)):
         log.warning(doubt)
 

@@ -41,7 +41,7 @@ NMS, DENSEST, DOUBLED = 0.45, 0.6, 0.9  # IoU: of the recipe, at most, and of tw
 CROWDED = 0.02  # share of the boxes with a neighbour nearer than NMS, above which NMS gives way
 VALIDATIONS = 6  # passes over validation images, the best of which chooses the model
 MEASURING = 0.2  # of the minutes, at most, for these
-BUSY = 1.5  # processes a core: of a machine that has more to do, a time says little
+BUSY = 0.9  # processes a core: of a machine that has more to do, a time says little
 FEW_MEASURED = 10  # validation boxes of a class, below which each is 10 points of its AP
 ALIKE, RARER = 0.85, 5  # likeness of two names, and how many times the boxes of one the other has
 NAMED = 6  # classes that a line names
@@ -328,20 +328,31 @@ def epochs(images: int, measured: int, pace: Pace, minutes: float, *, pretrained
     takes = (count * steps * pace.step + spent) / 60
     of = f"{count * steps:,} steps of {BATCH} images at {1000 * pace.step:.0f} ms, about {_minutes(takes)}"
     reason = f"more than {most} are not known to help" if affordable > most else f"--minutes {minutes:g}"
+    if takes > minutes:
+        reason = f"one epoch is the least, though it takes more than --minutes {minutes:g}"
     allowed = f"{affordable} epochs would fit into {minutes:g} minutes"
-    least = math.ceil(ENOUGH / steps)
-    needed = f"{least} epochs are {ENOUGH} steps, about {_minutes(least * steps * pace.step / 60)}"
+    needed = f"{math.ceil(ENOUGH / steps)} epochs are {ENOUGH} steps, about {_minutes(_enough(images, measured, pace))}"
     return Choice(count, f"{of}; {reason}", (allowed, needed))
 
 
-def hurried(images: int, count: int, pace: Pace, minutes: float) -> Iterator[str]:
-    """A sentence for each thing that makes the epochs doubtful: fewer steps than the recipe needs, times of a busy machine."""
+def _enough(images: int, measured: int, pace: Pace) -> float:
+    """Minutes of as many whole epochs as the recipe needs."""
+    steps = -(-images // BATCH)
+    return (math.ceil(ENOUGH / steps) * steps * pace.step + measured * pace.finding) / 60
+
+
+def hurried(images: int, measured: int, count: int, pace: Pace, minutes: float) -> Iterator[str]:
+    """A sentence for each thing that makes the epochs doubtful: fewer steps than the recipe needs, times of a busy machine.
+
+    Args:
+        measured: see `epochs`.
+        count: of the epochs.
+    """
     steps = -(-images // BATCH)
     if steps * count < ENOUGH:
-        takes = math.ceil(ENOUGH * pace.step / 60)
+        takes = math.ceil(_enough(images, measured, pace))
         yield (
-            f"{steps * count:,} steps of training, and about {ENOUGH} are needed: --minutes {max(takes, math.ceil(minutes))}, or"
-            " a faster machine"
+            f"{steps * count:,} steps of training, and about {ENOUGH} are needed: --minutes {takes}, or a faster machine"
         )
     if pace.load > BUSY:
         yield (

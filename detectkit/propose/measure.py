@@ -33,7 +33,11 @@ from detectkit.train.average import WeightAverage
 # Whose ImageNet weights are known to start well here, the best first.
 KNOWN = (Start("mobilenet_v2", 0, ""), Start("efficientnet_lite0", 0, ""), Start("efficientnet_lite1", 0, ""))
 FILES = (".pth", ".pt")
-STEPS, SECONDS = 6, 2.0  # of timing, at most; the first step counts only where it is the only one
+FEWEST, STEPS, SECONDS = (
+    2,
+    6,
+    1.5,
+)  # steps that are timed after a first one, and the time from which on there are no more
 
 
 def find_weights(path: Path) -> list[Start]:
@@ -104,7 +108,7 @@ def pace(experiment: Experiment, images: Sequence[LabelledImage]) -> Pace:
         times: list[float] = []
         batches, generator = _batches(experiment, images), torch.Generator().manual_seed(0)
         detector.train()
-        while len(times) <= STEPS and sum(times) < SECONDS:
+        while len(times) <= FEWEST or (len(times) <= STEPS and sum(times[1:]) < SECONDS):
             begin = time.perf_counter()
             batch = next(batches)
             optimizer.zero_grad(set_to_none=True)
@@ -116,7 +120,9 @@ def pace(experiment: Experiment, images: Sequence[LabelledImage]) -> Pace:
             average.update(detector)
             float(cost.detach())  # waits for a GPU
             times.append(time.perf_counter() - begin)
-    seconds = min(times[1:] or times)  # what else the machine did makes a step longer, never shorter
+    seconds = min(
+        times[1:]
+    )  # the first one warms up; what else the machine did makes a step longer, never shorter
     finding = seconds / spec.batch_size(experiment) / LEARNING + PER_DETECTED
     return Pace(seconds, finding, _load())
 

@@ -40,7 +40,8 @@ def test_writes_a_spec_and_says_why(folder, capsys):
         "epochs" in printed.out
         and "116 steps of 4 images at 500 ms, about 1.0 min; --minutes 1" in printed.out
     )
-    assert "116 steps of training, and about 1200 are needed: --minutes 10" in printed.err
+    # 600 s of 1200 steps, and the validations.
+    assert "116 steps of training, and about 1200 are needed: --minutes 11" in printed.err
     assert "8 training images are few" in printed.err
     experiment = spec.load_experiment("specs/shapes.txt")
     assert experiment.training_config.num_epochs == 58

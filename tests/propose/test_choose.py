@@ -207,10 +207,28 @@ def test_validation_takes_of_the_minutes():
 
 
 def test_too_few_minutes_and_a_busy_machine_are_told():
-    assert list(choose.hurried(120, 40, Pace(0.5, 0.1, 1.0), 10)) == []
-    short, busy = choose.hurried(120, 10, Pace(0.5, 0.1, 3.2), 2)
+    assert list(choose.hurried(120, 0, 40, Pace(0.5, 0.1, 0.5), 10)) == []
+    short, busy = choose.hurried(120, 0, 10, Pace(0.5, 0.1, 3.2), 2)
     assert short == "300 steps of training, and about 1200 are needed: --minutes 10, or a faster machine"
     assert "busy (3.2 processes a core), so a step took 500 ms" in busy
+
+
+@pytest.mark.parametrize(
+    "images, measured, step", [(4000, 1000, 2.476), (120, 0, 0.5), (119, 30, 0.7), (7, 3, 0.01)]
+)
+def test_the_minutes_that_are_advised_are_enough(images, measured, step):
+    """4000 images are 1000 steps: 1200 need two epochs of 41.3 minutes each, and those that are measured."""
+    pace = Pace(step, 0.3, 0)
+    least = choose.epochs(images, measured, pace, 0.001, pretrained=True)
+    assert (
+        least.value == 1 and "one epoch is the least, though it takes more than --minutes 0.001" in least.why
+    )
+    (advice,) = choose.hurried(images, measured, 1, pace, 0.001)
+    minutes = int(advice.partition("--minutes ")[2].split(",")[0])
+    if images == 4000:
+        assert minutes == 88  # 2 * 1000 * 2.476 s + 1000 * 0.3 s
+    enough = choose.epochs(images, measured, pace, minutes, pretrained=True)
+    assert list(choose.hurried(images, measured, enough.value, pace, minutes)) == []
 
 
 def test_clustering_gives_way_to_crowds():
