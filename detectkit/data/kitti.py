@@ -197,7 +197,7 @@ def _parse(line: bytes) -> Label:
         hint = f": {kind}" if kind else ""
         count = "1 column" if len(columns) == 1 else f"{len(columns)} columns"
         raise ValueError(f"{count}, but a label has 15, or 16 with a score{hint}")
-    if len(columns) == 16 and not _is_number(columns[1]):
+    if len(columns) == 16 and not readers.is_number(columns[1]):
         raise ValueError(f"truncation is {columns[1]!r}, not a number: {_blank(columns)}")
     values = list(map(readers.number, COLUMNS[1:], columns[1:]))
     truncation, occlusion, alpha, x1, y1, x2, y2, *rest = values
@@ -265,7 +265,7 @@ def _blank(columns: list[str]) -> str:
 def other_format(columns: list[str]) -> str:
     """What a line may be that is no label of KITTI; empty: that cannot be told."""
     text = " ".join(columns)
-    count, numeric = len(columns), [_is_number(column) for column in columns]
+    count, numeric = len(columns), [readers.is_number(column) for column in columns]
     if text[:1] in ("<", "{", "["):
         return "XML, not text" if text[0] == "<" else "JSON, not text"
     if text.count(",") >= 4 or text.count(";") >= 4:
@@ -293,18 +293,10 @@ def _is_yolo(columns: list[str]) -> bool:
         len(columns) >= 5
         and columns[0].isdecimal()
         and all(
-            _is_number(column) and 1 - readers.FURTHEST <= float(column) <= readers.FURTHEST
+            readers.is_number(column) and 1 - readers.FURTHEST <= float(column) <= readers.FURTHEST
             for column in columns[1:]
         )
     )
-
-
-def _is_number(text: str) -> bool:
-    try:
-        readers.number("", text)
-    except ValueError:
-        return False
-    return True
 
 
 def _require_area(label: Label) -> None:

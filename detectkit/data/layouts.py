@@ -167,18 +167,10 @@ def _kind_of_line(line: bytes) -> str:
     columns = line.decode("utf-8", errors="replace").split()
     if kitti.parse_labels(line)[0]:
         return "kitti"
-    is_numbers = len(columns) >= 5 and all(map(_is_number, columns))
+    is_numbers = len(columns) >= 5 and all(map(readers.is_number, columns))
     if is_numbers and columns[0].replace(".", "", 1).isdecimal():
         return "yolo"
     return "kitti" if len(columns) in (15, 16) else "other"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        readers.number("", text)
-    except ValueError:
-        return False
-    return True
 
 
 def _unlabelled(files: FolderFiles, used: Collection[str]) -> list[str]:

@@ -158,6 +158,14 @@ def number(column: str, text: str) -> float:
     return value
 
 
+def is_number(text: str) -> bool:
+    try:
+        number("", text)
+    except ValueError:
+        return False
+    return True
+
+
 # Images and folders
 
 
