@@ -20,7 +20,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -179,26 +179,37 @@ def print_table(folder: Path) -> bool:
         cells = " | ".join(shown(values) for values in found)
         print(f"| {name} | `{row.spec}` | {len(found[0])} | {cells} | {shown(times)} |")
         judged += [] if row.tutorial else list(verdicts(name, row, found))
+    return print_verdicts(judged)
+
+
+def print_verdicts(judged: Sequence[tuple[str, bool]]) -> bool:
+    """Each bar in words; gives whether all are met."""
     print()
     for text, is_met in judged:
         print(f"{text}{'' if is_met else '   MISSED' if 'nan' not in text else '   not known yet'}")
     return all(is_met for _, is_met in judged)
 
 
-def main() -> None:
+def asked(description: str | None, rows: Collection[str]) -> argparse.Namespace:
+    """What the command line asks for: rows, results_dir, seeds, table."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; all of them if none is named"
+        "rows", nargs="*", metavar="ROW", help=f"of {', '.join(rows)}; all of them if none is named"
     )
     parser.add_argument("-r", "--results_dir", type=Path, required=True, metavar="DIR")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="only these")
     parser.add_argument("--table", action="store_true", help="only print what DIR holds")
     args = parser.parse_args()
     for name in args.rows:
-        if name not in ROWS:
-            parser.error(f"there is no row {name}: choose of {', '.join(ROWS)}")
+        if name not in rows:
+            parser.error(f"there is no row {name}: choose of {', '.join(rows)}")
+    return args
+
+
+def main() -> None:
+    args = asked(__doc__, ROWS)
     folder = args.results_dir.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     for inputs in ("specs", "data"):

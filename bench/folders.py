@@ -11,19 +11,17 @@ again. The exit code is 1 where a bar is missed, or where it is not known yet wh
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from datasets import accuracy, asked, detectkit, print_verdicts, shown
+
 ROOT = Path(__file__).resolve().parent.parent
-DETECTKIT = Path(sys.executable).with_name("detectkit")
 WEIGHTS = "data/weights/mobilenet_v2_imagenet_features.pth"
 MINUTES = 20
 SEVERAL, ONE = (42, 43), (42,)
@@ -52,14 +50,6 @@ ROWS = {
 }
 
 
-def detectkit(*arguments: str | Path, folder: Path) -> None:
-    """Run one command in a folder; leaves with its exit code when it fails."""
-    print("$ detectkit", *arguments, flush=True)
-    code = subprocess.run([DETECTKIT, *arguments], cwd=folder).returncode
-    if code:
-        raise SystemExit(code)
-
-
 def run(name: str, seed: int, folder: Path) -> None:
     """The spec of a row, with one seed, and all that it asks for."""
     row, spec = ROWS[name], f"{name}-{seed}.txt"
@@ -74,13 +64,8 @@ def run(name: str, seed: int, folder: Path) -> None:
 
 def measured(name: str, seed: int, folder: Path) -> list[float | None]:
     """The mAP of each of `MODELS`, in points; None where it is not known yet."""
-    places = [
-        folder / "results" / f"{name}-{seed}" / f"evaluate_{model}" / "results.json" for model in MODELS
-    ]
-    return [
-        100 * float(json.loads(place.read_text())["mean_average_precision"]) if place.exists() else None
-        for place in places
-    ]
+    chain = folder / "results" / f"{name}-{seed}"
+    return [accuracy(chain / f"evaluate_{model}") for model in MODELS]
 
 
 def minutes(name: str, seed: int, folder: Path) -> float | None:
@@ -104,14 +89,6 @@ def verdicts(name: str, row: Row, found: Sequence[Sequence[float]]) -> Iterator[
         yield f"{name}: {text}", is_met
 
 
-def shown(values: Sequence[float]) -> str:
-    """Mean, spread (standard deviation of the sample) and number."""
-    if not values:
-        return "-"
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1f}{spread}"
-
-
 def print_table(folder: Path) -> bool:
     """The figures, and the bars; gives whether all are met."""
     print(f"| data set | starts from | seeds | {' | '.join(MODELS)} | minutes |")
@@ -125,26 +102,11 @@ def print_table(folder: Path) -> bool:
         cells = " | ".join(shown(values) for values in found)
         print(f"| {name} | {start} | {len(found[0])} | {cells} | {shown(times)} |")
         judged += verdicts(name, row, found)
-    print()
-    for text, is_met in judged:
-        print(f"{text}{'' if is_met else '   MISSED' if 'nan' not in text else '   not known yet'}")
-    return all(is_met for _, is_met in judged)
+    return print_verdicts(judged)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; all of them if none is named"
-    )
-    parser.add_argument("-r", "--results_dir", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="only these")
-    parser.add_argument("--table", action="store_true", help="only print what DIR holds")
-    args = parser.parse_args()
-    for name in args.rows:
-        if name not in ROWS:
-            parser.error(f"there is no row {name}: choose of {', '.join(ROWS)}")
+    args = asked(__doc__, ROWS)
     folder = args.results_dir.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     if not os.path.lexists(folder / "data"):

@@ -134,10 +134,13 @@ def split_as_asked(config: DatasetExportConfig, source: Source) -> Source:
         log.warning("keep_near_duplicates_together does nothing: the split is not drawn at random")
         return source
     found = likeness.keep_together(source.folds)
-    log.info(
-        "%d images in %d groups of near-duplicates: %d changed folds, and fold 0 has %d of %d images",
-        *(found.images, found.groups, found.moved, len(found.folds[0]), sum(map(len, found.folds))),
-    )
+    if found.groups:
+        log.info(
+            "%d images are in groups of near-duplicates (%d): %d changed folds, and fold 0 has %d of %d images",
+            *(found.images, found.groups, found.moved, len(found.folds[0]), sum(map(len, found.folds))),
+        )
+    else:
+        log.info("no near-duplicates: the split stays as it was drawn")
     return source._replace(folds=found.folds)
 
 

@@ -117,5 +117,5 @@ def test_a_conversion_keeps_them_together(films, tmp_path, caplog):
 
     assert shared(loads(text))
     assert shared(loads(f"{text} keep_near_duplicates_together: true")) == set()
-    assert "40 images in 10 groups of near-duplicates" in caplog.text
+    assert "40 images are in groups of near-duplicates (10)" in caplog.text
     assert "fold 0 has 8 of 40 images" in caplog.text
